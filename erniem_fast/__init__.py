@@ -1,0 +1,58 @@
+"""ErnieM under transformers 5: weight for weight the model of transformers 4.40.2, and padding-free.
+
+Importing this package registers `ernie_m` with transformers' Auto classes.
+"""
+
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForMultipleChoice,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+)
+
+from .configuration import ErnieMConfig
+from .modeling import (
+    ErnieMForInformationExtraction,
+    ErnieMForMaskedLM,
+    ErnieMForMultipleChoice,
+    ErnieMForQuestionAnswering,
+    ErnieMForSequenceClassification,
+    ErnieMForTokenClassification,
+    ErnieMModel,
+)
+from .packing import PackedBatch
+from .pretrained import ErnieMPreTrainedModel
+from .tokenization import ErnieMTokenizer
+from .version import __version__
+
+__all__ = [
+    "ErnieMConfig",
+    "ErnieMForInformationExtraction",
+    "ErnieMForMaskedLM",
+    "ErnieMForMultipleChoice",
+    "ErnieMForQuestionAnswering",
+    "ErnieMForSequenceClassification",
+    "ErnieMForTokenClassification",
+    "ErnieMModel",
+    "ErnieMPreTrainedModel",
+    "ErnieMTokenizer",
+    "PackedBatch",
+    "__version__",
+]
+
+AutoConfig.register("ernie_m", ErnieMConfig, exist_ok=True)
+AutoTokenizer.register(ErnieMConfig, tokenizer_class=ErnieMTokenizer, exist_ok=True)
+for _auto, _model in (
+    (AutoModel, ErnieMModel),
+    (AutoModelForMaskedLM, ErnieMForMaskedLM),
+    (AutoModelForMultipleChoice, ErnieMForMultipleChoice),
+    (AutoModelForQuestionAnswering, ErnieMForQuestionAnswering),
+    (AutoModelForSequenceClassification, ErnieMForSequenceClassification),
+    (AutoModelForTokenClassification, ErnieMForTokenClassification),
+):
+    _auto.register(ErnieMConfig, _model, exist_ok=True)
+del _auto, _model

@@ -1,0 +1,148 @@
+"""ErnieMConfig: every field and default of transformers 4.40.2, on transformers 5."""
+
+from typing import Any, ClassVar
+
+from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
+
+POSITION_OFFSET = 2
+"""Rows of the position table before the first position: position p reads row p + 2 (as in PaddleNLP)."""
+
+POSITION_EMBEDDING_TYPES = ("absolute", "relative_key", "relative_key_query")
+
+
+class ErnieMConfig(PreTrainedConfig):
+    """Configuration of an ErnieM model (arXiv 2012.15674); the defaults are those of ernie-m-base.
+
+    A `config.json` written by transformers 4.x loads unchanged. Positional arguments keep 4.40.2's order.
+
+    Args:
+        vocab_size: rows of the word embedding table.
+        hidden_size: width of the encoder, a multiple of `num_attention_heads`.
+        num_hidden_layers: number of encoder layers.
+        num_attention_heads: attention heads a layer.
+        intermediate_size: width between the two linear layers of the feed-forward block.
+        hidden_act: name of an activation that transformers knows (`"gelu"` is the exact, erf form), or a callable.
+        hidden_dropout_prob: dropout after the embeddings and after each sub-layer, in [0, 1).
+        attention_probs_dropout_prob: dropout on the attention probabilities, in [0, 1).
+        max_position_embeddings: rows of the position table; sequences hold at most two tokens fewer.
+        initializer_range: standard deviation of the normal initialiser.
+        pad_token_id: id of [PAD].
+        layer_norm_eps: epsilon of the layer-norms.
+        classifier_dropout: dropout before a head's classifier; None: `hidden_dropout_prob`.
+        act_dropout: dropout after the activation; None: `hidden_dropout_prob`.
+        position_embedding_type: "absolute", "relative_key" or "relative_key_query" (both relative kinds are added
+            to the absolute positions, as in 4.40.2).
+        pruned_heads: layer index to the heads that were cut out of it; those layers are built smaller.
+
+    Raises:
+        ValueError: a value outside what is said above.
+    """
+
+    model_type = "ernie_m"
+    attribute_map: ClassVar[dict[str, str]] = {"dropout": "classifier_dropout", "num_classes": "num_labels"}
+
+    def __init__(
+        self,
+        vocab_size: int = 250002,
+        hidden_size: int = 768,
+        num_hidden_layers: int = 12,
+        num_attention_heads: int = 12,
+        intermediate_size: int = 3072,
+        hidden_act: Any = "gelu",
+        hidden_dropout_prob: float = 0.1,
+        attention_probs_dropout_prob: float = 0.1,
+        max_position_embeddings: int = 514,
+        initializer_range: float = 0.02,
+        pad_token_id: int = 1,
+        layer_norm_eps: float = 1e-05,
+        classifier_dropout: float | None = None,
+        act_dropout: float | None = 0.0,
+        *,
+        position_embedding_type: str = "absolute",
+        pruned_heads: dict | None = None,
+        is_decoder: bool = False,
+        add_cross_attention: bool = False,
+        use_cache: bool = True,
+        tie_word_embeddings: bool = True,
+        bos_token_id: int | None = None,
+        eos_token_id: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.vocab_size = vocab_size
+        self.hidden_size = hidden_size
+        self.num_hidden_layers = num_hidden_layers
+        self.num_attention_heads = num_attention_heads
+        self.intermediate_size = intermediate_size
+        self.hidden_act = hidden_act
+        self.hidden_dropout_prob = hidden_dropout_prob
+        self.attention_probs_dropout_prob = attention_probs_dropout_prob
+        self.max_position_embeddings = max_position_embeddings
+        self.initializer_range = initializer_range
+        self.pad_token_id = pad_token_id
+        self.layer_norm_eps = layer_norm_eps
+        self.classifier_dropout = classifier_dropout
+        self.act_dropout = act_dropout
+        self.position_embedding_type = position_embedding_type
+        # JSON turns the layer numbers into strings.
+        self.pruned_heads = {int(layer): sorted(set(heads)) for layer, heads in (pruned_heads or {}).items()}
+        self.is_decoder = is_decoder
+        self.add_cross_attention = add_cross_attention
+        self.use_cache = use_cache
+        self.tie_word_embeddings = tie_word_embeddings
+        self.bos_token_id = bos_token_id
+        self.eos_token_id = eos_token_id
+        super().__init__(**kwargs)
+        self._check()
+
+    def _check(self) -> None:
+        least_of = dict.fromkeys(("vocab_size", "hidden_size", "num_attention_heads", "intermediate_size"), 1)
+        least_of |= {"num_hidden_layers": 0, "max_position_embeddings": POSITION_OFFSET + 1}
+        for name, least in least_of.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size must be a multiple of num_attention_heads, "
+                f"got {self.hidden_size} and {self.num_attention_heads}"
+            )
+        optional = ("classifier_dropout", "act_dropout")
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", *optional):
+            value = getattr(self, name)
+            if value is None and name in optional:
+                continue
+            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < 1:
+                raise ValueError(f"{name} must be a probability in [0, 1), got {value!r}")
+        for name in ("initializer_range", "layer_norm_eps"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not 0 < value < float("inf"):
+                raise ValueError(f"{name} must be a positive number, got {value!r}")
+        pad = self.pad_token_id
+        if pad is not None and not (isinstance(pad, int) and 0 <= pad < self.vocab_size):
+            raise ValueError(f"pad_token_id must lie in [0, {self.vocab_size}) (vocab_size), got {pad!r}")
+        if not callable(self.hidden_act) and self.hidden_act not in ACT2FN:
+            raise ValueError(f"hidden_act must be one of {', '.join(sorted(ACT2FN))}, got {self.hidden_act!r}")
+        if self.position_embedding_type not in POSITION_EMBEDDING_TYPES:
+            raise ValueError(
+                f"position_embedding_type must be one of {', '.join(POSITION_EMBEDDING_TYPES)}, "
+                f"got {self.position_embedding_type!r}"
+            )
+        if self.is_decoder or self.add_cross_attention:
+            raise ValueError("is_decoder and add_cross_attention must be False: ErnieM is an encoder")
+        for layer, heads in self.pruned_heads.items():
+            in_range = all(0 <= head < self.num_attention_heads for head in heads)
+            if not 0 <= layer < self.num_hidden_layers or not in_range or len(heads) >= self.num_attention_heads:
+                raise ValueError(
+                    f"pruned_heads must map layers below {self.num_hidden_layers} to some, not all, of "
+                    f"{self.num_attention_heads} heads, got {{{layer}: {heads}}}"
+                )
+
+    @property
+    def max_tokens(self) -> int:
+        """Most tokens that one sequence may hold."""
+        return self.max_position_embeddings - POSITION_OFFSET
+
+    def num_heads(self, layer: int) -> int:
+        """Attention heads of a layer, less those that were pruned."""
+        return self.num_attention_heads - len(self.pruned_heads.get(layer, ()))

@@ -1,0 +1,532 @@
+"""Task heads, written once for the reference and the padding-free model.
+
+A head computes on rows, whatever they are: all positions of a padded batch (reference) or the real tokens only. The
+model that it is mixed into says so by `encode`, which gives the encoder's output and the layout of its rows.
+Arguments and their order are those of transformers 4.40.2; further keywords go to the encoder.
+"""
+
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.modeling_outputs import (
+    MaskedLMOutput,
+    MultipleChoiceModelOutput,
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+)
+
+from .configuration import ErnieMConfig
+from .inputs import RangeCheck, check_integers, check_shape
+from .pretrained import ErnieMPreTrainedModel
+
+IGNORED = -100
+
+
+class Layout(Protocol):
+    """Where a model's rows stand in its caller's batch."""
+
+    @property
+    def num_sequences(self) -> int: ...
+
+    @property
+    def token_shape(self) -> tuple[int, int]:
+        """Shape of the caller's token tensors, labels among them."""
+        ...
+
+    def rows(self, values: Tensor) -> Tensor:
+        """Token tensors of the caller's shape to rows."""
+        ...
+
+    def output(self, rows: Tensor, fill: float = 0.0) -> Tensor:
+        """Rows to the caller's shape."""
+        ...
+
+    def to_grid(self, rows: Tensor, fill: float = 0.0) -> Tensor:
+        """Rows to one line a sequence, (num_sequences, seq_len, ...)."""
+        ...
+
+
+class _HeadBase(ErnieMPreTrainedModel):
+    base_model_class: Any
+
+    def encode(self, **inputs: Any) -> tuple[Any, Layout]:
+        """The encoder's output, last_hidden_state as rows, and their layout."""
+        raise NotImplementedError
+
+    def _finish(self, output: Any, return_dict: bool | None) -> Any:
+        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+
+def _classifier_dropout(config: ErnieMConfig) -> nn.Dropout:
+    p = config.classifier_dropout
+    return nn.Dropout(config.hidden_dropout_prob if p is None else p)
+
+
+def _label_checks(name: str, labels: Tensor | None, limit: int, meaning: str) -> tuple[RangeCheck, ...]:
+    """Labels are read where the input is read, so that checking them costs no synchronisation of its own."""
+    return () if labels is None else (RangeCheck(name, check_integers(name, labels), limit, meaning),)
+
+
+def _upcast(values: Tensor) -> Tensor:
+    """Sums of many losses don't fit into half precision."""
+    return values.float() if values.dtype.itemsize < 4 else values
+
+
+def _mean(losses: Tensor, counted: Tensor) -> Tensor:
+    """Mean of the counted losses; 0, with a graph, if none is."""
+    total = torch.where(counted, _upcast(losses), 0.0).sum()
+    return (total / counted.sum().clamp(min=1)).to(losses.dtype)
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean over labels other than -100, of (..., classes) logits and (...) labels."""
+    logits, labels = logits.reshape(-1, logits.shape[-1]), labels.reshape(-1).long()
+    counted = labels != IGNORED
+    # Labels that nobody has read must not become a device-side assert.
+    labels = torch.where(counted, labels.clamp(0, logits.shape[1] - 1), IGNORED)
+    return _mean(F.cross_entropy(logits, labels, reduction="none", ignore_index=IGNORED), counted)
+
+
+class SequenceClassification(_HeadBase):
+    """A linear layer on the pooled output: regression, single- or multi-label classification."""
+
+    def __init__(self, config: ErnieMConfig) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.ernie_m = self.base_model_class(config)
+        self.dropout = _classifier_dropout(config)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        past_key_values: None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+        labels: Tensor | None = None,
+        **inputs: Any,
+    ) -> Any:
+        """Classify sequences; arguments not listed are those of `ErnieMModel`.
+
+        Args:
+            labels: by `config.problem_type`, or where it is None by `num_labels` and the labels' dtype:
+                "regression" (num_labels 1), float (num_sequences,) or (num_sequences, num_labels);
+                "single_label_classification" (integers), (num_sequences,) in [0, num_labels) or -100;
+                "multi_label_classification" (float or bool), (num_sequences, num_labels).
+
+        Returns:
+            SequenceClassifierOutput; logits (num_sequences, num_labels).
+        """
+        problem = None if labels is None else self._problem_type(labels)
+        single = labels if problem == "single_label_classification" else None
+        outputs, layout = self.encode(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            head_mask=head_mask,
+            inputs_embeds=inputs_embeds,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            value_checks=_label_checks("labels", single, self.num_labels, "num_labels"),
+            **inputs,
+        )
+        logits = self.classifier(self.dropout(outputs.pooler_output))
+        output = SequenceClassifierOutput(
+            loss=None if labels is None or problem is None else self._loss(problem, logits, labels),
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+        return self._finish(output, return_dict)
+
+    def _problem_type(self, labels: Tensor) -> str:
+        # 4.40.2 writes its first guess into the configuration, where it sticks.
+        if self.config.problem_type is not None:
+            return self.config.problem_type
+        if self.num_labels == 1:
+            return "regression"
+        integers = not labels.is_floating_point() and labels.dtype != torch.bool
+        return "single_label_classification" if integers else "multi_label_classification"
+
+    def _loss(self, problem: str, logits: Tensor, labels: Tensor) -> Tensor:
+        sequences = logits.shape[0]
+        if problem == "single_label_classification" or (problem == "regression" and self.num_labels == 1):
+            if labels.shape not in ((sequences,), (sequences, 1)):
+                check_shape("labels", labels, (sequences,), "num_sequences")
+        else:
+            check_shape("labels", labels, tuple(logits.shape), "num_sequences, num_labels")
+        if problem == "single_label_classification":
+            return _cross_entropy(logits, labels)
+        if problem == "regression":
+            return F.mse_loss(logits, labels.reshape(logits.shape).to(logits.dtype))
+        return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
+
+
+class MultipleChoice(_HeadBase):
+    """A score for each choice from its pooled output."""
+
+    def __init__(self, config: ErnieMConfig) -> None:
+        super().__init__(config)
+        self.ernie_m = self.base_model_class(config)
+        self.dropout = _classifier_dropout(config)
+        self.classifier = nn.Linear(config.hidden_size, 1)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **inputs: Any,
+    ) -> Any:
+        """Score choices; arguments not listed are those of `ErnieMModel`, with a dimension for the choices.
+
+        Args:
+            input_ids: (batch, num_choices, seq_len), and `attention_mask`, `position_ids` alike; `inputs_embeds`
+                (batch, num_choices, seq_len, hidden_size).
+            labels: (batch,) integers in [0, num_choices) or -100.
+
+        Returns:
+            MultipleChoiceModelOutput; logits (batch, num_choices).
+        """
+        source, dims = (input_ids, 3) if inputs_embeds is None else (inputs_embeds, 4)
+        if isinstance(source, Tensor) and source.dim() == dims:
+            batch, num_choices = source.shape[:2]
+        elif source is not None:
+            name = "input_ids" if inputs_embeds is None else "inputs_embeds"
+            raise ValueError(f"{name} must be a padded tensor of shape (batch, num_choices, seq_len, ...)")
+        else:
+            batch, num_choices = 0, 1  # the encoder says what is missing
+
+        def flat(tensor: Tensor | None) -> Tensor | None:
+            return tensor.flatten(0, 1) if isinstance(tensor, Tensor) and tensor.dim() > 2 else tensor
+
+        if labels is not None:
+            check_shape("labels", labels, (batch,), "batch")
+        outputs, _ = self.encode(
+            input_ids=flat(input_ids),
+            attention_mask=flat(attention_mask),
+            position_ids=flat(position_ids),
+            head_mask=head_mask,
+            inputs_embeds=flat(inputs_embeds),
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            value_checks=_label_checks("labels", labels, num_choices, "num_choices"),
+            **inputs,
+        )
+        logits = self.classifier(self.dropout(outputs.pooler_output)).view(-1, num_choices)
+        output = MultipleChoiceModelOutput(
+            loss=None if labels is None else _cross_entropy(logits, labels),
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+        return self._finish(output, return_dict)
+
+
+class TokenClassification(_HeadBase):
+    """A linear layer on each token."""
+
+    def __init__(self, config: ErnieMConfig) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.ernie_m = self.base_model_class(config, add_pooling_layer=False)
+        self.dropout = _classifier_dropout(config)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        past_key_values: None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+        labels: Tensor | None = None,
+        **inputs: Any,
+    ) -> Any:
+        """Classify tokens; arguments not listed are those of `ErnieMModel`.
+
+        Args:
+            labels: integers of the input's shape, in [0, num_labels) or -100.
+
+        Returns:
+            TokenClassifierOutput; logits of the input's shape plus (num_labels,), in the padding-free model 0 at padding.
+        """
+        outputs, layout = self.encode(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            head_mask=head_mask,
+            inputs_embeds=inputs_embeds,
+            past_key_values=past_key_values,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            value_checks=_label_checks("labels", labels, self.num_labels, "num_labels"),
+            **inputs,
+        )
+        logits = self.classifier(self.dropout(outputs.last_hidden_state))
+        output = TokenClassifierOutput(
+            loss=None if labels is None else _token_loss(logits, labels, layout),
+            logits=layout.output(logits),
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+        return self._finish(output, return_dict)
+
+
+def _token_loss(logits: Tensor, labels: Tensor, layout: Layout) -> Tensor:
+    check_shape("labels", labels, layout.token_shape, "the input's shape")
+    return _cross_entropy(logits, layout.rows(labels))
+
+
+class QuestionAnswering(_HeadBase):
+    """Start and end scores of an answer, for each token."""
+
+    def __init__(self, config: ErnieMConfig) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.ernie_m = self.base_model_class(config, add_pooling_layer=False)
+        self.qa_outputs = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **inputs: Any,
+    ) -> Any:
+        """Score answer spans; arguments not listed are those of `ErnieMModel`.
+
+        Args:
+            start_positions: (num_sequences,) integers, columns of the padded batch or places in the packed sequence.
+                Answers outside the row, or at padding, are ignored.
+            end_positions: likewise.
+
+        Returns:
+            QuestionAnsweringModelOutput; start_logits and end_logits of the input's shape, in the padding-free model the
+            dtype's minimum at padding.
+        """
+        outputs, layout = self.encode(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            head_mask=head_mask,
+            inputs_embeds=inputs_embeds,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            **inputs,
+        )
+        logits = self.qa_outputs(outputs.last_hidden_state)
+        start, end = logits[..., 0].contiguous(), logits[..., 1].contiguous()
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            start_loss = _span_loss("start_positions", start, start_positions, layout)
+            end_loss = _span_loss("end_positions", end, end_positions, layout)
+            loss = (start_loss + end_loss) / 2
+        return self._finish(_span_output(loss, start, end, layout, outputs), return_dict)
+
+
+def _span_output(
+    loss: Tensor | None, start: Tensor, end: Tensor, layout: Layout, outputs: Any
+) -> QuestionAnsweringModelOutput:
+    lowest = torch.finfo(start.dtype).min
+    return QuestionAnsweringModelOutput(
+        loss=loss,  # type: ignore[arg-type]
+        start_logits=layout.output(start, lowest),  # type: ignore[arg-type]
+        end_logits=layout.output(end, lowest),  # type: ignore[arg-type]
+        hidden_states=outputs.hidden_states,
+        attentions=outputs.attentions,
+    )
+
+
+def _span_loss(name: str, logits: Tensor, positions: Tensor, layout: Layout) -> Tensor:
+    """Mean over the sequences of the cross-entropy of the answer's place among the sequence's tokens."""
+    check_integers(name, positions)
+    if positions.shape != (layout.num_sequences, 1):
+        check_shape(name, positions, (layout.num_sequences,), "num_sequences")
+    positions = positions.reshape(-1, 1).long()
+    lowest = torch.finfo(logits.dtype).min
+    grid = layout.to_grid(logits, lowest)
+    inside = (positions >= 0) & (positions < grid.shape[1])
+    positions = positions.clamp(0, grid.shape[1] - 1)
+    counted = inside & (grid.gather(1, positions) > lowest)
+    return _mean(-F.log_softmax(grid, -1).gather(1, positions), counted)
+
+
+class InformationExtraction(_HeadBase):
+    """UIE: the probability that a span starts, and that it ends, at each token."""
+
+    def __init__(self, config: ErnieMConfig) -> None:
+        super().__init__(config)
+        self.ernie_m = self.base_model_class(config)
+        self.linear_start = nn.Linear(config.hidden_size, 1)
+        self.linear_end = nn.Linear(config.hidden_size, 1)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **inputs: Any,
+    ) -> Any:
+        """Score span boundaries; arguments not listed are those of `ErnieMModel`.
+
+        Args:
+            start_positions: floats, integers or bools of the input's shape: 1 where a span starts, 0 elsewhere, values
+                between as soft labels; -100 is ignored.
+            end_positions: likewise for ends.
+
+        Returns:
+            QuestionAnsweringModelOutput; start_logits and end_logits of the input's shape (sigmoid gives probabilities),
+            in the padding-free model the dtype's minimum at padding.
+        """
+        outputs, layout = self.encode(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            head_mask=head_mask,
+            inputs_embeds=inputs_embeds,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            **inputs,
+        )
+        start = self.linear_start(outputs.last_hidden_state).squeeze(-1)
+        end = self.linear_end(outputs.last_hidden_state).squeeze(-1)
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            start_loss = _boundary_loss("start_positions", start, start_positions, layout)
+            end_loss = _boundary_loss("end_positions", end, end_positions, layout)
+            loss = (start_loss + end_loss) / 2
+        return self._finish(_span_output(loss, start, end, layout, outputs), return_dict)
+
+
+def _boundary_loss(name: str, logits: Tensor, labels: Tensor, layout: Layout) -> Tensor:
+    """Mean over the sequences of their mean binary cross-entropy, so that a batch is worth its sequences one by one."""
+    check_shape(name, labels, layout.token_shape, "the input's shape")
+    labels = layout.rows(labels)
+    counted = labels != IGNORED
+    if labels.device.type == "cpu" and not torch.compiler.is_compiling():
+        wrong = labels[counted & ~((labels >= 0) & (labels <= 1))]
+        if wrong.numel():
+            raise ValueError(f"{name} must lie in [0, 1] or be {IGNORED} (ignored), got {wrong[0].item()}")
+    targets = labels.to(logits.dtype).clamp(0, 1)
+    losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    sums = layout.to_grid(torch.where(counted, _upcast(losses), 0.0)).sum(1)
+    counts = layout.to_grid(counted.to(sums.dtype)).sum(1)
+    return _mean(sums / counts.clamp(min=1), counts > 0).to(logits.dtype)
+
+
+class ErnieMLMHead(nn.Module):
+    """XLM-R's head, in XLM-R's names: dense, gelu, layer-norm, decoder tied to the word embeddings, bias."""
+
+    def __init__(self, config: ErnieMConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return self.decoder(self.layer_norm(F.gelu(self.dense(rows))))
+
+
+class MaskedLM(_HeadBase):
+    """Masked language modelling. ErnieM was initialised from XLM-R and nobody ships its head; this is XLM-R's form."""
+
+    _tied_weights_keys = {
+        "lm_head.decoder.weight": "ernie_m.embeddings.word_embeddings.weight",
+        "lm_head.decoder.bias": "lm_head.bias",
+    }
+
+    def __init__(self, config: ErnieMConfig) -> None:
+        super().__init__(config)
+        self.ernie_m = self.base_model_class(config, add_pooling_layer=False)
+        self.lm_head = ErnieMLMHead(config)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head.decoder
+
+    def set_output_embeddings(self, new_embeddings: Any) -> None:
+        self.lm_head.decoder = new_embeddings
+        self.lm_head.bias = new_embeddings.bias
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **inputs: Any,
+    ) -> Any:
+        """Predict tokens; arguments not listed are those of `ErnieMModel`.
+
+        Args:
+            labels: integers of the input's shape, in [0, vocab_size) or -100.
+
+        Returns:
+            MaskedLMOutput; logits of the input's shape plus (vocab_size,), in the padding-free model 0 at padding.
+        """
+        outputs, layout = self.encode(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            head_mask=head_mask,
+            inputs_embeds=inputs_embeds,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            value_checks=_label_checks("labels", labels, self.config.vocab_size, "vocab_size"),
+            **inputs,
+        )
+        logits = self.lm_head(outputs.last_hidden_state)
+        output = MaskedLMOutput(
+            loss=None if labels is None else _token_loss(logits, labels, layout),
+            logits=layout.output(logits),
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+        return self._finish(output, return_dict)

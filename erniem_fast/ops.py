@@ -1,0 +1,230 @@
+"""The one door to the fused operations: checks arguments, picks a backend.
+
+Everything is packed: the sequences of a batch stand end to end in `total_tokens` rows, and
+`cu_seqlens` (num_sequences + 1,) int32 says where each begins and ends. Computation in float32, float64, bfloat16
+or float16; a result has the dtype of its first operand.
+
+Dropout is a function of (`seed`, `site`, place of the element): `seed` is a (1,) int64 tensor on the operands' device,
+drawn once a forward (`draw_seed`), and `site` a Python int that tells the dropouts of one forward apart. The mapping,
+the same for every backend, stands in `kernels/dropout.py`. With `dropout_p=0` neither is read.
+
+`backend`: "torch" runs anywhere; "auto" takes the fastest that is there.
+"""
+
+import torch
+from torch import Tensor
+
+from . import torch_ops
+
+BACKENDS = ("auto", "torch")
+
+
+def resolve_backend(backend: str, device: torch.device) -> str:
+    """The backend that runs on a device.
+
+    Raises:
+        ValueError: the backend is unknown.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    return "torch"
+
+
+def draw_seed(device: torch.device) -> Tensor:
+    """(1,) int64 from the device's default generator, so that `torch.manual_seed` governs dropout. No host sync."""
+    return torch.randint(0, 2**62, (1,), dtype=torch.int64, device=device)
+
+
+def varlen_attention(
+    qkv: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    *,
+    prefix_lens: Tensor | None = None,
+    dropout_p: float = 0.0,
+    seed: Tensor | None = None,
+    site: int = 0,
+    backend: str = "auto",
+) -> Tensor:
+    """softmax(Q K^T / sqrt(head_dim)) V of each sequence by itself, with dropout on the probabilities.
+
+    Args:
+        qkv: (total_tokens, 3, num_heads, head_dim), the packed product of the three projections.
+        cu_seqlens: (num_sequences + 1,) int32, from 0 to total_tokens. Sequences may be empty.
+        max_seqlen: tokens in the longest sequence, or more.
+        prefix_lens: (num_sequences,) int32: rows of a sequence before its prefix length p see only columns before
+            p, rows from p on see all. None, 0 and the sequence's length: full attention.
+        dropout_p: in [0, 1).
+        seed, site, backend: see the module.
+
+    Returns:
+        (total_tokens, num_heads, head_dim). Differentiable once in `qkv`; the gradient is deterministic.
+
+    Raises:
+        ValueError: shapes, dtypes or devices that don't fit, or an unknown backend.
+    """
+    if qkv.dim() != 4 or qkv.shape[1] != 3:
+        raise ValueError(f"qkv must have shape (total_tokens, 3, num_heads, head_dim), got {tuple(qkv.shape)}")
+    if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] < 2 or cu_seqlens.dtype != torch.int32:
+        raise ValueError(
+            f"cu_seqlens must be int32 of shape (num_sequences + 1,), got {cu_seqlens.dtype} {tuple(cu_seqlens.shape)}"
+        )
+    if prefix_lens is not None and prefix_lens.shape[0] != cu_seqlens.shape[0] - 1:
+        raise ValueError(
+            f"prefix_lens must have shape ({cu_seqlens.shape[0] - 1},) (num_sequences), got {tuple(prefix_lens.shape)}"
+        )
+    _check_devices(qkv=qkv, cu_seqlens=cu_seqlens, prefix_lens=prefix_lens, seed=seed)
+    _check_dropout(dropout_p, seed)
+    resolve_backend(backend, qkv.device)
+    return torch_ops.varlen_attention(qkv, cu_seqlens, max_seqlen, prefix_lens, dropout_p, seed, site)
+
+
+def dropout_add_layer_norm(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    *,
+    linear_bias: Tensor | None = None,
+    dropout_p: float = 0.0,
+    seed: Tensor | None = None,
+    site: int = 0,
+    backend: str = "auto",
+) -> Tensor:
+    """layer_norm(residual + dropout(x + linear_bias)).
+
+    Args:
+        x: (total_tokens, hidden_size), the product of a linear layer.
+        residual: like `x`.
+        weight, bias: (hidden_size,) of the layer-norm.
+        eps: epsilon of the layer-norm.
+        linear_bias: (hidden_size,) of the linear layer before, where it has not been added yet.
+        dropout_p: in [0, 1).
+        seed, site, backend: see the module.
+
+    Returns:
+        (total_tokens, hidden_size).
+
+    Raises:
+        ValueError: shapes or devices that don't fit, or an unknown backend.
+    """
+    _check_rows("x", x)
+    if residual.shape != x.shape:
+        raise ValueError(f"residual must have shape {tuple(x.shape)} (that of x), got {tuple(residual.shape)}")
+    _check_vectors(x.shape[1], weight=weight, bias=bias, linear_bias=linear_bias)
+    _check_devices(x=x, residual=residual, weight=weight, bias=bias, linear_bias=linear_bias, seed=seed)
+    _check_dropout(dropout_p, seed)
+    resolve_backend(backend, x.device)
+    return torch_ops.dropout_add_layer_norm(x, residual, weight, bias, eps, linear_bias, dropout_p, seed, site)
+
+
+def bias_gelu_dropout(
+    x: Tensor,
+    bias: Tensor | None = None,
+    *,
+    dropout_p: float = 0.0,
+    seed: Tensor | None = None,
+    site: int = 0,
+    backend: str = "auto",
+) -> Tensor:
+    """dropout(gelu(x + bias)) with the exact, erf GELU.
+
+    Args:
+        x: (total_tokens, intermediate_size), the product of a linear layer.
+        bias: (intermediate_size,) of that layer, where it has not been added yet.
+        dropout_p: in [0, 1).
+        seed, site, backend: see the module.
+
+    Returns:
+        (total_tokens, intermediate_size).
+
+    Raises:
+        ValueError: shapes or devices that don't fit, or an unknown backend.
+    """
+    _check_rows("x", x)
+    _check_vectors(x.shape[1], bias=bias)
+    _check_devices(x=x, bias=bias, seed=seed)
+    _check_dropout(dropout_p, seed)
+    resolve_backend(backend, x.device)
+    return torch_ops.bias_gelu_dropout(x, bias, dropout_p, seed, site)
+
+
+def embedding_layer_norm(
+    input_ids: Tensor | None,
+    position_ids: Tensor,
+    word_weight: Tensor,
+    position_weight: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    *,
+    inputs_embeds: Tensor | None = None,
+    padding_idx: int | None = None,
+    dropout_p: float = 0.0,
+    seed: Tensor | None = None,
+    site: int = 0,
+    backend: str = "auto",
+) -> Tensor:
+    """dropout(layer_norm(word_weight[input_ids] + position_weight[position_ids])).
+
+    Args:
+        input_ids: (total_tokens,) integers, or None with `inputs_embeds`.
+        position_ids: (total_tokens,) integers, rows of `position_weight`.
+        word_weight: (vocab_size, hidden_size).
+        position_weight: (max_position_embeddings, hidden_size).
+        weight, bias: (hidden_size,) of the layer-norm.
+        eps: epsilon of the layer-norm.
+        inputs_embeds: (total_tokens, hidden_size), taken in place of the word embeddings.
+        padding_idx: row of both tables that gets no gradient.
+        dropout_p: in [0, 1).
+        seed, site, backend: see the module.
+
+    Returns:
+        (total_tokens, hidden_size). On CPU tensors an index out of range raises an IndexError; elsewhere it is clamped.
+
+    Raises:
+        ValueError: shapes or devices that don't fit, both or neither source, or an unknown backend.
+    """
+    source = input_ids if inputs_embeds is None else inputs_embeds
+    if source is None or (input_ids is not None and inputs_embeds is not None):
+        raise ValueError("give exactly one of input_ids and inputs_embeds")
+    if position_ids.dim() != 1 or source.shape[0] != position_ids.shape[0] or source.dim() != 1 + (input_ids is None):
+        raise ValueError(
+            f"input_ids and position_ids must have shape (total_tokens,), inputs_embeds (total_tokens, hidden_size), "
+            f"got {tuple(source.shape)} and position_ids {tuple(position_ids.shape)}"
+        )
+    _check_vectors(position_weight.shape[1], weight=weight, bias=bias)
+    _check_devices(position_ids=position_ids, source=source, position_weight=position_weight, weight=weight, seed=seed)
+    _check_dropout(dropout_p, seed)
+    resolve_backend(backend, position_ids.device)
+    return torch_ops.embedding_layer_norm(
+        input_ids, inputs_embeds, position_ids, word_weight, position_weight, weight, bias, eps, padding_idx,
+        dropout_p, seed, site,
+    )  # fmt: skip
+
+
+def _check_rows(name: str, x: Tensor) -> None:
+    if x.dim() != 2:
+        raise ValueError(f"{name} must have shape (total_tokens, size), got {tuple(x.shape)}")
+
+
+def _check_vectors(size: int, **vectors: Tensor | None) -> None:
+    for name, vector in vectors.items():
+        if vector is not None and vector.shape != (size,):
+            raise ValueError(f"{name} must have shape ({size},), got {tuple(vector.shape)}")
+
+
+def _check_devices(**tensors: Tensor | None) -> None:
+    first, *others = [(name, tensor.device) for name, tensor in tensors.items() if tensor is not None]
+    for name, device in others:
+        if device != first[1]:
+            raise ValueError(f"{name} must be on {first[1]}, where {first[0]} is, got {device}")
+
+
+def _check_dropout(dropout_p: float, seed: Tensor | None) -> None:
+    if not 0 <= dropout_p < 1:
+        raise ValueError(f"dropout_p must lie in [0, 1), got {dropout_p}")
+    if dropout_p and (seed is None or seed.shape != (1,) or seed.dtype != torch.int64):
+        got = "None" if seed is None else f"{seed.dtype} {tuple(seed.shape)}"
+        raise ValueError(f"seed must be a (1,) int64 tensor where dropout_p is not 0, got {got}")

@@ -1,0 +1,50 @@
+"""What every ErnieM model shares with transformers: initialisation, loading, saving."""
+
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel, initialization
+from transformers.modeling_utils import load_state_dict
+
+from . import checkpoints
+from .configuration import ErnieMConfig
+
+
+class ErnieMPreTrainedModel(PreTrainedModel):
+    """Base of all ErnieM models.
+
+    `from_pretrained` takes `.bin`, safetensors and sharded checkpoints, folders of transformers 4.x, a base model into
+    a head and the reverse, and the key forms in `checkpoints`.
+    """
+
+    config_class = ErnieMConfig
+    base_model_prefix = "ernie_m"
+    supports_gradient_checkpointing = True
+    # Heads take **kwargs and pass them on; none of them is Trainer's num_items_in_batch.
+    accepts_loss_kwargs = False
+    _no_split_modules = ["ErnieMEncoderLayer", "ErnieMEmbeddings"]
+
+    def _init_weights(self, module: Any) -> None:
+        super()._init_weights(module)
+        if type(module).__name__ == "ErnieMLMHead":
+            initialization.zeros_(module.bias)
+
+    @staticmethod
+    def _load_pretrained_model(
+        model: Any,
+        state_dict: dict[str, Tensor] | None,
+        checkpoint_files: Any,
+        load_config: Any,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        # transformers 5 runs no state-dict hooks; this is where it has resolved the files and not yet read them.
+        if state_dict is None and checkpoint_files:
+            keys = [key for file in checkpoint_files for key in load_state_dict(file, map_location="meta")]
+            if checkpoints.needs_conversion(keys):
+                state_dict = {}
+                for file in checkpoint_files:
+                    state_dict.update(load_state_dict(file))
+        if state_dict is not None and checkpoints.needs_conversion(state_dict):
+            state_dict = checkpoints.convert(state_dict)
+        return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, load_config, *args, **kwargs)
