@@ -129,7 +129,7 @@ class SequenceClassification(_HeadBase):
         """
         problem = None if labels is None else self._problem_type(labels)
         single = labels if problem == "single_label_classification" else None
-        outputs, layout = self.encode(
+        outputs, _ = self.encode(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
@@ -273,7 +273,7 @@ class TokenClassification(_HeadBase):
             labels: integers of the input's shape, in [0, num_labels) or -100.
 
         Returns:
-            TokenClassifierOutput; logits of the input's shape plus (num_labels,), in the padding-free model 0 at padding.
+            TokenClassifierOutput; logits of the input's shape plus (num_labels,), 0 at padding if padding-free.
         """
         outputs, layout = self.encode(
             input_ids=input_ids,
@@ -334,8 +334,8 @@ class QuestionAnswering(_HeadBase):
             end_positions: likewise.
 
         Returns:
-            QuestionAnsweringModelOutput; start_logits and end_logits of the input's shape, in the padding-free model the
-            dtype's minimum at padding.
+            QuestionAnsweringModelOutput; start_logits and end_logits of the input's shape, at padding the dtype's
+            minimum if padding-free.
         """
         outputs, layout = self.encode(
             input_ids=input_ids,
@@ -416,8 +416,8 @@ class InformationExtraction(_HeadBase):
             end_positions: likewise for ends.
 
         Returns:
-            QuestionAnsweringModelOutput; start_logits and end_logits of the input's shape (sigmoid gives probabilities),
-            in the padding-free model the dtype's minimum at padding.
+            QuestionAnsweringModelOutput; start_logits and end_logits of the input's shape, whose sigmoids are
+            probabilities; at padding the dtype's minimum if padding-free.
         """
         outputs, layout = self.encode(
             input_ids=input_ids,

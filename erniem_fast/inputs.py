@@ -1,5 +1,6 @@
 """What both models ask of their input: one clear error for what can't be right, before anything is computed."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -73,8 +74,9 @@ def check_device(name: str, value: Tensor, device: torch.device, other: str) -> 
         raise ValueError(f"{name} must be on {device}, where {other} is, got {value.device}")
 
 
-def check_range(name: str, low: int, high: int, limit: int, meaning: str, lowest: int = 0) -> None:
-    """`low` and `high` are the extremes that came; all values must lie in [lowest, limit)."""
+def check_range(name: str, extremes: Sequence[int], limit: int, meaning: str, lowest: int = 0) -> None:
+    """`extremes` are the least and the greatest that came; all values must lie in [lowest, limit)."""
+    low, high = extremes
     if low < lowest or high >= limit:
         raise ValueError(f"{name} must lie in [{lowest}, {limit}) ({meaning}), got {low if low < lowest else high}")
 
@@ -179,13 +181,13 @@ def check_padded(
         value = attention_mask[(attention_mask != 0) & (attention_mask != 1)][0].item()
         raise ValueError(f"attention_mask must hold only 0 and 1, got {value}")
     if input_ids is not None:
-        check_range("input_ids", *ranges[:2], config.vocab_size, "vocab_size")
+        check_range("input_ids", ranges[:2], config.vocab_size, "vocab_size")
         ranges = ranges[2:]
     for check, extremes in zip(value_checks, zip(ranges[::2], ranges[1::2], strict=True), strict=True):
         check.check(*extremes)
     meaning = "max_position_embeddings - 2"
-    check_range("position_ids", low_real, high, config.max_tokens, meaning)
-    check_range("position_ids at padding", low, high, config.max_tokens, meaning, lowest=-POSITION_OFFSET)
+    check_range("position_ids", (low_real, high), config.max_tokens, meaning)
+    check_range("position_ids at padding", (low, high), config.max_tokens, meaning, lowest=-POSITION_OFFSET)
     return PaddedInputs(input_ids, inputs_embeds, position_ids, real, dense_mask, total, longest)
 
 

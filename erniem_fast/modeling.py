@@ -6,7 +6,7 @@ class that it was built as, or carries hooks, is called as it is, and only what 
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeGuard, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -44,7 +44,10 @@ class PackedContext:
     backend: str
 
 
-def is_plain(module: nn.Module, cls: type[nn.Module]) -> bool:
+M = TypeVar("M", bound=nn.Module)
+
+
+def is_plain(module: nn.Module, cls: type[M]) -> TypeGuard[M]:
     """Whether reading a module's parameters does what calling it would do."""
     return (
         type(module) is cls
@@ -153,7 +156,7 @@ class ErnieMSelfAttention(reference.ErnieMSelfAttention):
         if not all(is_plain(projection, nn.Linear) for projection in projections):
             self._fused = None
             return torch.cat([projection(rows) for projection in projections], -1)
-        parameters = [p.weight for p in projections] + [p.bias for p in projections]
+        parameters: list[Tensor] = [p.weight for p in projections] + [p.bias for p in projections]
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or any(p.is_inference() for p in parameters):
             return F.linear(rows, torch.cat(parameters[:3]), torch.cat(parameters[3:]))
         if self._fused is None or not _is_current(self._fused, parameters):
@@ -172,10 +175,10 @@ class ErnieMSelfAttention(reference.ErnieMSelfAttention):
         return super().train(mode)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_fused": None}  # type: ignore[misc]
+        return {**super().__getstate__(), "_fused": None}
 
 
-def _is_current(fused: _FusedProjection, parameters: list[nn.Parameter]) -> bool:
+def _is_current(fused: _FusedProjection, parameters: list[Tensor]) -> bool:
     for parameter, source, version in zip(parameters, fused.sources, fused.versions, strict=True):
         if parameter.data_ptr() != source.data_ptr() or parameter._version != version:
             return False
@@ -187,7 +190,7 @@ def _is_current(fused: _FusedProjection, parameters: list[nn.Parameter]) -> bool
 
 
 def _sample(parameter: Tensor) -> Tensor:
-    return parameter.detach().reshape(-1)[:: 1 + parameter.shape[-1] // 4]
+    return parameter.detach().reshape(-1)[:: 1 + parameter.numel() // 4096]
 
 
 class ErnieMAttention(reference.ErnieMAttention):
@@ -414,6 +417,7 @@ def _packed_input(
 
 class _OnRows:
     base_model_class = ErnieMModel
+    ernie_m: ErnieMModel
 
     def encode(self, **inputs: Any) -> tuple[Any, PackedBatch]:
         outputs = self.ernie_m(return_packed=True, **inputs)

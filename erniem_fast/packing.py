@@ -1,7 +1,8 @@
 """Padding-free batches: the sequences of a batch end to end, without the padding between them."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -190,9 +191,9 @@ class PackedBatch:
         if self.max_seqlen < longest:
             raise ValueError(f"max_seqlen must be at least {longest}, the longest sequence, got {self.max_seqlen}")
         if extremes:
-            check_range("position_ids", *extremes[:2], config.max_tokens, "max_position_embeddings - 2")
+            check_range("position_ids", extremes[:2], config.max_tokens, "max_position_embeddings - 2")
         if len(extremes) > 2:
-            check_range("input_ids", *extremes[2:], config.vocab_size, "vocab_size")
+            check_range("input_ids", extremes[2:], config.vocab_size, "vocab_size")
         for check, pair in zip(value_checks, zip(ranges[::2], ranges[1::2], strict=True), strict=True):
             check.check(*pair)
         if self.prefix_lens is not None and bool(((self.prefix_lens < 0) | (self.prefix_lens > lengths)).any()):
@@ -224,11 +225,9 @@ class PackedBatch:
         """The same batch on another device."""
         if device is None:
             return self
-        moved = {
-            name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-            for name, value in vars(self).items()
-        }
-        return PackedBatch(**moved)
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        moved: dict[str, Any] = {name: value.to(device, non_blocking=True) for name, value in tensors.items()}
+        return replace(self, **moved)
 
     @property
     def grid_shape(self) -> tuple[int, int]:
@@ -264,7 +263,7 @@ class PackedBatch:
         return first.masked_fill(empty, 0.0)
 
     def mean(self, rows: Tensor) -> Tensor:
-        """(total_tokens, hidden) to (num_sequences, hidden) float32: the mean of each sequence; zeros for an empty one."""
+        """(total_tokens, hidden) to (num_sequences, hidden) float32: each sequence's mean; zeros for an empty one."""
         sums = torch.segment_reduce(rows.float(), "sum", lengths=self.lengths)
         return sums / self.lengths.clamp(min=1)[:, None]
 

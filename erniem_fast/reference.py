@@ -120,7 +120,7 @@ class ErnieMSelfAttention(nn.Module):
 
 
 class ErnieMAttention(nn.Module):
-    self_attention_class: type[nn.Module] = ErnieMSelfAttention
+    self_attention_class: type[ErnieMSelfAttention] = ErnieMSelfAttention
 
     def __init__(self, config: ErnieMConfig, layer_index: int) -> None:
         super().__init__()
@@ -133,7 +133,7 @@ class ErnieMAttention(nn.Module):
 
 
 class ErnieMEncoderLayer(GradientCheckpointingLayer):
-    attention_class: type[nn.Module] = ErnieMAttention
+    attention_class: type[ErnieMAttention] = ErnieMAttention
 
     def __init__(self, config: ErnieMConfig, layer_index: int) -> None:
         super().__init__()
@@ -165,7 +165,7 @@ class Encoded(NamedTuple):
 
 
 class ErnieMEncoder(nn.Module):
-    layer_class: type[nn.Module] = ErnieMEncoderLayer
+    layer_class: type[ErnieMEncoderLayer] = ErnieMEncoderLayer
 
     def __init__(self, config: ErnieMConfig) -> None:
         super().__init__()
@@ -212,8 +212,8 @@ class ErnieMModel(ErnieMPreTrainedModel):
         add_pooling_layer: whether there is a pooler.
     """
 
-    embeddings_class: type[nn.Module] = ErnieMEmbeddings
-    encoder_class: type[nn.Module] = ErnieMEncoder
+    embeddings_class: type[ErnieMEmbeddings] = ErnieMEmbeddings
+    encoder_class: type[ErnieMEncoder] = ErnieMEncoder
 
     def __init__(self, config: ErnieMConfig, add_pooling_layer: bool = True) -> None:
         super().__init__(config)
@@ -225,7 +225,7 @@ class ErnieMModel(ErnieMPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.embeddings.word_embeddings
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
         self.embeddings.word_embeddings = value
 
     def forward(
@@ -362,6 +362,7 @@ class PaddedLayout(NamedTuple):
 
 class _OnRows:
     base_model_class = ErnieMModel
+    ernie_m: ErnieMModel
 
     def encode(self, **inputs: Any) -> tuple[Any, PaddedLayout]:
         outputs = self.ernie_m(return_dict=True, **inputs)

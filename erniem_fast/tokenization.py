@@ -67,17 +67,12 @@ def _check_file(argument: str, path: str | os.PathLike, accepted: str) -> None:
 def _load_vocab(path: str | os.PathLike) -> dict[str, int]:
     """Token -> id from a UTF-8 file with one token a line; the id is the line number, from 0."""
     _check_file("vocab_file", path, "a vocab.txt, one token a line")
-    vocab: dict[str, int] = {}
     try:
         with open(path, encoding="utf-8") as file:
-            tokens = [line.rstrip("\n") for line in file]
+            # Of a token that stands twice, the last line counts, as in 4.40.2.
+            return {line.rstrip("\n"): index for index, line in enumerate(file)}
     except UnicodeDecodeError as error:
         raise ValueError(f"vocab_file={os.fspath(path)!r}: expected UTF-8 text ({error})") from error
-    for index, token in enumerate(tokens):
-        if vocab.setdefault(token, index) != index:
-            repeated = f"lines {vocab[token] + 1} and {index + 1} are both {token!r}"
-            raise ValueError(f"vocab_file={os.fspath(path)!r}: expected no token twice, but {repeated}")
-    return vocab
 
 
 def _load_sentencepiece(proto: bytes, source: str, kwargs: dict[str, Any]) -> spm.SentencePieceProcessor:
@@ -137,7 +132,7 @@ class ErnieMTokenizer(PreTrainedTokenizer):
         cls_token: str | AddedToken = "[CLS]",
         mask_token: str | AddedToken = "[MASK]",
         sp_model_kwargs: dict[str, Any] | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         if not isinstance(sp_model_kwargs, dict | None):
             raise ValueError(f"sp_model_kwargs={sp_model_kwargs!r}: expected a dict or None")
@@ -192,7 +187,7 @@ class ErnieMTokenizer(PreTrainedTokenizer):
         return self.vocab | self._added_tokens_encoder
 
     def prepare_for_tokenization(
-        self, text: str, is_split_into_words: bool = False, **kwargs
+        self, text: str, is_split_into_words: bool = False, **kwargs: Any
     ) -> tuple[str, dict[str, Any]]:
         """`text`, lowercased outside special and added tokens if `do_lower_case`, and the other arguments.
 
@@ -209,7 +204,7 @@ class ErnieMTokenizer(PreTrainedTokenizer):
             )
         return text, kwargs
 
-    def _tokenize(self, text: str, **kwargs) -> list[str]:
+    def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
         options = self.sp_model_kwargs
         try:
             if options.get("enable_sampling") is True:
@@ -220,7 +215,7 @@ class ErnieMTokenizer(PreTrainedTokenizer):
         except RuntimeError as error:
             raise ValueError(f"text={text[:100]!r}: expected text that UTF-8 can encode ({error})") from error
 
-    def _encode_plus(self, *args, return_offsets_mapping: bool = False, **kwargs) -> BatchEncoding:
+    def _encode_plus(self, *args: Any, return_offsets_mapping: bool = False, **kwargs: Any) -> BatchEncoding:
         if return_offsets_mapping:  # the base class would leave them out without a word
             raise ValueError("return_offsets_mapping=True: expected False; offsets are not supported yet")
         return super()._encode_plus(*args, **kwargs)
@@ -245,7 +240,7 @@ class ErnieMTokenizer(PreTrainedTokenizer):
         skip_special_tokens: bool = False,
         clean_up_tokenization_spaces: bool | None = None,
         spaces_between_special_tokens: bool = True,
-        **kwargs,
+        **kwargs: Any,
     ) -> str:
         # As in 4.40.2, spaces surround the tokens that the user added; the base class would glue them on.
         token_ids = [token_ids] if isinstance(token_ids, int) else token_ids

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -28,60 +29,62 @@ def varlen_attention(
     return _attention_forward(qkv, cu_seqlens, max_seqlen, prefix_lens, dropout_p, seed, site)
 
 
-def _groups(
-    cu_seqlens: Tensor, max_seqlen: int, num_heads: int
-) -> Iterator[tuple[Tensor | slice, Tensor, Tensor | None]]:
-    """Sequences that can share one batched product: (rows, sequences, valid).
+Group = tuple[Tensor | slice, Tensor, Tensor | None]
+"""Sequences that share one batched product: (rows, sequences, valid).
 
-    rows: (group, length) row indices, or the slice of a single sequence, which needs no copy.
-    sequences: (group,) indices of the sequences.
-    valid: (group, length) bool where rows are padded, else None.
+rows: (group, length) row indices, total_tokens where there is none; or the slice of a single sequence, used in place.
+sequences: (group,) indices of the sequences.
+valid: (group, length) bool where rows are padded, else None.
+"""
 
-    On a CPU the lengths can be read, and sequences of equal length go together: nothing is padded. Elsewhere reading
-    them would stall the device, so all sequences form one group, padded to the longest.
-    """
-    device = cu_seqlens.device
-    if device.type != "cpu":
-        columns = torch.arange(max_seqlen, device=device)
-        starts, ends = cu_seqlens[:-1, None].long(), cu_seqlens[1:, None].long()
-        rows = starts + columns
-        yield rows.clamp(max=ends.amax() - 1), torch.arange(starts.shape[0], device=device), rows < ends
-        return
+
+def _groups(cu_seqlens: Tensor, max_seqlen: int, num_heads: int, total_tokens: int) -> Iterator[Group]:
+    # Reading the lengths would stall a GPU.
+    if cu_seqlens.device.type == "cpu":
+        return _groups_of_equal_length(cu_seqlens, num_heads)
+    return _one_padded_group(cu_seqlens, max_seqlen, total_tokens)
+
+
+def _groups_of_equal_length(cu_seqlens: Tensor, num_heads: int) -> Iterator[Group]:
     by_length: dict[int, list[int]] = {}
     offsets = cu_seqlens.tolist()
-    for sequence, (start, end) in enumerate(zip(offsets, offsets[1:], strict=False)):
+    for sequence, (start, end) in enumerate(pairwise(offsets)):
         by_length.setdefault(end - start, []).append(sequence)
     by_length.pop(0, None)
     for length, sequences in by_length.items():
-        # One long sequence is used in place; copying pays where many small products become one.
         chunk = max(1, SCORES_PER_CHUNK // (num_heads * length * length))
         columns = torch.arange(length)
         for begin in range(0, len(sequences), chunk):
-            group = sequences[begin : begin + chunk]
-            if len(group) == 1:
-                start = offsets[group[0]]
-                yield slice(start, start + length), torch.tensor(group), None
+            index = torch.tensor(sequences[begin : begin + chunk])
+            if len(index) == 1:
+                start = offsets[sequences[begin]]
+                yield slice(start, start + length), index, None
             else:
-                index = torch.tensor(group)
                 yield cu_seqlens[index, None].long() + columns, index, None
 
 
+def _one_padded_group(cu_seqlens: Tensor, max_seqlen: int, total_tokens: int) -> Iterator[Group]:
+    starts, ends = cu_seqlens[:-1, None].long(), cu_seqlens[1:, None].long()
+    rows = starts + torch.arange(max_seqlen, device=cu_seqlens.device)
+    valid = (rows < ends) & (rows >= 0) & (rows < total_tokens)
+    yield rows.where(valid, total_tokens), torch.arange(starts.shape[0], device=rows.device), valid
+
+
 def _take(packed: Tensor, rows: Tensor | slice) -> Tensor:
-    """(total, ..., head_dim) to (group, ..., length, head_dim) for each head; a view where rows are a slice."""
+    """(total, ..., heads, head_dim) to (group, ..., heads, length, head_dim); a view where rows are a slice."""
     if isinstance(rows, slice):
         return packed[rows].movedim(0, -2)[None]
-    return packed.index_select(0, rows.reshape(-1)).unflatten(0, rows.shape).movedim(1, -2)
+    places = rows.reshape(-1).clamp(max=packed.shape[0] - 1)
+    return packed.index_select(0, places).unflatten(0, rows.shape).movedim(1, -2)
 
 
-def _put(packed: Tensor, rows: Tensor | slice, valid: Tensor | None, values: Tensor) -> None:
-    """The reverse of `_take`: (group, ..., length, head_dim) into (total, ..., head_dim)."""
+def _put(packed: Tensor, rows: Tensor | slice, values: Tensor) -> None:
+    """The reverse of `_take`; `packed` has one row more, for what belongs nowhere."""
     values = values.movedim(-2, 1)
     if isinstance(rows, slice):
         packed[rows] = values[0]
-    elif valid is None:
-        packed.index_copy_(0, rows.reshape(-1), values.flatten(0, 1))
     else:
-        packed[rows[valid]] = values[valid]
+        packed.index_copy_(0, rows.reshape(-1), values.flatten(0, 1))
 
 
 def _probabilities(query: Tensor, key: Tensor, valid: Tensor | None, prefix_lens: Tensor | None) -> Tensor:
@@ -123,10 +126,11 @@ def _attention_forward(
     site: int,
 ) -> Tensor:
     num_heads, head_dim = qkv.shape[2:]
-    out = qkv.new_empty(qkv.shape[0], num_heads, head_dim)
-    if qkv.shape[0] == 0:
-        return out
-    for rows, sequences, valid in _groups(cu_seqlens, max_seqlen, num_heads):
+    total = qkv.shape[0]
+    out = qkv.new_zeros(total + 1, num_heads, head_dim)
+    if total == 0:
+        return out[:0]
+    for rows, sequences, valid in _groups(cu_seqlens, max_seqlen, num_heads, total):
         # (group, 3, heads, length, head_dim)
         query, key, value = (operand.flatten(0, 1) for operand in _take(qkv, rows).unbind(1))
         prefix = None if prefix_lens is None else prefix_lens[sequences]
@@ -136,8 +140,8 @@ def _attention_forward(
             length = query.shape[1]
             probabilities = probabilities * _scaled_keep(rows, num_heads, length, dropout_p, seed, site, qkv.dtype)
         context = torch.bmm(probabilities, value)
-        _put(out, rows, valid, context.unflatten(0, (-1, num_heads)))
-    return out
+        _put(out, rows, context.unflatten(0, (-1, num_heads)))
+    return out[:total]
 
 
 def _attention_backward(
@@ -152,14 +156,15 @@ def _attention_backward(
 ) -> Tensor:
     """The gradient of `qkv`. Probabilities and mask are computed again rather than kept."""
     num_heads, head_dim = qkv.shape[2:]
-    grad_qkv = torch.zeros_like(qkv, memory_format=torch.contiguous_format)
-    if qkv.shape[0] == 0:
-        return grad_qkv
-    for rows, sequences, valid in _groups(cu_seqlens, max_seqlen, num_heads):
+    total = qkv.shape[0]
+    grad_qkv = qkv.new_zeros(total + 1, *qkv.shape[1:])
+    if total == 0:
+        return grad_qkv[:0]
+    for rows, sequences, valid in _groups(cu_seqlens, max_seqlen, num_heads, total):
         query, key, value = (operand.flatten(0, 1) for operand in _take(qkv, rows).unbind(1))
         grad_context = _take(grad, rows)
         if valid is not None:
-            grad_context = grad_context * valid[:, None, :, None]
+            grad_context = grad_context.masked_fill(~valid[:, None, :, None], 0.0)
         grad_context = grad_context.flatten(0, 1)
         prefix = None if prefix_lens is None else prefix_lens[sequences]
         probabilities = _probabilities(query, key, valid, prefix)
@@ -172,22 +177,24 @@ def _attention_backward(
         row_sums = (probabilities * grad_probabilities).sum(-1, keepdim=True)
         grad_scores = probabilities * (grad_probabilities - row_sums) / math.sqrt(head_dim)
         grads = torch.stack((torch.bmm(grad_scores, key), torch.bmm(grad_scores.transpose(1, 2), query), grad_value))
-        _put(grad_qkv, rows, valid, grads.unflatten(1, (-1, num_heads)).transpose(0, 1))
-    return grad_qkv
+        _put(grad_qkv, rows, grads.unflatten(1, (-1, num_heads)).transpose(0, 1))
+    return grad_qkv[:total]
 
+
+_ARGUMENTS = "Tensor cu_seqlens, SymInt max_seqlen, Tensor? prefix_lens, float dropout_p, Tensor? seed, int site"
 
 # Opaque to torch.compile: the groups depend on the values of cu_seqlens.
 _attention = torch.library.custom_op(
     "erniem_fast::varlen_attention_torch",
     _attention_forward,
     mutates_args=(),
-    schema="(Tensor qkv, Tensor cu_seqlens, SymInt max_seqlen, Tensor? prefix_lens, float dropout_p, Tensor? seed, int site) -> Tensor",
+    schema=f"(Tensor qkv, {_ARGUMENTS}) -> Tensor",
 )
 _attention_grad = torch.library.custom_op(
     "erniem_fast::varlen_attention_torch_backward",
     _attention_backward,
     mutates_args=(),
-    schema="(Tensor grad, Tensor qkv, Tensor cu_seqlens, SymInt max_seqlen, Tensor? prefix_lens, float dropout_p, Tensor? seed, int site) -> Tensor",
+    schema=f"(Tensor grad, Tensor qkv, {_ARGUMENTS}) -> Tensor",
 )
 
 

@@ -1,0 +1,38 @@
+# Every target makes .venv itself on first use; a second run reinstalls nothing.
+PYTHON ?= python3
+BIN := .venv/bin
+MODEL ?=
+OUT ?= demo-vectors.npy
+
+.PHONY: demo test test-all lint bench bench-table clean
+.DEFAULT_GOAL := test
+
+# torch goes first: asked for by another package, pip would take the newest build instead of the one that is tested.
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[kernels,dev]'
+	touch $@
+
+demo: .venv/.installed
+	$(BIN)/erniem-fast demo --out "$(OUT)" $(if $(MODEL),--model "$(MODEL)")
+
+test: .venv/.installed
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: .venv/.installed
+	$(BIN)/python -m pytest
+
+lint: .venv/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/.installed
+	$(BIN)/python -m bench.run
+
+bench-table: .venv/.installed
+	$(BIN)/python -m bench.table --write README.md
+
+clean:
+	rm -rf .venv build dist *.egg-info

@@ -1,0 +1,1 @@
+"""Benchmarks: a registry of operations, shapes and providers, timed side by side. `python -m bench.run` runs them."""

@@ -1,0 +1,130 @@
+"""What the cases run on: sizes of the model and lengths of the texts."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from erniem_fast import ErnieMConfig, PackedBatch
+
+LENGTHS_FILE = Path(__file__).parent / "data" / "xquad_lengths.json"
+BATCH_SIZE = 16
+NUM_BATCHES = 8
+SPECIAL_IDS = 4
+"""Ids below are special tokens, padding among them; random ids start here."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of the model."""
+
+    hidden_size: int = 768
+    num_heads: int = 12
+    intermediate_size: int = 3072
+    vocab_size: int = 250002
+    num_layers: int = 2
+
+    def config(self) -> ErnieMConfig:
+        return ErnieMConfig(
+            vocab_size=self.vocab_size,
+            hidden_size=self.hidden_size,
+            num_hidden_layers=self.num_layers,
+            num_attention_heads=self.num_heads,
+            intermediate_size=self.intermediate_size,
+        )
+
+
+BASE = Sizes()
+TINY = Sizes(hidden_size=32, num_heads=4, intermediate_size=64, vocab_size=100, num_layers=1)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Batches of texts, given by their lengths in tokens.
+
+    Attributes:
+        name: of the shape.
+        batches: for each batch the length of each text.
+        sizes: of the model.
+    """
+
+    name: str
+    batches: tuple[tuple[int, ...], ...]
+    sizes: Sizes = BASE
+
+    @property
+    def real_tokens(self) -> int:
+        return sum(map(sum, self.batches))
+
+    @property
+    def padded_tokens(self) -> int:
+        """Rows that a padded model computes, padding included."""
+        return sum(len(lengths) * max(lengths) for lengths in self.batches)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where and in what precision the cases run."""
+
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+
+    def randn(self, *shape: int) -> Tensor:
+        return torch.randn(*shape, device=self.device, dtype=self.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """One batch, padded on the right, and the same batch packed.
+
+    Attributes:
+        input_ids: (batch, seq_len) int64.
+        attention_mask: (batch, seq_len) int64.
+        packed: the real tokens alone.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    packed: PackedBatch
+
+    @classmethod
+    def random(cls, lengths: tuple[int, ...], vocab_size: int, device: str) -> "Batch":
+        """Random ids of these lengths: what stands in a text does not change the time."""
+        texts = [torch.randint(SPECIAL_IDS, vocab_size, (length,)) for length in lengths]
+        input_ids = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True, padding_value=1)
+        mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(text) for text in texts], batch_first=True)
+        return cls(input_ids.to(device), mask.to(device), PackedBatch.from_sequences(texts, device))
+
+
+def _in_batches(lengths: list[int]) -> list[tuple[int, ...]]:
+    return [tuple(lengths[begin : begin + BATCH_SIZE]) for begin in range(0, len(lengths), BATCH_SIZE)]
+
+
+def _every_eighth(batches: list[tuple[int, ...]]) -> tuple[tuple[int, ...], ...]:
+    """Eight batches, taken evenly from among all."""
+    step = max(1, len(batches) // NUM_BATCHES)
+    return tuple(batches[step // 2 :: step])
+
+
+_lengths: list[int] = json.loads(LENGTHS_FILE.read_text(encoding="utf-8"))["lengths"] if LENGTHS_FILE.exists() else []
+
+ARRIVAL = Shape("xquad-arrival", _every_eighth(_in_batches(_lengths)))
+"""Batches as texts arrive: a context beside questions pads these to its own length."""
+
+# Batches of all 1,024 texts: sorting only as many as are timed would leave much more padding.
+SORTED = Shape("xquad-sorted", _every_eighth(_in_batches(sorted(_lengths))))
+"""The same texts, sorted by length before they are batched."""
+
+SKEWED = Shape("1x500+15x20", ((500, *[20] * 15),) * NUM_BATCHES)
+"""One long text beside fifteen short ones."""
+
+EVEN = Shape("16x128", ((128,) * 16,))
+"""One batch without padding."""
+
+ONE_BATCH = Shape("xquad-batch", ARRIVAL.batches[:1])
+"""The first batch as it arrives."""
+
+TINY_SHAPE = Shape("tiny", ((9, 3, 1, 3), (2, 5)), TINY)
+TINY_BATCH = Shape("tiny", ((9, 3, 1, 3),), TINY)

@@ -1,0 +1,55 @@
+"""Fixtures that several test modules share."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import erniem_fast
+from erniem_fast import ErnieMConfig, reference
+
+Pair = tuple[Any, Any]
+
+
+@pytest.fixture(autouse=True)
+def _fresh_randomness() -> None:
+    """Another draw every run; the seed is printed with a failure."""
+    seed = torch.seed() % 2**31
+    print(f"torch seed {seed}")
+    torch.manual_seed(seed)
+
+
+@pytest.fixture
+def tiny_config() -> Callable[..., ErnieMConfig]:
+    def make(**changes: Any) -> ErnieMConfig:
+        sizes: dict[str, Any] = {
+            "vocab_size": 97,
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "intermediate_size": 48,
+            "max_position_embeddings": 66,
+            "initializer_range": 0.2,
+        }
+        return ErnieMConfig(**(sizes | changes))
+
+    return make
+
+
+@pytest.fixture
+def make_pair(tiny_config: Callable[..., ErnieMConfig]) -> Callable[..., Pair]:
+    """The reference and the padding-free model of one class with the same random weights, in eval mode."""
+
+    def make(name: str = "ErnieMModel", dtype: torch.dtype = torch.float64, **changes: Any) -> Pair:
+        config = tiny_config(**changes)
+        plain = getattr(reference, name)(config).to(dtype).eval()
+        with torch.no_grad():
+            for parameter in plain.parameters():
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+        fast = getattr(erniem_fast, name)(copy.deepcopy(config)).to(dtype).eval()
+        fast.load_state_dict(plain.state_dict())
+        return plain, fast
+
+    return make

@@ -1,0 +1,70 @@
+"""Imports run downward only, and the folder `kernels` shadows nothing."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "erniem_fast"
+# Each layer may import from those before it, and modules of one layer in the order given.
+LAYERS = [
+    "version", "configuration", "tokenization", "inputs", "packing", "kernels.dropout", "torch_ops", "ops",
+    "checkpoints", "pretrained", "heads", "reference", "modeling", "__init__", "embedding", "verify", "demo", "cli",
+]  # fmt: skip
+MODULES = sorted(p for p in PACKAGE.rglob("*.py")) + sorted((ROOT / "kernels").glob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    if path.parent == ROOT / "kernels":
+        return f"kernels.{path.stem}"
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+def imports_of(path: Path) -> set[str]:
+    """Modules of this package that a file imports, functions and type-checking blocks included."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = {0: "", 1: "erniem_fast."}.get(node.level, "erniem_fast.") + (node.module or "")
+            found |= {base, *(f"{base.rstrip('.')}.{alias.name}" for alias in node.names)}
+    names = {name_of(module) for module in MODULES}
+    ours = {name.removeprefix("erniem_fast.") for name in found if name.startswith("erniem_fast.")}
+    # `from erniem_fast import X` reads the package's __init__.
+    if "erniem_fast" in found:
+        ours.add("__init__")
+    return ours & names
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_imports_run_downward(path: Path) -> None:
+    name = name_of(path)
+    assert name in LAYERS, f"say in LAYERS where {name} belongs"
+    above = {other for other in imports_of(path) if LAYERS.index(other) >= LAYERS.index(name)}
+    assert not above, f"{name} imports {sorted(above)}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_nothing_imports_tests_or_bench(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        assert not {name.split(".")[0] for name in names} & {"tests", "bench"}
+
+
+def test_kernels_has_no_init_and_transformers_imports_beside_it() -> None:
+    """Hugging Face's package `kernels` must stay reachable: a regular package of that name would shadow it."""
+    assert not (ROOT / "kernels" / "__init__.py").exists()
+    assert (PACKAGE / "kernels").is_symlink()
+    code = "import transformers.modeling_utils, erniem_fast, erniem_fast.kernels.dropout; print('fine')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "fine", done.stderr
+
+
+def test_the_tokenizer_needs_no_torch() -> None:
+    source = (PACKAGE / "tokenization.py").read_text()
+    assert "import torch" not in source
