@@ -43,6 +43,17 @@ class PackedContext:
     dense: bool
     backend: str
 
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "PackedContext":
+        """Where accelerate spreads the layers over devices, this is how it moves their arguments."""
+
+        def move(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(device, non_blocking=non_blocking)
+
+        return replace(self, batch=self.batch.to(device), seed=move(self.seed), mask=move(self.mask))
+
+
+ROWS_PER_PIECE = 1024
+"""Rows that a CPU takes through the feed-forward block at once: its wide activations should stay near the cache."""
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -93,6 +104,7 @@ class ErnieMEmbeddings(reference.ErnieMEmbeddings):
             self.layer_norm.eps,
             inputs_embeds=words,
             padding_idx=self.word_embeddings.padding_idx,
+            position_padding_idx=self.position_embeddings.padding_idx,
             dropout_p=p or 0.0,
             seed=context.seed,
             site=0,
@@ -102,7 +114,8 @@ class ErnieMEmbeddings(reference.ErnieMEmbeddings):
 
 
 def _plain_embedding(module: nn.Module) -> bool:
-    return is_plain(module, nn.Embedding) and module.max_norm is None and not module.scale_grad_by_freq
+    plain = is_plain(module, nn.Embedding)
+    return plain and module.max_norm is None and not (module.scale_grad_by_freq or module.sparse)
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,25 +217,42 @@ class ErnieMEncoderLayer(reference.ErnieMEncoderLayer):
         site = 1 + SITES_PER_LAYER * self.layer_index
         attention, probabilities = self.self_attn(rows, context, head_mask)
         rows = _add_norm(attention, None, rows, self.dropout1, self.norm1, context, site + 1)
-        inner = self._activate(rows, context, site + 2)
-        product, bias = _linear_without_bias(self.linear2, inner)
+        product, bias = self._feed_forward(rows, context, site + 2)
         return _add_norm(product, bias, rows, self.dropout2, self.norm2, context, site + 3), probabilities
+
+    def _feed_forward(self, rows: Tensor, context: PackedContext, site: int) -> tuple[Tensor, Tensor | None]:
+        """linear2(dropout(activation(linear1(rows)))): the product, and the bias that is still to be added."""
+        in_pieces = (
+            rows.device.type == "cpu"
+            and not (torch.is_grad_enabled() or torch.compiler.is_compiling() or self.training)
+            and is_plain(self.linear1, nn.Linear)
+            and is_plain(self.linear2, nn.Linear)
+            and is_plain(self.activation, type(self.activation))
+            and is_plain(self.dropout, nn.Dropout)
+        )
+        if not in_pieces:
+            return _linear(self.linear2, self._activate(rows, context, site), context)
+        products = []
+        for piece in rows.split(ROWS_PER_PIECE):
+            product, bias = _linear(self.linear2, self._activate(piece, context, site), context)
+            products.append(product)
+        return (products[0] if len(products) == 1 else torch.cat(products)), bias
 
     def _activate(self, rows: Tensor, context: PackedContext, site: int) -> Tensor:
         """dropout(activation(linear1(rows)))."""
         if not is_plain(self.activation, type(ACT2FN["gelu"])):
             return self.dropout(self.activation(self.linear1(rows)))
         p = fusible_dropout(self.dropout, context)
-        product, bias = _linear_without_bias(self.linear1, rows)
+        product, bias = _linear(self.linear1, rows, context)
         inner = ops.bias_gelu_dropout(
             product, bias, dropout_p=p or 0.0, seed=context.seed, site=site, backend=context.backend
         )
         return self.dropout(inner) if p is None else inner
 
 
-def _linear_without_bias(linear: nn.Module, rows: Tensor) -> tuple[Tensor, Tensor | None]:
-    """The product and the bias that is still to be added."""
-    if not is_plain(linear, nn.Linear):
+def _linear(linear: nn.Module, rows: Tensor, context: PackedContext) -> tuple[Tensor, Tensor | None]:
+    """The product and the bias that is still to be added, if the backend wants it for the operation that follows."""
+    if not ops.fuses_bias(context.backend, rows.device) or not is_plain(linear, nn.Linear):
         return linear(rows), None
     return F.linear(rows, linear.weight), linear.bias
 

@@ -30,6 +30,11 @@ def resolve_backend(backend: str, device: torch.device) -> str:
     return "torch"
 
 
+def fuses_bias(backend: str, device: torch.device) -> bool:
+    """Whether a bias is best left to the operation after a linear layer, rather than added by the layer itself."""
+    return resolve_backend(backend, device) != "torch"
+
+
 def draw_seed(device: torch.device) -> Tensor:
     """(1,) int64 from the device's default generator, so that `torch.manual_seed` governs dropout. No host sync."""
     return torch.randint(0, 2**62, (1,), dtype=torch.int64, device=device)
@@ -161,6 +166,7 @@ def embedding_layer_norm(
     *,
     inputs_embeds: Tensor | None = None,
     padding_idx: int | None = None,
+    position_padding_idx: int | None = None,
     dropout_p: float = 0.0,
     seed: Tensor | None = None,
     site: int = 0,
@@ -176,7 +182,7 @@ def embedding_layer_norm(
         weight, bias: (hidden_size,) of the layer-norm.
         eps: epsilon of the layer-norm.
         inputs_embeds: (total_tokens, hidden_size), taken in place of the word embeddings.
-        padding_idx: row of both tables that gets no gradient.
+        padding_idx, position_padding_idx: row of `word_weight`, of `position_weight`, that gets no gradient.
         dropout_p: in [0, 1).
         seed, site, backend: see the module.
 
@@ -200,7 +206,7 @@ def embedding_layer_norm(
     resolve_backend(backend, position_ids.device)
     return torch_ops.embedding_layer_norm(
         input_ids, inputs_embeds, position_ids, word_weight, position_weight, weight, bias, eps, padding_idx,
-        dropout_p, seed, site,
+        position_padding_idx, dropout_p, seed, site,
     )  # fmt: skip
 
 

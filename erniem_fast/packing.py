@@ -258,7 +258,7 @@ class PackedBatch:
         """(total_tokens, ...) to (num_sequences, ...): the first row of each sequence; zeros for an empty one."""
         if rows.shape[0] == 0:
             return rows.new_zeros((self.num_sequences, *rows.shape[1:]))
-        first = rows.index_select(0, self.cu_seqlens[:-1].long().clamp(max=rows.shape[0] - 1))
+        first = rows.index_select(0, self.cu_seqlens[:-1].long().clamp(0, rows.shape[0] - 1))
         empty = (self.lengths == 0).view(-1, *[1] * (rows.dim() - 1))
         return first.masked_fill(empty, 0.0)
 

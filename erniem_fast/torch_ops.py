@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .kernels.dropout import keep_mask, keep_scale
 
-SCORES_PER_CHUNK = 4 * 1024 * 1024
+SCORES_PER_CHUNK = 512 * 1024
 """Most attention scores computed at once: they should stay near the cache."""
 
 
@@ -278,6 +278,7 @@ def embedding_layer_norm(
     bias: Tensor,
     eps: float,
     padding_idx: int | None,
+    position_padding_idx: int | None,
     dropout_p: float,
     seed: Tensor | None,
     site: int,
@@ -288,5 +289,5 @@ def embedding_layer_norm(
         input_ids = None if input_ids is None else input_ids.clamp(0, word_weight.shape[0] - 1)
     words = inputs_embeds if input_ids is None else F.embedding(input_ids, word_weight, padding_idx)
     assert words is not None
-    rows = words + F.embedding(position_ids, position_weight, padding_idx)
+    rows = words + F.embedding(position_ids, position_weight, position_padding_idx)
     return dropout(F.layer_norm(rows, weight.shape, weight, bias, eps), dropout_p, seed, site)

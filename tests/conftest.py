@@ -42,12 +42,12 @@ def tiny_config() -> Callable[..., ErnieMConfig]:
 def make_pair(tiny_config: Callable[..., ErnieMConfig]) -> Callable[..., Pair]:
     """The reference and the padding-free model of one class with the same random weights, in eval mode."""
 
-    def make(name: str = "ErnieMModel", dtype: torch.dtype = torch.float64, **changes: Any) -> Pair:
+    def make(name: str = "ErnieMModel", dtype: torch.dtype = torch.float64, noise: float = 0.1, **changes: Any) -> Pair:
         config = tiny_config(**changes)
         plain = getattr(reference, name)(config).to(dtype).eval()
         with torch.no_grad():
             for parameter in plain.parameters():
-                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+                parameter.add_(torch.randn_like(parameter), alpha=noise)
         fast = getattr(erniem_fast, name)(copy.deepcopy(config)).to(dtype).eval()
         fast.load_state_dict(plain.state_dict())
         return plain, fast

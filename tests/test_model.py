@@ -299,11 +299,15 @@ def test_half_precision_errs_at_most_twice_as_much_as_plain_pytorch(
 
 
 def test_float32_on_unit_scale_hidden_states(make_pair: Any) -> None:
-    exact, _ = make_pair(hidden_size=64)
-    _, fast = make_pair(dtype=torch.float32, hidden_size=64)
+    # Weights of a usual size: large ones amplify the rounding of any implementation.
+    sizes = {"hidden_size": 64, "initializer_range": 0.05, "noise": 0.0}
+    exact, _ = make_pair(**sizes)
+    _, fast = make_pair(dtype=torch.float32, **sizes)
     exact.load_state_dict(fast.state_dict())
     ids = torch.randint(2, 97, (8, 60))
-    torch.testing.assert_close(fast(ids)[0].double(), exact(ids)[0], rtol=0, atol=1e-5)
+    expected = exact(ids)[0]
+    assert 0.5 < expected.std() < 2
+    torch.testing.assert_close(fast(ids)[0].double(), expected, rtol=0, atol=1e-5)
 
 
 def test_all_padding_rows(make_pair: Any) -> None:

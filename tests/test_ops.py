@@ -189,12 +189,14 @@ def test_padding_id_gets_no_gradient() -> None:
     words, positions = torch.randn(7, 4, requires_grad=True), torch.randn(7, 4, requires_grad=True)
     weight, bias = torch.randn(4), torch.randn(4)
     ids = torch.tensor([1, 3, 1, 4])
-    out = ops.embedding_layer_norm(ids, ids, words, positions, weight, bias, 1e-5, padding_idx=1)
+    out = ops.embedding_layer_norm(
+        ids, ids, words, positions, weight, bias, 1e-5, padding_idx=1, position_padding_idx=3
+    )
     (out * torch.randn_like(out)).sum().backward()
-    for table in (words, positions):
+    for table, padding, other in ((words, 1, 3), (positions, 3, 1)):
         assert table.grad is not None
-        assert (table.grad[1] == 0).all()
-        assert (table.grad[3] != 0).any()
+        assert (table.grad[padding] == 0).all()
+        assert (table.grad[other] != 0).any()
 
 
 @drawn
