@@ -5,7 +5,7 @@ model that it is mixed into says so by `encode`, which gives the encoder's outpu
 Arguments and their order are those of transformers 4.40.2; further keywords go to the encoder.
 """
 
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,34 +19,9 @@ from transformers.modeling_outputs import (
 )
 
 from .configuration import ErnieMConfig
-from .inputs import RangeCheck, check_integers, check_shape
+from .inputs import check_shape
+from .losses import Layout, boundary_loss, cross_entropy, label_checks, span_loss, token_loss
 from .pretrained import ErnieMPreTrainedModel
-
-IGNORED = -100
-
-
-class Layout(Protocol):
-    """Where a model's rows stand in its caller's batch."""
-
-    @property
-    def num_sequences(self) -> int: ...
-
-    @property
-    def token_shape(self) -> tuple[int, int]:
-        """Shape of the caller's token tensors, labels among them."""
-        ...
-
-    def rows(self, values: Tensor) -> Tensor:
-        """Token tensors of the caller's shape to rows."""
-        ...
-
-    def output(self, rows: Tensor, fill: float = 0.0) -> Tensor:
-        """Rows to the caller's shape."""
-        ...
-
-    def to_grid(self, rows: Tensor, fill: float = 0.0) -> Tensor:
-        """Rows to one line a sequence, (num_sequences, seq_len, ...)."""
-        ...
 
 
 class _HeadBase(ErnieMPreTrainedModel):
@@ -63,31 +38,6 @@ class _HeadBase(ErnieMPreTrainedModel):
 def _classifier_dropout(config: ErnieMConfig) -> nn.Dropout:
     p = config.classifier_dropout
     return nn.Dropout(config.hidden_dropout_prob if p is None else p)
-
-
-def _label_checks(name: str, labels: Tensor | None, limit: int, meaning: str) -> tuple[RangeCheck, ...]:
-    """Labels are read where the input is read, so that checking them costs no synchronisation of its own."""
-    return () if labels is None else (RangeCheck(name, check_integers(name, labels), limit, meaning),)
-
-
-def _upcast(values: Tensor) -> Tensor:
-    """Sums of many losses don't fit into half precision."""
-    return values.float() if values.dtype.itemsize < 4 else values
-
-
-def _mean(losses: Tensor, counted: Tensor) -> Tensor:
-    """Mean of the counted losses; 0, with a graph, if none is."""
-    total = torch.where(counted, _upcast(losses), 0.0).sum()
-    return (total / counted.sum().clamp(min=1)).to(losses.dtype)
-
-
-def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean over labels other than -100, of (..., classes) logits and (...) labels."""
-    logits, labels = logits.reshape(-1, logits.shape[-1]), labels.reshape(-1).long()
-    counted = labels != IGNORED
-    # Labels that nobody has read must not become a device-side assert.
-    labels = torch.where(counted, labels.clamp(0, logits.shape[1] - 1), IGNORED)
-    return _mean(F.cross_entropy(logits, labels, reduction="none", ignore_index=IGNORED), counted)
 
 
 class SequenceClassification(_HeadBase):
@@ -139,7 +89,7 @@ class SequenceClassification(_HeadBase):
             use_cache=use_cache,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
-            value_checks=_label_checks("labels", single, self.num_labels, "num_labels"),
+            value_checks=label_checks("labels", single, self.num_labels, "num_labels"),
             **inputs,
         )
         logits = self.classifier(self.dropout(outputs.pooler_output))
@@ -168,7 +118,7 @@ class SequenceClassification(_HeadBase):
         else:
             check_shape("labels", labels, tuple(logits.shape), "num_sequences, num_labels")
         if problem == "single_label_classification":
-            return _cross_entropy(logits, labels)
+            return cross_entropy(logits, labels)
         if problem == "regression":
             return F.mse_loss(logits, labels.reshape(logits.shape).to(logits.dtype))
         return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
@@ -229,12 +179,12 @@ class MultipleChoice(_HeadBase):
             inputs_embeds=flat(inputs_embeds),
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
-            value_checks=_label_checks("labels", labels, num_choices, "num_choices"),
+            value_checks=label_checks("labels", labels, num_choices, "num_choices"),
             **inputs,
         )
         logits = self.classifier(self.dropout(outputs.pooler_output)).view(-1, num_choices)
         output = MultipleChoiceModelOutput(
-            loss=None if labels is None else _cross_entropy(logits, labels),
+            loss=None if labels is None else cross_entropy(logits, labels),
             logits=logits,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
@@ -284,22 +234,17 @@ class TokenClassification(_HeadBase):
             past_key_values=past_key_values,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
-            value_checks=_label_checks("labels", labels, self.num_labels, "num_labels"),
+            value_checks=label_checks("labels", labels, self.num_labels, "num_labels"),
             **inputs,
         )
         logits = self.classifier(self.dropout(outputs.last_hidden_state))
         output = TokenClassifierOutput(
-            loss=None if labels is None else _token_loss(logits, labels, layout),
+            loss=None if labels is None else token_loss(logits, labels, layout),
             logits=layout.output(logits),
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
         return self._finish(output, return_dict)
-
-
-def _token_loss(logits: Tensor, labels: Tensor, layout: Layout) -> Tensor:
-    check_shape("labels", labels, layout.token_shape, "the input's shape")
-    return _cross_entropy(logits, layout.rows(labels))
 
 
 class QuestionAnswering(_HeadBase):
@@ -351,8 +296,8 @@ class QuestionAnswering(_HeadBase):
         start, end = logits[..., 0].contiguous(), logits[..., 1].contiguous()
         loss = None
         if start_positions is not None and end_positions is not None:
-            start_loss = _span_loss("start_positions", start, start_positions, layout)
-            end_loss = _span_loss("end_positions", end, end_positions, layout)
+            start_loss = span_loss("start_positions", start, start_positions, layout)
+            end_loss = span_loss("end_positions", end, end_positions, layout)
             loss = (start_loss + end_loss) / 2
         return self._finish(_span_output(loss, start, end, layout, outputs), return_dict)
 
@@ -368,20 +313,6 @@ def _span_output(
         hidden_states=outputs.hidden_states,
         attentions=outputs.attentions,
     )
-
-
-def _span_loss(name: str, logits: Tensor, positions: Tensor, layout: Layout) -> Tensor:
-    """Mean over the sequences of the cross-entropy of the answer's place among the sequence's tokens."""
-    check_integers(name, positions)
-    if positions.shape != (layout.num_sequences, 1):
-        check_shape(name, positions, (layout.num_sequences,), "num_sequences")
-    positions = positions.reshape(-1, 1).long()
-    lowest = torch.finfo(logits.dtype).min
-    grid = layout.to_grid(logits, lowest)
-    inside = (positions >= 0) & (positions < grid.shape[1])
-    positions = positions.clamp(0, grid.shape[1] - 1)
-    counted = inside & (grid.gather(1, positions) > lowest)
-    return _mean(-F.log_softmax(grid, -1).gather(1, positions), counted)
 
 
 class InformationExtraction(_HeadBase):
@@ -433,26 +364,10 @@ class InformationExtraction(_HeadBase):
         end = self.linear_end(outputs.last_hidden_state).squeeze(-1)
         loss = None
         if start_positions is not None and end_positions is not None:
-            start_loss = _boundary_loss("start_positions", start, start_positions, layout)
-            end_loss = _boundary_loss("end_positions", end, end_positions, layout)
+            start_loss = boundary_loss("start_positions", start, start_positions, layout)
+            end_loss = boundary_loss("end_positions", end, end_positions, layout)
             loss = (start_loss + end_loss) / 2
         return self._finish(_span_output(loss, start, end, layout, outputs), return_dict)
-
-
-def _boundary_loss(name: str, logits: Tensor, labels: Tensor, layout: Layout) -> Tensor:
-    """Mean over the sequences of their mean binary cross-entropy, so that a batch is worth its sequences one by one."""
-    check_shape(name, labels, layout.token_shape, "the input's shape")
-    labels = layout.rows(labels)
-    counted = labels != IGNORED
-    if labels.device.type == "cpu" and not torch.compiler.is_compiling():
-        wrong = labels[counted & ~((labels >= 0) & (labels <= 1))]
-        if wrong.numel():
-            raise ValueError(f"{name} must lie in [0, 1] or be {IGNORED} (ignored), got {wrong[0].item()}")
-    targets = labels.to(logits.dtype).clamp(0, 1)
-    losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-    sums = layout.to_grid(torch.where(counted, _upcast(losses), 0.0)).sum(1)
-    counts = layout.to_grid(counted.to(sums.dtype)).sum(1)
-    return _mean(sums / counts.clamp(min=1), counts > 0).to(logits.dtype)
 
 
 class ErnieMLMHead(nn.Module):
@@ -519,12 +434,12 @@ class MaskedLM(_HeadBase):
             inputs_embeds=inputs_embeds,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
-            value_checks=_label_checks("labels", labels, self.config.vocab_size, "vocab_size"),
+            value_checks=label_checks("labels", labels, self.config.vocab_size, "vocab_size"),
             **inputs,
         )
         logits = self.lm_head(outputs.last_hidden_state)
         output = MaskedLMOutput(
-            loss=None if labels is None else _token_loss(logits, labels, layout),
+            loss=None if labels is None else token_loss(logits, labels, layout),
             logits=layout.output(logits),
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,

@@ -12,7 +12,8 @@ PACKAGE = ROOT / "erniem_fast"
 # Each layer may import from those before it, and modules of one layer in the order given.
 LAYERS = [
     "version", "configuration", "tokenization", "inputs", "packing", "kernels.dropout", "torch_ops", "ops",
-    "checkpoints", "pretrained", "heads", "reference", "modeling", "__init__", "embedding", "verify", "demo", "cli",
+    "checkpoints", "pretrained", "losses", "heads", "reference", "modeling", "__init__",
+    "embedding", "verify", "demo", "cli",
 ]  # fmt: skip
 MODULES = sorted(p for p in PACKAGE.rglob("*.py")) + sorted((ROOT / "kernels").glob("*.py"))
 
