@@ -104,9 +104,7 @@ def test_without_vocab_file(processor, tmp_path):
     tokenizer = ErnieMTokenizer(MODEL)
     size = processor.get_piece_size()
     assert tokenizer.vocab_size == size and len(tokenizer) == size + 5
-    assert tokenizer.convert_tokens_to_ids(["[UNK]", "[SEP]", "[PAD]", "[CLS]", "[MASK]"]) == [
-        *range(size, size + 5)
-    ]
+    assert tokenizer.convert_tokens_to_ids(["[UNK]", "[SEP]", "[PAD]", "[CLS]", "[MASK]"]) == [*range(size, size + 5)]
     ids = [processor.piece_to_id(piece) for piece in ("▁Hello", ",", "▁my")]
     assert tokenizer.encode("Hello, my") == [tokenizer.cls_token_id, *ids, tokenizer.sep_token_id]
     assert tokenizer.convert_tokens_to_ids("no such piece") == tokenizer.unk_token_id  # None in 4.40.2
@@ -140,8 +138,7 @@ def split_plainly(pieces):
 
 
 CHARS = (
-    "▁ abzABΣςİßéñ019²①٣९１½,;:.?!~，；：。？！《》【】、「」·"
-    "؟一中文鿿ꀀ㐀㿿𠀀あカ한иЖلाे\u0301\u200d\u3000😀-_'\"()"
+    "▁ abzABΣςİßéñ019²①٣९１½,;:.?!~，；：。？！《》【】、「」·؟一中文鿿ꀀ㐀㿿𠀀あカ한иЖلाे\u0301\u200d\u3000😀-_'\"()"
 )
 PIECES = st.lists(st.text(CHARS, min_size=1, max_size=8) | st.just("▁") | st.text(min_size=1), max_size=8)
 NO_SPECIAL_TOKEN = st.characters(exclude_categories=["Cs"], exclude_characters="[")
@@ -375,9 +372,7 @@ def test_decode(tokenizer):
     assert tokenizer.decode(MASK) == "[MASK]"
     assert tokenizer.convert_ids_to_tokens([99999, -1]) == ["[UNK]", "[UNK]"]
     ids = tokenizer.encode("a , b", add_special_tokens=False)
-    assert tokenizer.decode(ids, clean_up_tokenization_spaces=True) == tokenizer.decode(ids).replace(
-        " ,", ","
-    )
+    assert tokenizer.decode(ids, clean_up_tokenization_spaces=True) == tokenizer.decode(ids).replace(" ,", ",")
 
 
 @pytest.mark.parametrize("options", [{}, {"nbest_size": -1, "alpha": 0.2}])
@@ -393,9 +388,7 @@ def test_sampling(options):
 
 def test_other_sentencepiece_options(tokenizer):
     assert build(sp_model_kwargs={"add_eos": True}).tokenize("Hello") == ["▁Hello", "</s>"]
-    assert build(sp_model_kwargs={"enable_sampling": False}).tokenize("Hello 12") == tokenizer.tokenize(
-        "Hello 12"
-    )
+    assert build(sp_model_kwargs={"enable_sampling": False}).tokenize("Hello 12") == tokenizer.tokenize("Hello 12")
 
 
 def full_tokenizer():
@@ -433,9 +426,7 @@ def test_save_and_load(tmp_path):
     assert_same(ErnieMTokenizer.from_pretrained(tmp_path / "a"), original)
 
 
-@pytest.mark.parametrize(
-    "duplicate", [copy.deepcopy, lambda tokenizer: pickle.loads(pickle.dumps(tokenizer))]
-)
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda tokenizer: pickle.loads(pickle.dumps(tokenizer))])
 def test_copies_need_no_files(tmp_path, duplicate):
     full_tokenizer().save_pretrained(tmp_path / "a")
     original = ErnieMTokenizer.from_pretrained(tmp_path / "a")
