@@ -35,8 +35,8 @@ def convert(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         fused = FUSED_PROJECTION.search(key)
         if fused is None:
             parts = {_rename(key): tensor}
-        elif tensor.shape[0] % 3:
-            raise ValueError(f"{key} must hold q, k and v in equal parts, got {tensor.shape[0]} rows")
+        elif tensor.dim() == 0 or tensor.shape[0] % 3:
+            raise ValueError(f"{key} must hold q, k and v in equal parts, got shape {tuple(tensor.shape)}")
         else:
             names = (f"{fused[1]}.self_attn.{letter}_proj.{fused[2]}" for letter in "qkv")
             parts = {key[: fused.start()] + name: part for name, part in zip(names, tensor.chunk(3), strict=True)}

@@ -92,8 +92,9 @@ class ErnieMConfig(PreTrainedConfig):
         self.tie_word_embeddings = tie_word_embeddings
         self.bos_token_id = bos_token_id
         self.eos_token_id = eos_token_id
+        self._check()  # before the base class compares what may not compare
         super().__init__(**kwargs)
-        self._check()
+        self._check()  # aliases among the keywords have been set
 
     def _check(self) -> None:
         least_of = dict.fromkeys(("vocab_size", "hidden_size", "num_attention_heads", "intermediate_size"), 1)

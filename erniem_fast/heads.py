@@ -252,6 +252,8 @@ class QuestionAnswering(_HeadBase):
 
     def __init__(self, config: ErnieMConfig) -> None:
         super().__init__(config)
+        if config.num_labels != 2:
+            raise ValueError(f"num_labels must be 2 (start and end) for question answering, got {config.num_labels}")
         self.num_labels = config.num_labels
         self.ernie_m = self.base_model_class(config, add_pooling_layer=False)
         self.qa_outputs = nn.Linear(config.hidden_size, config.num_labels)
@@ -402,8 +404,12 @@ class MaskedLM(_HeadBase):
         return self.lm_head.decoder
 
     def set_output_embeddings(self, new_embeddings: Any) -> None:
+        bias = new_embeddings.bias
+        if bias is None:
+            raise ValueError("new_embeddings must have a bias, as XLM-R's head has, got None")
         self.lm_head.decoder = new_embeddings
-        self.lm_head.bias = new_embeddings.bias
+        # transformers ties the head's bias to the decoder's, or with tie_word_embeddings=False saves both.
+        self.lm_head.bias = bias if self.config.tie_word_embeddings else nn.Parameter(bias.detach().clone())
 
     def forward(
         self,

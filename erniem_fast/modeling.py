@@ -67,8 +67,8 @@ def is_plain(module: nn.Module, cls: type[M]) -> TypeGuard[M]:
         and not (module._backward_hooks or module._backward_pre_hooks)
         and not (torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks)
         and not (torch_module._global_backward_hooks or torch_module._global_backward_pre_hooks)
-        # Quantised and sharded weights are subclasses of Tensor.
-        and all(type(p) in (nn.Parameter, Tensor) for p in vars(module)["_parameters"].values() if p is not None)
+        # Quantised and sharded weights are subclasses of Tensor; a bias, or a norm's weight, may be None.
+        and all(type(p) in (nn.Parameter, Tensor) for p in vars(module)["_parameters"].values())
     )
 
 
@@ -118,20 +118,7 @@ def _plain_embedding(module: nn.Module) -> bool:
     return plain and module.max_norm is None and not (module.scale_grad_by_freq or module.sparse)
 
 
-@dataclass(frozen=True, eq=False)
-class _FusedProjection:
-    """q, k and v below each other, and the parameters that they were copied from."""
-
-    weight: Tensor
-    bias: Tensor
-    sources: tuple[Tensor, ...]
-    versions: tuple[int, ...]
-    samples: tuple[Tensor, ...]
-
-
 class ErnieMSelfAttention(reference.ErnieMSelfAttention):
-    _fused: _FusedProjection | None = None
-
     def forward(self, rows: Tensor, context: PackedContext, head_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         qkv = self._project(rows).unflatten(-1, (3, self.num_attention_heads, self.head_dim))
         p = fusible_dropout(self.dropout, context)
@@ -167,43 +154,11 @@ class ErnieMSelfAttention(reference.ErnieMSelfAttention):
         """(total_tokens, hidden_size) to (total_tokens, 3 * num_heads * head_dim), in one product."""
         projections = (self.q_proj, self.k_proj, self.v_proj)
         if not all(is_plain(projection, nn.Linear) for projection in projections):
-            self._fused = None
             return torch.cat([projection(rows) for projection in projections], -1)
-        parameters: list[Tensor] = [p.weight for p in projections] + [p.bias for p in projections]
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or any(p.is_inference() for p in parameters):
-            return F.linear(rows, torch.cat(parameters[:3]), torch.cat(parameters[3:]))
-        if self._fused is None or not _is_current(self._fused, parameters):
-            self._fused = _FusedProjection(
-                torch.cat(parameters[:3]),
-                torch.cat(parameters[3:]),
-                # Aliases keep the storage alive: its address can't come back as something else's.
-                tuple(p.detach() for p in parameters),
-                tuple(p._version for p in parameters),
-                tuple(_sample(p).clone() for p in parameters if p.device.type == "cpu"),
-            )
-        return F.linear(rows, self._fused.weight, self._fused.bias)
-
-    def train(self, mode: bool = True) -> "ErnieMSelfAttention":
-        self._fused = None
-        return super().train(mode)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_fused": None}
-
-
-def _is_current(fused: _FusedProjection, parameters: list[Tensor]) -> bool:
-    for parameter, source, version in zip(parameters, fused.sources, fused.versions, strict=True):
-        if parameter.data_ptr() != source.data_ptr() or parameter._version != version:
-            return False
-        if parameter.dtype != source.dtype or parameter.device != source.device:
-            return False
-    # Writes through `.data` leave no trace in the version. On a CPU a sample of the values costs next to nothing.
-    samples = zip(parameters, fused.samples, strict=False)
-    return all(torch.equal(_sample(parameter), sample) for parameter, sample in samples)
-
-
-def _sample(parameter: Tensor) -> Tensor:
-    return parameter.detach().reshape(-1)[:: 1 + parameter.numel() // 4096]
+        # Concatenated every time: a write through `.data` (averaging, merged adapters) leaves no trace that would say
+        # when a kept copy is stale.
+        weight = torch.cat([projection.weight for projection in projections])
+        return F.linear(rows, weight, torch.cat([projection.bias for projection in projections]))
 
 
 class ErnieMAttention(reference.ErnieMAttention):
@@ -227,7 +182,7 @@ class ErnieMEncoderLayer(reference.ErnieMEncoderLayer):
             and not (torch.is_grad_enabled() or torch.compiler.is_compiling() or self.training)
             and is_plain(self.linear1, nn.Linear)
             and is_plain(self.linear2, nn.Linear)
-            and is_plain(self.activation, type(self.activation))
+            and is_plain(self.activation, type(ACT2FN["gelu"]))
             and is_plain(self.dropout, nn.Dropout)
         )
         if not in_pieces:

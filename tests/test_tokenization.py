@@ -103,7 +103,8 @@ def test_without_vocab_file(processor, tmp_path):
     """Ids of the SentencePiece model, then the special tokens, in 4.40.2's order."""
     tokenizer = ErnieMTokenizer(MODEL)
     size = processor.get_piece_size()
-    assert tokenizer.vocab_size == size and len(tokenizer) == size + 5
+    assert tokenizer.vocab_size == size
+    assert len(tokenizer) == size + 5
     assert tokenizer.convert_tokens_to_ids(["[UNK]", "[SEP]", "[PAD]", "[CLS]", "[MASK]"]) == [*range(size, size + 5)]
     ids = [processor.piece_to_id(piece) for piece in ("▁Hello", ",", "▁my")]
     assert tokenizer.encode("Hello, my") == [tokenizer.cls_token_id, *ids, tokenizer.sep_token_id]
@@ -203,7 +204,8 @@ def test_cache_is_bounded():
     assert tokenization._split_piece_cached.cache_info().currsize == 0
     tokenization._split_pieces(["x" * 32])
     info = tokenization._split_piece_cached.cache_info()
-    assert info.currsize == 1 and info.maxsize is not None
+    assert info.currsize == 1
+    assert info.maxsize is not None
 
 
 def test_result_may_be_changed_by_the_caller(tokenizer):
@@ -296,9 +298,11 @@ def test_truncation(tokenizer):
     expected = [CLS, *a[:room], SEP, SEP, *b, SEP]
     assert tokenizer.encode(text, pair, truncation="only_first", max_length=12) == expected
     longest_first = tokenizer.encode(text, pair, truncation="longest_first", max_length=10)
-    assert len(longest_first) == 10 and longest_first.count(SEP) == 3
+    assert len(longest_first) == 10
+    assert longest_first.count(SEP) == 3
     short = build(model_max_length=6)
-    assert len(short.encode(text, truncation=True)) == 6 and short.max_len_sentences_pair == 2
+    assert len(short.encode(text, truncation=True)) == 6
+    assert short.max_len_sentences_pair == 2
 
 
 def test_pretokenized_and_ids(tokenizer):
@@ -329,15 +333,18 @@ def test_added_tokens(tokenizer):
     added = build(additional_special_tokens=["<ent>"])
     assert added.add_tokens(["qqq", AddedToken("Www", normalized=False), "▁the"]) == 2  # "▁the" is a piece
     assert added.convert_tokens_to_ids(["<ent>", "qqq", "Www"]) == [16002, 16003, 16004]
-    assert len(added) == 16005 and added.vocab_size == 16002
-    assert "<ent>" in added.all_special_tokens and "qqq" not in added.all_special_tokens
+    assert len(added) == 16005
+    assert added.vocab_size == 16002
+    assert "<ent>" in added.all_special_tokens
+    assert "qqq" not in added.all_special_tokens
     ids = added.encode("see <ent> or qqqWww", add_special_tokens=False)
     see, or_ = (tokenizer.encode(text, add_special_tokens=False) for text in ("see ", " or "))
     assert ids == [*see, 16002, *or_, 16003, 16004]
     assert added.decode(ids) == "see <ent> or qqq Www"
     assert added.decode(ids, skip_special_tokens=True) == "see or qqq Www"
     assert added.decode(ids, spaces_between_special_tokens=False) == "see<ent>orqqqWww"
-    assert added.add_special_tokens({"mask_token": "<m>"}) == 1 and added.mask_token_id == 16005
+    assert added.add_special_tokens({"mask_token": "<m>"}) == 1
+    assert added.mask_token_id == 16005
 
 
 def test_lowercase_leaves_added_tokens_alone():
@@ -401,7 +408,8 @@ def full_tokenizer():
 
 def assert_same(copied, original):
     assert type(copied) is ErnieMTokenizer
-    assert copied.get_vocab() == original.get_vocab() and len(copied) == len(original)
+    assert copied.get_vocab() == original.get_vocab()
+    assert len(copied) == len(original)
     assert copied.special_tokens_map == original.special_tokens_map
     assert copied.all_special_ids == original.all_special_ids
     assert copied.do_lower_case == original.do_lower_case
@@ -539,7 +547,7 @@ def test_text_must_be_str(tokenizer, text):
 def test_other_bad_text(tokenizer):
     with pytest.raises(TypeError, match="text=5: expected str, got int"):
         tokenizer.tokenize(5)
-    with pytest.raises(ValueError, match="text=.*UTF-8"):
+    with pytest.raises(ValueError, match=r"text=.*UTF-8"):
         tokenizer.tokenize("a lone surrogate: \ud800")
     with pytest.raises(ValueError, match="batch"):
         tokenizer(["a", "b"], ["c"])
