@@ -13,8 +13,6 @@ from typing import Any
 
 from erniem_fast import ErnieMTokenizer
 
-from .shapes import LENGTHS_FILE
-
 ROOT = Path(__file__).parent.parent
 LANGUAGES = ("en", "zh", "ar", "hi")
 CONTEXTS_PER_LANGUAGE = 64
@@ -35,9 +33,7 @@ def sample_texts(paragraphs: list[dict[str, Any]], rng: random.Random) -> list[s
 
 def make(xquad: Path, tokenizer_folder: Path) -> dict[str, Any]:
     """The content of the file."""
-    tokenizer = ErnieMTokenizer(
-        str(tokenizer_folder / "sentencepiece.bpe.model"), str(tokenizer_folder / "vocab.txt")
-    )
+    tokenizer = ErnieMTokenizer(str(tokenizer_folder / "sentencepiece.bpe.model"), str(tokenizer_folder / "vocab.txt"))
     rng = random.Random(SEED)
     texts: list[str] = []
     for language in LANGUAGES:
@@ -62,7 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--xquad", type=Path, required=True, help="folder of xquad.<language>.json")
     parser.add_argument("--tokenizer", type=Path, default=ROOT / "tests/golden/tokenizer")
-    parser.add_argument("--output", type=Path, default=LENGTHS_FILE)
+    parser.add_argument("--output", type=Path, default=ROOT / "bench/data/xquad_lengths.json")
     arguments = parser.parse_args()
     content = make(arguments.xquad, arguments.tokenizer)
     lines = ",\n".join(f" {json.dumps(key)}: {json.dumps(value)}" for key, value in content.items())

@@ -252,8 +252,6 @@ class QuestionAnswering(_HeadBase):
 
     def __init__(self, config: ErnieMConfig) -> None:
         super().__init__(config)
-        if config.num_labels != 2:
-            raise ValueError(f"num_labels must be 2 (start and end) for question answering, got {config.num_labels}")
         self.num_labels = config.num_labels
         self.ernie_m = self.base_model_class(config, add_pooling_layer=False)
         self.qa_outputs = nn.Linear(config.hidden_size, config.num_labels)
@@ -273,7 +271,7 @@ class QuestionAnswering(_HeadBase):
         return_dict: bool | None = None,
         **inputs: Any,
     ) -> Any:
-        """Score answer spans; arguments not listed are those of `ErnieMModel`.
+        """Score answer spans; arguments not listed are those of `ErnieMModel`. `num_labels` must be 2.
 
         Args:
             start_positions: (num_sequences,) integers, columns of the padded batch or places in the packed sequence.
@@ -284,6 +282,8 @@ class QuestionAnswering(_HeadBase):
             QuestionAnsweringModelOutput; start_logits and end_logits of the input's shape, at padding the dtype's
             minimum if padding-free.
         """
+        if self.num_labels != 2:
+            raise ValueError(f"num_labels must be 2 (start and end) to answer questions, got {self.num_labels}")
         outputs, layout = self.encode(
             input_ids=input_ids,
             attention_mask=attention_mask,

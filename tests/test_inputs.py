@@ -229,6 +229,12 @@ def test_bad_labels(make_pair: Any, case: str) -> None:
             model(IDS, **labels)
 
 
+def test_answers_need_two_labels(make_pair: Any) -> None:
+    for model in make_pair("ErnieMForQuestionAnswering", num_labels=3):
+        with pytest.raises(ValueError, match="num_labels must be 2.*got 3"):
+            model(IDS)
+
+
 def test_choice_labels(make_pair: Any) -> None:
     ids = torch.randint(2, 97, (2, 3, 6))
     for model in make_pair("ErnieMForMultipleChoice", torch.float32):
