@@ -231,7 +231,7 @@ def test_bad_labels(make_pair: Any, case: str) -> None:
 
 def test_answers_need_two_labels(make_pair: Any) -> None:
     for model in make_pair("ErnieMForQuestionAnswering", num_labels=3):
-        with pytest.raises(ValueError, match="num_labels must be 2.*got 3"):
+        with pytest.raises(ValueError, match=r"num_labels must be 2.*got 3"):
             model(IDS)
 
 
