@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
+OF_THE_MODEL = ("encoder", "training-step")
+"""What the README shows; single operations stand in the result files."""
 START, END = "<!-- bench:start -->", "<!-- bench:end -->"
 Cases = dict[tuple[str, str, str], dict[str, Any]]
 
@@ -148,7 +150,8 @@ def render(folder: Path) -> str:
     parts = []
     for path in paths:
         result = json.loads(path.read_text(encoding="utf-8"))
-        parts += [describe(path, result), goals_table(result), cases_table(result), memory_table(result)]
+        models = result | {"cases": [case for case in result["cases"] if case["operation"] in OF_THE_MODEL]}
+        parts += [describe(path, result), goals_table(result), cases_table(models), memory_table(models)]
     return "\n\n".join(part for part in parts if part)
 
 
