@@ -18,7 +18,13 @@ from .shapes import ARRIVAL, SKEWED, SORTED, TINY_SHAPE, Batch, Setting, Shape, 
 
 class _SdpaSelfAttention(reference.ErnieMSelfAttention):
     def attend(
-        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, head_mask: Tensor | None
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        head_mask: Tensor | None,
+        real: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         return context.transpose(1, 2).flatten(2), context

@@ -143,7 +143,3 @@ class ErnieMConfig(PreTrainedConfig):
     def max_tokens(self) -> int:
         """Most tokens that one sequence may hold."""
         return self.max_position_embeddings - POSITION_OFFSET
-
-    def num_heads(self, layer: int) -> int:
-        """Attention heads of a layer, less those that were pruned."""
-        return self.num_attention_heads - len(self.pruned_heads.get(layer, ()))

@@ -19,7 +19,7 @@ from transformers.modeling_outputs import (
 )
 
 from .configuration import ErnieMConfig
-from .inputs import check_shape
+from .inputs import check_device, check_shape
 from .losses import Layout, boundary_loss, cross_entropy, label_checks, span_loss, token_loss
 from .pretrained import ErnieMPreTrainedModel
 
@@ -112,6 +112,7 @@ class SequenceClassification(_HeadBase):
 
     def _loss(self, problem: str, logits: Tensor, labels: Tensor) -> Tensor:
         sequences = logits.shape[0]
+        check_device("labels", labels, logits.device, "the model's output")
         if problem == "single_label_classification" or (problem == "regression" and self.num_labels == 1):
             if labels.shape not in ((sequences,), (sequences, 1)):
                 check_shape("labels", labels, (sequences,), "num_sequences")

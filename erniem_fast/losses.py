@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .inputs import RangeCheck, check_integers, check_shape
+from .inputs import RangeCheck, check_device, check_integers, check_shape
 
 IGNORED = -100
 
@@ -68,6 +68,7 @@ def token_loss(logits: Tensor, labels: Tensor, layout: Layout) -> Tensor:
 def span_loss(name: str, logits: Tensor, positions: Tensor, layout: Layout) -> Tensor:
     """Mean over the sequences of the cross-entropy of the answer's place among the sequence's tokens."""
     check_integers(name, positions)
+    check_device(name, positions, logits.device, "the model's output")
     if positions.shape != (layout.num_sequences, 1):
         check_shape(name, positions, (layout.num_sequences,), "num_sequences")
     positions = positions.reshape(-1, 1).long()
@@ -82,6 +83,7 @@ def span_loss(name: str, logits: Tensor, positions: Tensor, layout: Layout) -> T
 def boundary_loss(name: str, logits: Tensor, labels: Tensor, layout: Layout) -> Tensor:
     """Mean over the sequences of their mean binary cross-entropy, so that a batch is worth its sequences one by one."""
     check_shape(name, labels, layout.token_shape, "the input's shape")
+    check_device(name, labels, logits.device, "the model's output")
     labels = layout.rows(labels)
     counted = labels != IGNORED
     if labels.device.type == "cpu" and not torch.compiler.is_compiling():
@@ -92,4 +94,4 @@ def boundary_loss(name: str, logits: Tensor, labels: Tensor, layout: Layout) -> 
     losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     sums = layout.to_grid(torch.where(counted, _upcast(losses), 0.0)).sum(1)
     counts = layout.to_grid(counted.to(sums.dtype)).sum(1)
-    return _mean(sums / counts.clamp(min=1), counts > 0).to(logits.dtype)
+    return _mean(sums / counts.clamp(min=1), counts > 0).to(losses.dtype)

@@ -49,9 +49,10 @@ class PackedContext:
         def move(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor.to(device, non_blocking=non_blocking)
 
-        return replace(self, batch=self.batch.to(device), seed=move(self.seed), mask=move(self.mask))
+        return replace(self, batch=self.batch.to(device, non_blocking), seed=move(self.seed), mask=move(self.mask))
 
 
+GELU = type(ACT2FN["gelu"])
 ROWS_PER_PIECE = 1024
 """Rows that a CPU takes through the feed-forward block at once: its wide activations should stay near the cache."""
 
@@ -87,9 +88,9 @@ class ErnieMEmbeddings(reference.ErnieMEmbeddings):
         """(total_tokens,) tokens to (total_tokens, hidden_size)."""
         batch = context.batch
         input_ids, words = batch.input_ids, batch.inputs_embeds
-        if words is None and not _plain_embedding(self.word_embeddings):
-            input_ids, words = None, self.word_embeddings(batch.input_ids)
         position_ids = batch.position_ids + POSITION_OFFSET
+        if words is None and not _plain_embedding(self.word_embeddings):
+            input_ids, words = None, self.word_embeddings(input_ids)
         if not _plain_embedding(self.position_embeddings) or not is_plain(self.layer_norm, nn.LayerNorm):
             words = self.word_embeddings(input_ids) if words is None else words
             return self.dropout(self.layer_norm(words + self.position_embeddings(position_ids)))
@@ -123,6 +124,8 @@ class ErnieMSelfAttention(reference.ErnieMSelfAttention):
         qkv = self._project(rows).unflatten(-1, (3, self.num_attention_heads, self.head_dim))
         p = fusible_dropout(self.dropout, context)
         if context.dense or head_mask is not None or self.position_embedding_type != "absolute" or p is None:
+            if p is None:
+                warn_once("Attention is computed densely: its dropout was replaced, hooked or left on.")
             return self._attend_densely(qkv, context.batch, context.mask, head_mask)
         attention = ops.varlen_attention(
             qkv,
@@ -141,13 +144,11 @@ class ErnieMSelfAttention(reference.ErnieMSelfAttention):
     ) -> tuple[Tensor, Tensor]:
         query, key, value = batch.to_grid(qkv).permute(2, 0, 3, 1, 4).unbind(0)
         real = batch.to_grid(torch.ones_like(batch.position_ids, dtype=torch.bool), False)
-        if mask is None:
-            mask = real[:, None, None, :]
-            if batch.prefix_lens is not None:
-                place = torch.arange(mask.shape[-1], device=mask.device)
-                prefix = batch.prefix_lens.view(-1, 1, 1, 1)
-                mask = mask & ((place[:, None] >= prefix) | (place < prefix))
-        attention, probabilities = self.attend(query, key, value, mask, head_mask)
+        if batch.prefix_lens is not None:
+            place = torch.arange(real.shape[1], device=real.device)
+            prefix = batch.prefix_lens.view(-1, 1, 1, 1)
+            mask = (place[:, None] >= prefix) | (place < prefix)
+        attention, probabilities = self.attend(query, key, value, mask, head_mask, real[:, None, None, :])
         return batch.from_grid(attention), probabilities * real[:, None, :, None]
 
     def _project(self, rows: Tensor) -> Tensor:
@@ -182,7 +183,7 @@ class ErnieMEncoderLayer(reference.ErnieMEncoderLayer):
             and not (torch.is_grad_enabled() or torch.compiler.is_compiling() or self.training)
             and is_plain(self.linear1, nn.Linear)
             and is_plain(self.linear2, nn.Linear)
-            and is_plain(self.activation, type(ACT2FN["gelu"]))
+            and is_plain(self.activation, GELU)
             and is_plain(self.dropout, nn.Dropout)
         )
         if not in_pieces:
@@ -195,7 +196,8 @@ class ErnieMEncoderLayer(reference.ErnieMEncoderLayer):
 
     def _activate(self, rows: Tensor, context: PackedContext, site: int) -> Tensor:
         """dropout(activation(linear1(rows)))."""
-        if not is_plain(self.activation, type(ACT2FN["gelu"])):
+        if not is_plain(self.activation, GELU):
+            warn_once("The activation is not fused: it is not gelu, or it carries hooks.")
             return self.dropout(self.activation(self.linear1(rows)))
         p = fusible_dropout(self.dropout, context)
         product, bias = _linear(self.linear1, rows, context)
@@ -320,7 +322,8 @@ class ErnieMModel(reference.ErnieMModel):
 
         Returns:
             last_hidden_state (batch, seq_len, hidden_size), 0 at padding, or (1, total_tokens, hidden_size);
-            pooler_output (num_sequences, hidden_size), from each sequence's first real token.
+            pooler_output (num_sequences, hidden_size), from each sequence's first real token (of an empty one: from
+            zeros).
 
         Raises:
             TypeError, ValueError: for an argument that can't be right.
@@ -330,6 +333,9 @@ class ErnieMModel(reference.ErnieMModel):
         table = self.embeddings.position_embeddings.weight
         mask = None
         if cu_seq_lens_q is None and not isinstance(input_ids, PackedBatch):
+            for name, value in (("cu_seq_lens_k", cu_seq_lens_k), ("max_length_q", max_length_q)):
+                if value is not None:
+                    raise ValueError(f"{name} must be None without cu_seq_lens_q, which makes the input a packed one")
             inputs = check_padded(
                 self.config, table, input_ids, inputs_embeds, attention_mask, position_ids, value_checks
             )
@@ -339,7 +345,7 @@ class ErnieMModel(reference.ErnieMModel):
                 self.config, input_ids, inputs_embeds, position_ids, attention_mask, cu_seq_lens_q, cu_seq_lens_k,
                 max_length_q,
             )  # fmt: skip
-            batch.check(self.config, table, validate, value_checks)
+            batch = batch.checked(self.config, table, validate, value_checks)
         options = OutputOptions.of(self.config, output_hidden_states, output_attentions, return_dict)
         dense = options.attentions or mask is not None
         if dense or head_mask is not None or self.config.position_embedding_type != "absolute":
@@ -357,12 +363,16 @@ class ErnieMModel(reference.ErnieMModel):
             options.hidden_states,
             options.attentions,
         )
-        rows = encoded.last_hidden_state
+        # Where layers are spread over devices, the last rows are not where the batch is.
+        device = batch.position_ids.device
+        rows = encoded.last_hidden_state.to(device)
         hidden_states = encoded.hidden_states
         output = PackedModelOutput(
             last_hidden_state=rows if return_packed else batch.output(rows),
             pooler_output=None if self.pooler is None else self.pooler(batch.first(rows)),
-            hidden_states=None if hidden_states is None else tuple(batch.output(state) for state in hidden_states),
+            hidden_states=None
+            if hidden_states is None
+            else tuple(batch.output(state.to(device)) for state in hidden_states),
             attentions=encoded.attentions,
         )
         if return_packed:
@@ -386,6 +396,7 @@ def _packed_input(
     if isinstance(input_ids, PackedBatch):
         for name, value in (
             ("inputs_embeds", inputs_embeds), ("position_ids", position_ids), ("cu_seq_lens_q", cu_seq_lens_q),
+            ("cu_seq_lens_k", cu_seq_lens_k), ("max_length_q", max_length_q),
         ):  # fmt: skip
             if value is not None:
                 raise ValueError(f"{name} must be None where input_ids is a PackedBatch, which holds it")

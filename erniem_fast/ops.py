@@ -1,8 +1,8 @@
 """The one door to the fused operations: checks arguments, picks a backend.
 
 Everything is packed: the sequences of a batch stand end to end in `total_tokens` rows, and
-`cu_seqlens` (num_sequences + 1,) int32 says where each begins and ends. Computation in float32, float64, bfloat16
-or float16; a result has the dtype of its first operand.
+`cu_seqlens` (num_sequences + 1,) int32 says where each begins and ends. Operands are float32, float64, bfloat16 or
+float16; a result has their dtype, or under autocast what autocast makes of it.
 
 Dropout is a function of (`seed`, `site`, place of the element): `seed` is a (1,) int64 tensor on the operands' device,
 drawn once a forward (`draw_seed`), and `site` a Python int that tells the dropouts of one forward apart. The mapping,

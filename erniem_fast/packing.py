@@ -74,7 +74,7 @@ class PackedBatch:
 
         Args:
             sequences: token ids of each sequence; sequences may be empty.
-            device: where the batch goes, in one copy.
+            device: where the batch goes.
 
         Raises:
             ValueError: no sequence at all.
@@ -135,13 +135,13 @@ class PackedBatch:
             inputs_embeds=None if inputs_embeds is None else inputs_embeds[0],
         )
 
-    def check(
+    def checked(
         self, config: ErnieMConfig, weight: Tensor, validate: bool, value_checks: tuple[RangeCheck, ...] = ()
-    ) -> None:
-        """Raise a TypeError or ValueError for what can't be right.
+    ) -> "PackedBatch":
+        """This batch, or a TypeError or ValueError for what can't be right.
 
         Shapes, dtypes and devices always; values on CPU tensors and, at the price of a synchronisation, wherever
-        `validate` is set. Elsewhere the operations clamp what they index with.
+        `validate` is set. Elsewhere ids and positions are clamped, so that none becomes a device-side assert.
 
         Args:
             config: the model's configuration.
@@ -155,19 +155,26 @@ class PackedBatch:
         else:
             name, source = "inputs_embeds", check_embeds(self.inputs_embeds, config, weight.dtype, 2)
         total = source.shape[0]
-        check_shape(name, source, (total, *source.shape[1:][: source.dim() - 1]), "total_tokens")
+        if self.input_ids is not None:
+            check_shape(name, source, (total,), "total_tokens")
         check_integers("position_ids", self.position_ids)
         check_shape("position_ids", self.position_ids, (total,), "total_tokens")
         _check_offsets("cu_seqlens", self.cu_seqlens)
         if self.prefix_lens is not None:
             check_integers("prefix_lens", self.prefix_lens)
             check_shape("prefix_lens", self.prefix_lens, (self.num_sequences,), "num_sequences")
+            check_device("prefix_lens", self.prefix_lens, source.device, name)
         for other, tensor in (("position_ids", self.position_ids), ("cu_seqlens", self.cu_seqlens)):
             check_device(other, tensor, source.device, name)
+        for check in value_checks:
+            check_device(check.name, check.values, source.device, name)
         if weight.device.type != "meta":
             check_device(name, source, weight.device, "the model")
         if validate or (source.device.type == "cpu" and not torch.compiler.is_compiling()):
             self._check_values(config, total, value_checks)
+            return self
+        input_ids = None if self.input_ids is None else self.input_ids.clamp(0, config.vocab_size - 1)
+        return replace(self, input_ids=input_ids, position_ids=self.position_ids.clamp(0, config.max_tokens - 1))
 
     def _check_values(self, config: ErnieMConfig, total: int, value_checks: tuple[RangeCheck, ...]) -> None:
         lengths = self.cu_seqlens.diff()
@@ -181,7 +188,7 @@ class PackedBatch:
         ranges, extremes = extremes[len(extremes) - len(further) :], extremes[: len(extremes) - len(further)]
         if first != 0 or shortest < 0 or last != total:
             raise ValueError(
-                f"cu_seqlens must start at 0, never fall and end at {total} (total_tokens), "
+                f"cu_seqlens (cu_seq_lens_q) must start at 0, never fall and end at {total} (total_tokens), "
                 f"got first {first}, last {last}, smallest step {shortest}"
             )
         if longest > config.max_tokens:
@@ -189,7 +196,9 @@ class PackedBatch:
                 f"a sequence must hold at most {config.max_tokens} tokens (max_position_embeddings - 2), got {longest}"
             )
         if self.max_seqlen < longest:
-            raise ValueError(f"max_seqlen must be at least {longest}, the longest sequence, got {self.max_seqlen}")
+            raise ValueError(
+                f"max_seqlen (max_length_q) must be at least {longest}, the longest sequence, got {self.max_seqlen}"
+            )
         if extremes:
             check_range("position_ids", extremes[:2], config.max_tokens, "max_position_embeddings - 2")
         if len(extremes) > 2:
@@ -221,24 +230,26 @@ class PackedBatch:
         """(num_sequences,) int64."""
         return self.cu_seqlens.diff().long()
 
-    def to(self, device: torch.device | str | None) -> "PackedBatch":
+    def to(self, device: torch.device | str | None, non_blocking: bool = False) -> "PackedBatch":
         """The same batch on another device."""
         if device is None:
             return self
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        moved: dict[str, Any] = {name: value.to(device, non_blocking=True) for name, value in tensors.items()}
+        moved: dict[str, Any] = {name: value.to(device, non_blocking=non_blocking) for name, value in tensors.items()}
         return replace(self, **moved)
 
     @property
     def grid_shape(self) -> tuple[int, int]:
         """(batch, seq_len) of the padded batch, or (num_sequences, max_seqlen) if there never was one."""
-        return self.padded_shape or (self.num_sequences, self.max_seqlen)
+        return self.padded_shape or (self.num_sequences, max(self.max_seqlen, 1))
 
     def _grid_indices(self) -> Tensor:
         if self.indices is not None:
             return self.indices
         sequence, offset = _places(self.cu_seqlens, self.total_tokens)
-        return (sequence * self.max_seqlen + offset).clamp(max=self.num_sequences * self.max_seqlen - 1)
+        # Offsets that nobody has read must neither leave the grid nor reach into the next sequence's line.
+        width = self.grid_shape[1]
+        return sequence * width + offset.clamp(0, width - 1)
 
     def to_grid(self, rows: Tensor, fill: float = 0.0) -> Tensor:
         """(total_tokens, ...) to (batch, seq_len, ...), padding filled with `fill`."""

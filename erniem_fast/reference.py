@@ -76,7 +76,13 @@ class ErnieMSelfAttention(nn.Module):
             self.distance_embedding = nn.Embedding(2 * config.max_position_embeddings - 1, self.head_dim)
 
     def attend(
-        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, head_mask: Tensor | None
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        head_mask: Tensor | None,
+        real: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Dense attention.
 
@@ -85,6 +91,7 @@ class ErnieMSelfAttention(nn.Module):
             mask: bool that broadcasts to (batch, all heads, queries, keys), True is seen; None: all is seen. A query
                 that sees nothing attends uniformly.
             head_mask: (all heads,) factors of the probabilities, or None.
+            real: bool that broadcasts likewise, False at keys that even a query that sees nothing must not attend to.
 
         Returns:
             (batch, seq_len, num_heads * head_dim) and the probabilities (batch, num_heads, seq_len, seq_len).
@@ -94,11 +101,15 @@ class ErnieMSelfAttention(nn.Module):
             scores = scores + self._relative_scores(query, key)
         scores = scores / math.sqrt(self.head_dim)
         if mask is not None:
-            mask = mask[:, self.kept_heads] if mask.shape[1] > 1 else mask
-            scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+            # Indexing with a list copies it to the device: only where heads are missing.
+            mask = mask[:, self.kept_heads] if mask.shape[1] > len(self.kept_heads) else mask
+            scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min / 2)
+        if real is not None:
+            scores = scores.masked_fill(~real, torch.finfo(scores.dtype).min)
         probabilities = self.dropout(F.softmax(scores, -1))
         if head_mask is not None:
-            probabilities = probabilities * head_mask[self.kept_heads].view(-1, 1, 1).to(probabilities.dtype)
+            kept = head_mask if len(head_mask) == len(self.kept_heads) else head_mask[self.kept_heads]
+            probabilities = probabilities * kept.view(-1, 1, 1).to(probabilities.dtype)
         return (probabilities @ value).transpose(1, 2).flatten(2), probabilities
 
     def _relative_scores(self, query: Tensor, key: Tensor) -> Tensor:
@@ -183,8 +194,10 @@ class ErnieMEncoder(nn.Module):
         hidden_states, attentions = [rows], []
         for layer, head_mask in zip(self.layers, head_masks, strict=True):
             rows, probabilities = layer(rows, context, head_mask)
-            hidden_states = [*hidden_states, rows] if output_hidden_states else []
-            attentions += [probabilities] if output_attentions else []
+            if output_hidden_states:
+                hidden_states.append(rows)
+            if output_attentions:
+                attentions.append(probabilities)
         return Encoded(
             rows,
             tuple(hidden_states) if output_hidden_states else None,

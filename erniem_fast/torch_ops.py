@@ -12,7 +12,9 @@ from torch import Tensor
 from .kernels.dropout import keep_mask, keep_scale
 
 SCORES_PER_CHUNK = 512 * 1024
-"""Most attention scores computed at once: they should stay near the cache."""
+"""Most attention scores computed at once on a CPU: they should stay near the cache."""
+PADDED_SCORES_PER_CHUNK = 256 * 1024 * 1024
+"""The same elsewhere: they should fit into memory several times over."""
 
 
 def varlen_attention(
@@ -42,7 +44,7 @@ def _groups(cu_seqlens: Tensor, max_seqlen: int, num_heads: int, total_tokens: i
     # Reading the lengths would stall a GPU.
     if cu_seqlens.device.type == "cpu":
         return _groups_of_equal_length(cu_seqlens, num_heads)
-    return _one_padded_group(cu_seqlens, max_seqlen, total_tokens)
+    return _padded_groups(cu_seqlens, max_seqlen, num_heads, total_tokens)
 
 
 def _groups_of_equal_length(cu_seqlens: Tensor, num_heads: int) -> Iterator[Group]:
@@ -63,24 +65,29 @@ def _groups_of_equal_length(cu_seqlens: Tensor, num_heads: int) -> Iterator[Grou
                 yield cu_seqlens[index, None].long() + columns, index, None
 
 
-def _one_padded_group(cu_seqlens: Tensor, max_seqlen: int, total_tokens: int) -> Iterator[Group]:
-    starts, ends = cu_seqlens[:-1, None].long(), cu_seqlens[1:, None].long()
-    rows = starts + torch.arange(max_seqlen, device=cu_seqlens.device)
-    valid = (rows < ends) & (rows >= 0) & (rows < total_tokens)
-    yield rows.where(valid, total_tokens), torch.arange(starts.shape[0], device=rows.device), valid
+def _padded_groups(cu_seqlens: Tensor, max_seqlen: int, num_heads: int, total_tokens: int) -> Iterator[Group]:
+    chunk = max(1, PADDED_SCORES_PER_CHUNK // (num_heads * max(1, max_seqlen) ** 2))
+    sequences = torch.arange(cu_seqlens.shape[0] - 1, device=cu_seqlens.device)
+    for index in sequences.split(chunk):
+        first, last = cu_seqlens[index, None].long(), cu_seqlens[index + 1, None].long()
+        rows = first + torch.arange(max_seqlen, device=cu_seqlens.device)
+        valid = (rows < last) & (rows >= 0) & (rows < total_tokens)
+        yield rows.where(valid, total_tokens), index, valid
 
 
-def _take(packed: Tensor, rows: Tensor | slice) -> Tensor:
+def _take(packed: Tensor, rows: Tensor | slice, valid: Tensor | None) -> Tensor:
     """(total, ..., heads, head_dim) to (group, ..., heads, length, head_dim); a view where rows are a slice."""
     if isinstance(rows, slice):
         return packed[rows].movedim(0, -2)[None]
-    places = rows.reshape(-1).clamp(max=packed.shape[0] - 1)
-    return packed.index_select(0, places).unflatten(0, rows.shape).movedim(1, -2)
+    taken = packed.index_select(0, rows.reshape(-1).clamp(max=packed.shape[0] - 1)).unflatten(0, rows.shape)
+    if valid is not None:  # a probability of 0 does not silence an infinite value
+        taken = taken.masked_fill(~valid.view(*valid.shape, *[1] * (packed.dim() - 1)), 0.0)
+    return taken.movedim(1, -2)
 
 
 def _put(packed: Tensor, rows: Tensor | slice, values: Tensor) -> None:
     """The reverse of `_take`; `packed` has one row more, for what belongs nowhere."""
-    values = values.movedim(-2, 1)
+    values = values.movedim(-2, 1).to(packed.dtype)  # autocast may have changed it
     if isinstance(rows, slice):
         packed[rows] = values[0]
     else:
@@ -105,15 +112,16 @@ def _probabilities(query: Tensor, key: Tensor, valid: Tensor | None, prefix_lens
     return torch.softmax(scores, -1)
 
 
-def _scaled_keep(
-    rows: Tensor | slice, num_heads: int, length: int, p: float, seed: Tensor, site: int, dtype: torch.dtype
-) -> Tensor:
-    """(group * heads, length, length): 0 where a probability is dropped, else the scale."""
+def _keep(rows: Tensor | slice, num_heads: int, length: int, p: float, seed: Tensor, site: int) -> Tensor:
+    """(group * heads, length, length) bool: which probabilities dropout keeps."""
     if isinstance(rows, slice):
         rows = torch.arange(rows.start, rows.stop, device=seed.device)[None]
     heads = torch.arange(num_heads, device=seed.device)[:, None]
-    keep = keep_mask(seed, site, rows[:, None, :], length, p, heads)
-    return keep.flatten(0, 1).to(dtype) * keep_scale(p)
+    return keep_mask(seed, site, rows[:, None, :], length, p, heads).flatten(0, 1)
+
+
+def _apply_keep(keep: Tensor, x: Tensor, p: float) -> Tensor:
+    return torch.where(keep, x * keep_scale(p), 0.0)
 
 
 def _attention_forward(
@@ -132,13 +140,13 @@ def _attention_forward(
         return out[:0]
     for rows, sequences, valid in _groups(cu_seqlens, max_seqlen, num_heads, total):
         # (group, 3, heads, length, head_dim)
-        query, key, value = (operand.flatten(0, 1) for operand in _take(qkv, rows).unbind(1))
+        query, key, value = (operand.flatten(0, 1) for operand in _take(qkv, rows, valid).unbind(1))
         prefix = None if prefix_lens is None else prefix_lens[sequences]
         probabilities = _probabilities(query, key, valid, prefix)
         if dropout_p:
             assert seed is not None
-            length = query.shape[1]
-            probabilities = probabilities * _scaled_keep(rows, num_heads, length, dropout_p, seed, site, qkv.dtype)
+            keep = _keep(rows, num_heads, query.shape[1], dropout_p, seed, site)
+            probabilities = _apply_keep(keep, probabilities, dropout_p)
         context = torch.bmm(probabilities, value)
         _put(out, rows, context.unflatten(0, (-1, num_heads)))
     return out[:total]
@@ -161,18 +169,16 @@ def _attention_backward(
     if total == 0:
         return grad_qkv[:0]
     for rows, sequences, valid in _groups(cu_seqlens, max_seqlen, num_heads, total):
-        query, key, value = (operand.flatten(0, 1) for operand in _take(qkv, rows).unbind(1))
-        grad_context = _take(grad, rows)
-        if valid is not None:
-            grad_context = grad_context.masked_fill(~valid[:, None, :, None], 0.0)
-        grad_context = grad_context.flatten(0, 1)
+        query, key, value = (operand.flatten(0, 1) for operand in _take(qkv, rows, valid).unbind(1))
+        grad_context = _take(grad, rows, valid).flatten(0, 1)
         prefix = None if prefix_lens is None else prefix_lens[sequences]
         probabilities = _probabilities(query, key, valid, prefix)
         kept, grad_probabilities = probabilities, torch.bmm(grad_context, value.transpose(1, 2))
         if dropout_p:
             assert seed is not None
-            keep = _scaled_keep(rows, num_heads, query.shape[1], dropout_p, seed, site, qkv.dtype)
-            kept, grad_probabilities = probabilities * keep, grad_probabilities * keep
+            keep = _keep(rows, num_heads, query.shape[1], dropout_p, seed, site)
+            kept = _apply_keep(keep, probabilities, dropout_p)
+            grad_probabilities = _apply_keep(keep, grad_probabilities, dropout_p)
         grad_value = torch.bmm(kept.transpose(1, 2), grad_context)
         row_sums = (probabilities * grad_probabilities).sum(-1, keepdim=True)
         grad_scores = probabilities * (grad_probabilities - row_sums) / math.sqrt(head_dim)
@@ -242,7 +248,7 @@ class _Dropout(torch.autograd.Function):
 
 def _drop(x: Tensor, seed: Tensor, site: int, p: float) -> Tensor:
     keep = keep_mask(seed, site, torch.arange(x.shape[0], device=x.device), x.shape[1], p)
-    return torch.where(keep, x * keep_scale(p), 0.0)
+    return _apply_keep(keep, x, p)
 
 
 def dropout(x: Tensor, dropout_p: float, seed: Tensor | None, site: int) -> Tensor:

@@ -112,7 +112,7 @@ def test_bad_input(make_pair: Any, change: str) -> None:
 
 POSITIONS = torch.arange(6).repeat(1, 2)
 PACKED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
-    "starts late": ({"cu_seq_lens_q": torch.tensor([1, 12])}, ValueError, "cu_seqlens must start at 0.*first 1"),
+    "starts late": ({"cu_seq_lens_q": torch.tensor([1, 12])}, ValueError, "cu_seq_lens_q.* must start at 0.*first 1"),
     "decreases": ({"cu_seq_lens_q": torch.tensor([0, 8, 6, 12])}, ValueError, "never fall.*smallest step -2"),
     "ends early": ({"cu_seq_lens_q": torch.tensor([0, 6])}, ValueError, "end at 12.*last 6"),
     "ends late": ({"cu_seq_lens_q": torch.tensor([0, 13])}, ValueError, "end at 12.*last 13"),
@@ -120,7 +120,7 @@ PACKED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "two dimensions": ({"cu_seq_lens_q": torch.tensor([[0, 12]])}, ValueError, "cu_seq_lens_q must have shape"),
     "float offsets": ({"cu_seq_lens_q": torch.tensor([0.0, 12.0])}, TypeError, "cu_seq_lens_q must be int64 or int32"),
     "other keys": ({"cu_seq_lens_k": torch.tensor([0, 5, 12])}, ValueError, "cu_seq_lens_k must equal cu_seq_lens_q"),
-    "short max_length": ({"max_length_q": 5}, ValueError, "max_seqlen must be at least 6.*got 5"),
+    "short max_length": ({"max_length_q": 5}, ValueError, "max_length_q.* must be at least 6.*got 5"),
     "float max_length": ({"max_length_q": 6.0}, TypeError, "max_length_q must be an int, got float"),
     "a mask": ({"attention_mask": torch.ones(1, 12)}, ValueError, "attention_mask must be None with packed input"),
     "two rows": ({"input_ids": IDS}, ValueError, r"packed input must have shape \(1, total_tokens.*got \(2, 6\)"),
@@ -149,6 +149,15 @@ def test_bad_packed_input(make_pair: Any, change: str) -> None:
     assert fast(**good).last_hidden_state.isfinite().all()
     with pytest.raises(error, match=message):
         fast(**(good | arguments))
+
+
+def test_packed_arguments_without_offsets(make_pair: Any) -> None:
+    _, fast = make_pair(dtype=torch.float32)
+    for name, value in (("cu_seq_lens_k", torch.tensor([0, 6])), ("max_length_q", 6)):
+        with pytest.raises(ValueError, match=f"{name} must be None without cu_seq_lens_q"):
+            fast(IDS, **{name: value})
+        with pytest.raises(ValueError, match=f"{name} must be None where input_ids is a PackedBatch"):
+            fast(PackedBatch.from_sequences([[4, 5]]), **{name: value})
 
 
 def test_no_sequences() -> None:

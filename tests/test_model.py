@@ -241,6 +241,19 @@ def test_square_mask_of_a_padded_batch(make_pair: Any) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
+def test_a_query_that_sees_nothing_does_not_see_padding(make_pair: Any) -> None:
+    plain, fast = make_pair()
+    ids = torch.randint(2, 97, (1, 5))
+    mask = torch.ones(1, 5, 5, dtype=torch.bool)
+    mask[0, 2] = False
+    expected = plain(ids, attention_mask=mask)[0]
+    torch.testing.assert_close(fast(ids, attention_mask=mask)[0], expected, rtol=0, atol=1e-10)
+    wider = torch.nn.functional.pad(mask, (0, 3, 0, 3))
+    found = fast(torch.nn.functional.pad(ids, (0, 3), value=7), attention_mask=wider)[0]
+    torch.testing.assert_close(found[:, :5], expected, rtol=0, atol=1e-10)
+    assert (found[:, 5:] == 0).all()
+
+
 @pytest.mark.parametrize("kind", ["relative_key", "relative_key_query"])
 @drawn
 @given(mask=masks(max_batch=3, max_len=8).filter(lambda mask: bool(mask.any(1).all())))

@@ -66,15 +66,16 @@ def plain_attention(
     return torch.cat(outputs)
 
 
-@pytest.fixture(params=["equal lengths", "one padded group"])
+@pytest.fixture(params=["equal lengths", "padded groups"])
 def grouping(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways to form batched products: a CPU's, and the one of devices whose values can't be read."""
-    if request.param == "one padded group":
+    if request.param == "padded groups":
 
         def padded(cu_seqlens: Tensor, max_seqlen: int, num_heads: int, total: int) -> Iterator[Any]:
-            return torch_ops._one_padded_group(cu_seqlens, max_seqlen, total)
+            return torch_ops._padded_groups(cu_seqlens, max_seqlen, num_heads, total)
 
         monkeypatch.setattr(torch_ops, "_groups", padded)
+        monkeypatch.setattr(torch_ops, "PADDED_SCORES_PER_CHUNK", 1000)  # several chunks
 
 
 @pytest.mark.usefixtures("grouping")
@@ -110,6 +111,24 @@ def test_attention_forward_and_backward(p: float, prefixed: bool) -> None:
         torch.testing.assert_close(eager, found.detach(), rtol=0, atol=1e-12)
 
     check()
+
+
+@pytest.mark.usefixtures("grouping")
+def test_an_infinite_sequence_stays_by_itself() -> None:
+    lengths = [3, 5, 2]
+    qkv = torch.randn(10, 3, 2, 4)
+    qkv[8:, 2] = torch.inf
+    found = ops.varlen_attention(qkv, offsets(lengths), 5)
+    torch.testing.assert_close(found[:8], plain_attention(qkv[:8], lengths[:2]))
+
+
+def test_attention_under_autocast_keeps_its_operand_s_dtype() -> None:
+    qkv = torch.randn(12, 3, 2, 4, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = ops.varlen_attention(qkv, offsets([6, 6]), 6)
+        out.sum().backward()
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(out, plain_attention(qkv, [6, 6]), rtol=0, atol=0.05)
 
 
 def test_attention_splits_large_groups(monkeypatch: pytest.MonkeyPatch) -> None:
