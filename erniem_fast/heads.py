@@ -20,7 +20,7 @@ from transformers.modeling_outputs import (
 
 from .configuration import ErnieMConfig
 from .inputs import check_device, check_shape
-from .losses import Layout, boundary_loss, cross_entropy, label_checks, span_loss, token_loss
+from .losses import BoundaryCheck, Layout, boundary_loss, cross_entropy, label_checks, span_loss, token_loss
 from .pretrained import ErnieMPreTrainedModel
 
 
@@ -353,6 +353,7 @@ class InformationExtraction(_HeadBase):
             QuestionAnsweringModelOutput; start_logits and end_logits of the input's shape, whose sigmoids are
             probabilities; at padding the dtype's minimum if padding-free.
         """
+        positions = (("start_positions", start_positions), ("end_positions", end_positions))
         outputs, layout = self.encode(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -361,6 +362,7 @@ class InformationExtraction(_HeadBase):
             inputs_embeds=inputs_embeds,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
+            value_checks=tuple(BoundaryCheck(name, value) for name, value in positions if value is not None),
             **inputs,
         )
         start = self.linear_start(outputs.last_hidden_state).squeeze(-1)

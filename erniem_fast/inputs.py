@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -31,6 +31,20 @@ class PaddedInputs:
     dense_mask: Tensor | None
     total_tokens: int
     max_seqlen: int
+
+
+class ValueCheck(Protocol):
+    """Values that are read together with the input: two scalars to the host, and what they must be."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def values(self) -> Tensor: ...
+
+    def extremes(self) -> list[Tensor]: ...
+
+    def check(self, low: int, high: int) -> None: ...
 
 
 class RangeCheck(NamedTuple):
@@ -120,7 +134,7 @@ def check_padded(
     inputs_embeds: Tensor | None,
     attention_mask: Tensor | None,
     position_ids: Tensor | None,
-    value_checks: tuple[RangeCheck, ...] = (),
+    value_checks: tuple[ValueCheck, ...] = (),
 ) -> PaddedInputs:
     """Check a padded batch and fill in what was left out. Reads the device once (values, totals and errors together).
 
@@ -133,7 +147,7 @@ def check_padded(
             seq_len); None: tokens other than [PAD] are real (with `inputs_embeds`: all).
         position_ids: (batch, seq_len) or (1, seq_len) integers; None: the column. Real tokens take [0,
             max_position_embeddings - 2); padding may also stand at -1 and -2, as the `cumsum - 1` idiom leaves it.
-        value_checks: further ranges, read together with the rest.
+        value_checks: further values, read together with the rest.
 
     Raises:
         TypeError, ValueError: naming the argument, what came and what is accepted.

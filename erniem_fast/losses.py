@@ -1,6 +1,6 @@
 """Losses of the heads, on rows: all positions of a padded batch, or the real tokens only."""
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,24 @@ class Layout(Protocol):
     def to_grid(self, rows: Tensor, fill: float = 0.0) -> Tensor:
         """Rows to one line a sequence, (num_sequences, seq_len, ...)."""
         ...
+
+
+class BoundaryCheck(NamedTuple):
+    """Labels that must lie in [0, 1] or be ignored."""
+
+    name: str
+    values: Tensor
+
+    def _wrong(self) -> Tensor:
+        return (self.values != IGNORED) & ~((self.values >= 0) & (self.values <= 1))
+
+    def extremes(self) -> list[Tensor]:
+        return [self._wrong().sum()] * 2
+
+    def check(self, low: int, high: int) -> None:
+        if high:
+            wrong = self.values[self._wrong()][0].item()
+            raise ValueError(f"{self.name} must lie in [0, 1] or be {IGNORED} (ignored), got {wrong}")
 
 
 def label_checks(name: str, labels: Tensor | None, limit: int, meaning: str) -> tuple[RangeCheck, ...]:
@@ -86,10 +104,6 @@ def boundary_loss(name: str, logits: Tensor, labels: Tensor, layout: Layout) -> 
     check_device(name, labels, logits.device, "the model's output")
     labels = layout.rows(labels)
     counted = labels != IGNORED
-    if labels.device.type == "cpu" and not torch.compiler.is_compiling():
-        wrong = labels[counted & ~((labels >= 0) & (labels <= 1))]
-        if wrong.numel():
-            raise ValueError(f"{name} must lie in [0, 1] or be {IGNORED} (ignored), got {wrong[0].item()}")
     targets = labels.to(logits.dtype).clamp(0, 1)
     losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     sums = layout.to_grid(torch.where(counted, _upcast(losses), 0.0)).sum(1)

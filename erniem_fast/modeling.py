@@ -17,7 +17,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAtte
 
 from . import heads, ops, reference
 from .configuration import POSITION_OFFSET, ErnieMConfig
-from .inputs import RangeCheck, check_encoder_only, check_one_source, check_padded
+from .inputs import ValueCheck, check_encoder_only, check_one_source, check_padded
 from .packing import PackedBatch
 from .reference import OutputOptions, base_tuple, split_head_mask, warn_once, warn_token_types
 
@@ -293,7 +293,7 @@ class ErnieMModel(reference.ErnieMModel):
         max_length_k: int | None = None,
         validate: bool = False,
         return_packed: bool = False,
-        value_checks: tuple[RangeCheck, ...] = (),
+        value_checks: tuple[ValueCheck, ...] = (),
     ) -> Any:
         """Encode a batch: padded, flattened (with `cu_seq_lens_q`) or a PackedBatch.
 
@@ -318,7 +318,7 @@ class ErnieMModel(reference.ErnieMModel):
             max_length_k: likewise; ignored.
             validate: check values of flattened input off the CPU too, at the price of a synchronisation.
             return_packed: return a PackedModelOutput, on packed rows.
-            value_checks: further ranges to check along with the input.
+            value_checks: further values to check along with the input.
 
         Returns:
             last_hidden_state (batch, seq_len, hidden_size), 0 at padding, or (1, total_tokens, hidden_size);

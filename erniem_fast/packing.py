@@ -11,7 +11,7 @@ from torch import Tensor
 from .configuration import ErnieMConfig
 from .inputs import (
     PaddedInputs,
-    RangeCheck,
+    ValueCheck,
     check_device,
     check_embeds,
     check_integers,
@@ -136,7 +136,7 @@ class PackedBatch:
         )
 
     def checked(
-        self, config: ErnieMConfig, weight: Tensor, validate: bool, value_checks: tuple[RangeCheck, ...] = ()
+        self, config: ErnieMConfig, weight: Tensor, validate: bool, value_checks: tuple[ValueCheck, ...] = ()
     ) -> "PackedBatch":
         """This batch, or a TypeError or ValueError for what can't be right.
 
@@ -147,7 +147,7 @@ class PackedBatch:
             config: the model's configuration.
             weight: the model's position table; its dtype and device are what the batch must match.
             validate: check values on any device.
-            value_checks: further ranges, read together with the rest.
+            value_checks: further values, read together with the rest.
         """
         check_one_source(self.input_ids, self.inputs_embeds)
         if self.input_ids is not None:
@@ -176,7 +176,7 @@ class PackedBatch:
         input_ids = None if self.input_ids is None else self.input_ids.clamp(0, config.vocab_size - 1)
         return replace(self, input_ids=input_ids, position_ids=self.position_ids.clamp(0, config.max_tokens - 1))
 
-    def _check_values(self, config: ErnieMConfig, total: int, value_checks: tuple[RangeCheck, ...]) -> None:
+    def _check_values(self, config: ErnieMConfig, total: int, value_checks: tuple[ValueCheck, ...]) -> None:
         lengths = self.cu_seqlens.diff()
         facts = [self.cu_seqlens[0], self.cu_seqlens[-1], lengths.amin(), lengths.amax()]
         if total:

@@ -17,7 +17,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAtte
 
 from . import heads
 from .configuration import POSITION_OFFSET, ErnieMConfig
-from .inputs import PaddedInputs, RangeCheck, check_encoder_only, check_padded
+from .inputs import PaddedInputs, ValueCheck, check_encoder_only, check_padded
 from .pretrained import ErnieMPreTrainedModel
 
 logger = logging.getLogger(__name__)
@@ -254,7 +254,7 @@ class ErnieMModel(ErnieMPreTrainedModel):
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
         token_type_ids: Tensor | None = None,
-        value_checks: tuple[RangeCheck, ...] = (),
+        value_checks: tuple[ValueCheck, ...] = (),
     ) -> BaseModelOutputWithPoolingAndCrossAttentions | tuple[Any, ...]:
         """Encode a padded batch.
 
@@ -271,7 +271,7 @@ class ErnieMModel(ErnieMPreTrainedModel):
             output_attentions: return every layer's probabilities (batch, num_heads, seq_len, seq_len).
             return_dict: a ModelOutput or a tuple; None: as the configuration says.
             token_type_ids: ignored with a warning.
-            value_checks: further ranges to check along with the input.
+            value_checks: further values to check along with the input.
 
         Raises:
             TypeError, ValueError: for an argument that can't be right.
