@@ -34,6 +34,7 @@ class PackedContext:
         seed: (1,) int64 for this forward's dropouts; None outside training.
         mask: bool mask for the dense attention, which it calls for if `dense` is set.
         dense: the attention must be computed densely: probabilities are asked for, or a mask of 3 or 4 dimensions.
+        tiles: what the attention of all layers works out of the batch; None where it needs nothing.
         backend: of the operations.
     """
 
@@ -41,6 +42,7 @@ class PackedContext:
     seed: Tensor | None
     mask: Tensor | None
     dense: bool
+    tiles: Tensor | None
     backend: str
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "PackedContext":
@@ -49,7 +51,13 @@ class PackedContext:
         def move(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor.to(device, non_blocking=non_blocking)
 
-        return replace(self, batch=self.batch.to(device, non_blocking), seed=move(self.seed), mask=move(self.mask))
+        return replace(
+            self,
+            batch=self.batch.to(device, non_blocking),
+            seed=move(self.seed),
+            mask=move(self.mask),
+            tiles=move(self.tiles),
+        )
 
 
 GELU = type(ACT2FN["gelu"])
@@ -135,6 +143,7 @@ class ErnieMSelfAttention(reference.ErnieMSelfAttention):
             dropout_p=p,
             seed=context.seed,
             site=1 + SITES_PER_LAYER * self.layer_index,
+            tiles=context.tiles,
             backend=context.backend,
         )
         return attention.flatten(1), None
@@ -178,15 +187,26 @@ class ErnieMEncoderLayer(reference.ErnieMEncoderLayer):
 
     def _feed_forward(self, rows: Tensor, context: PackedContext, site: int) -> tuple[Tensor, Tensor | None]:
         """linear2(dropout(activation(linear1(rows)))): the product, and the bias that is still to be added."""
-        in_pieces = (
-            rows.device.type == "cpu"
-            and not (torch.is_grad_enabled() or torch.compiler.is_compiling() or self.training)
-            and is_plain(self.linear1, nn.Linear)
-            and is_plain(self.linear2, nn.Linear)
-            and is_plain(self.activation, GELU)
-            and is_plain(self.dropout, nn.Dropout)
+        p = fusible_dropout(self.dropout, context)
+        plain = (
+            is_plain(self.linear1, nn.Linear) and is_plain(self.linear2, nn.Linear) and is_plain(self.activation, GELU)
         )
-        if not in_pieces:
+        if plain and p is not None and ops.fuses_bias(context.backend, rows):
+            product = ops.mlp(
+                rows,
+                self.linear1.weight,
+                self.linear1.bias,
+                self.linear2.weight,
+                dropout_p=p,
+                seed=context.seed,
+                site=site,
+                backend=context.backend,
+            )
+            return product, self.linear2.bias
+        in_pieces = rows.device.type == "cpu" and not (
+            torch.is_grad_enabled() or torch.compiler.is_compiling() or self.training
+        )
+        if not (plain and p is not None and in_pieces):
             return _linear(self.linear2, self._activate(rows, context, site), context)
         products = []
         for piece in rows.split(ROWS_PER_PIECE):
@@ -209,7 +229,7 @@ class ErnieMEncoderLayer(reference.ErnieMEncoderLayer):
 
 def _linear(linear: nn.Module, rows: Tensor, context: PackedContext) -> tuple[Tensor, Tensor | None]:
     """The product and the bias that is still to be added, if the backend wants it for the operation that follows."""
-    if not ops.fuses_bias(context.backend, rows.device) or not is_plain(linear, nn.Linear):
+    if not ops.fuses_bias(context.backend, rows) or not is_plain(linear, nn.Linear):
         return linear(rows), None
     return F.linear(rows, linear.weight), linear.bias
 
@@ -354,7 +374,10 @@ class ErnieMModel(reference.ErnieMModel):
                 "3 or 4 dimensions and relative positions are not fused."
             )
         seed = ops.draw_seed(batch.position_ids.device) if self.training else None
-        context = PackedContext(batch, seed, mask, dense, self.backend)
+        tiles = None
+        if not dense:
+            tiles = ops.attention_tiles(batch.cu_seqlens, batch.max_seqlen, batch.total_tokens, backend=self.backend)
+        context = PackedContext(batch, seed, mask, dense, tiles, self.backend)
         encoded = self.encoder(
             self.embeddings(context),
             # The layers need no tokens, and activation checkpoints need not keep them.

@@ -8,36 +8,88 @@ Dropout is a function of (`seed`, `site`, place of the element): `seed` is a (1,
 drawn once a forward (`draw_seed`), and `site` a Python int that tells the dropouts of one forward apart. The mapping,
 the same for every backend, stands in `kernels/dropout.py`. With `dropout_p=0` neither is read.
 
-`backend`: "torch" runs anywhere; "auto" takes the fastest that is there.
+`backend`: "triton" are the kernels in `kernels/`, for CUDA devices (and for a CPU under TRITON_INTERPRET=1, slowly, to
+test them); "torch" runs anywhere; "auto" takes the kernels on NVIDIA GPUs of compute capability 8.0 and up, where they
+take the operand's dtype and size, and torch elsewhere.
 """
+
+from importlib.util import find_spec
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from . import torch_ops
 
-BACKENDS = ("auto", "torch")
+BACKENDS = ("auto", "triton", "torch")
 
 
-def resolve_backend(backend: str, device: torch.device) -> str:
-    """The backend that runs on a device.
+@torch.compiler.assume_constant_result
+def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype = torch.float32) -> str:
+    """The backend that takes operands of this device and dtype: "triton" or "torch".
 
     Raises:
-        ValueError: the backend is unknown.
+        ValueError: the backend is unknown, or "triton" was asked for and can't be had.
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
-    return "torch"
+    if backend == "torch" or (backend == "auto" and device.type != "cuda"):
+        return "torch"
+    if find_spec("triton") is None:
+        refusal: str | None = "the package triton, which is not installed"
+    else:
+        # Imported where it is first asked for: a CPU needs no triton.
+        from . import triton_ops
+
+        if backend == "auto" and not triton_ops.is_at_home(device):
+            return "torch"
+        refusal = triton_ops.refusal(device, dtype)
+    if refusal is None:
+        return "triton"
+    if backend == "auto":
+        return "torch"
+    raise ValueError(f"backend 'triton' needs {refusal}")
 
 
-def fuses_bias(backend: str, device: torch.device) -> bool:
+def _backend(backend: str, operand: Tensor, *, head_dim: int = 0, row: int = 0) -> ModuleType:
+    """The module that computes; `row`: columns that are reduced at once."""
+    if resolve_backend(backend, operand.device, operand.dtype) == "torch":
+        return torch_ops
+    from . import triton_ops
+
+    for name, size, most in (("head_dim", head_dim, triton_ops.MAX_HEAD_DIM), ("hidden_size", row, triton_ops.MAX_ROW)):
+        if size > most:
+            if backend == "auto":
+                return torch_ops
+            raise ValueError(f"backend 'triton' needs a {name} of at most {most}, got {size}")
+    return triton_ops
+
+
+def fuses_bias(backend: str, rows: Tensor) -> bool:
     """Whether a bias is best left to the operation after a linear layer, rather than added by the layer itself."""
-    return resolve_backend(backend, device) != "torch"
+    return resolve_backend(backend, rows.device, rows.dtype) != "torch"
 
 
 def draw_seed(device: torch.device) -> Tensor:
     """(1,) int64 from the device's default generator, so that `torch.manual_seed` governs dropout. No host sync."""
     return torch.randint(0, 2**62, (1,), dtype=torch.int64, device=device)
+
+
+def attention_tiles(cu_seqlens: Tensor, max_seqlen: int, total_tokens: int, *, backend: str = "auto") -> Tensor | None:
+    """What `varlen_attention` works out of `cu_seqlens`, so that the layers of a model share it. No host sync.
+
+    Args:
+        cu_seqlens, max_seqlen, backend: as there.
+        total_tokens: rows of its `qkv`.
+
+    Returns:
+        A tensor for `tiles`; None if the backend needs none.
+    """
+    if resolve_backend(backend, cu_seqlens.device) == "torch":
+        return None
+    from . import triton_ops
+
+    return triton_ops.attention_tiles(cu_seqlens, max_seqlen, total_tokens)
 
 
 def varlen_attention(
@@ -49,6 +101,7 @@ def varlen_attention(
     dropout_p: float = 0.0,
     seed: Tensor | None = None,
     site: int = 0,
+    tiles: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """softmax(Q K^T / sqrt(head_dim)) V of each sequence by itself, with dropout on the probabilities.
@@ -61,6 +114,7 @@ def varlen_attention(
             p, rows from p on see all. None, 0 and the sequence's length: full attention.
         dropout_p: in [0, 1).
         seed, site, backend: see the module.
+        tiles: from `attention_tiles` of the same `cu_seqlens` and `max_seqlen`; None: worked out here.
 
     Returns:
         (total_tokens, num_heads, head_dim). Differentiable once in `qkv`; the gradient is deterministic.
@@ -78,10 +132,10 @@ def varlen_attention(
         raise ValueError(
             f"prefix_lens must have shape ({cu_seqlens.shape[0] - 1},) (num_sequences), got {tuple(prefix_lens.shape)}"
         )
-    _check_devices(qkv=qkv, cu_seqlens=cu_seqlens, prefix_lens=prefix_lens, seed=seed)
+    _check_devices(qkv=qkv, cu_seqlens=cu_seqlens, prefix_lens=prefix_lens, seed=seed, tiles=tiles)
     _check_dropout(dropout_p, seed)
-    resolve_backend(backend, qkv.device)
-    return torch_ops.varlen_attention(qkv, cu_seqlens, max_seqlen, prefix_lens, dropout_p, seed, site)
+    module = _backend(backend, qkv, head_dim=qkv.shape[3])
+    return module.varlen_attention(qkv, cu_seqlens, max_seqlen, prefix_lens, dropout_p, seed, site, tiles)
 
 
 def dropout_add_layer_norm(
@@ -120,8 +174,8 @@ def dropout_add_layer_norm(
     _check_vectors(x.shape[1], weight=weight, bias=bias, linear_bias=linear_bias)
     _check_devices(x=x, residual=residual, weight=weight, bias=bias, linear_bias=linear_bias, seed=seed)
     _check_dropout(dropout_p, seed)
-    resolve_backend(backend, x.device)
-    return torch_ops.dropout_add_layer_norm(x, residual, weight, bias, eps, linear_bias, dropout_p, seed, site)
+    module = _backend(backend, x, row=x.shape[1])
+    return module.dropout_add_layer_norm(x, residual, weight, bias, eps, linear_bias, dropout_p, seed, site)
 
 
 def bias_gelu_dropout(
@@ -151,8 +205,51 @@ def bias_gelu_dropout(
     _check_vectors(x.shape[1], bias=bias)
     _check_devices(x=x, bias=bias, seed=seed)
     _check_dropout(dropout_p, seed)
-    resolve_backend(backend, x.device)
-    return torch_ops.bias_gelu_dropout(x, bias, dropout_p, seed, site)
+    return _backend(backend, x).bias_gelu_dropout(x, bias, dropout_p, seed, site)
+
+
+def mlp(
+    x: Tensor,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    *,
+    dropout_p: float = 0.0,
+    seed: Tensor | None = None,
+    site: int = 0,
+    backend: str = "auto",
+) -> Tensor:
+    """dropout(gelu(x weight1^T + bias1)) weight2^T: the feed-forward block, without the last bias.
+
+    For backward the kernels keep the first product and nothing else of that width.
+
+    Args:
+        x: (total_tokens, hidden_size).
+        weight1: (intermediate_size, hidden_size).
+        bias1: (intermediate_size,).
+        weight2: (hidden_size, intermediate_size).
+        dropout_p: in [0, 1).
+        seed, site, backend: see the module.
+
+    Returns:
+        (total_tokens, hidden_size).
+
+    Raises:
+        ValueError: shapes or devices that don't fit, or an unknown backend.
+    """
+    _check_rows("x", x)
+    size = bias1.shape[0] if bias1.dim() == 1 else 0
+    for name, weight, shape in (
+        ("weight1", weight1, (size, x.shape[1])),
+        ("weight2", weight2, (weight2.shape[0], size)),
+    ):
+        if weight.shape != shape:
+            raise ValueError(
+                f"{name} must fit x {tuple(x.shape)} and bias1 {tuple(bias1.shape)}, got {tuple(weight.shape)}"
+            )
+    _check_devices(x=x, weight1=weight1, bias1=bias1, weight2=weight2, seed=seed)
+    _check_dropout(dropout_p, seed)
+    return _backend(backend, x).mlp(x, weight1, bias1, weight2, dropout_p, seed, site)
 
 
 def embedding_layer_norm(
@@ -203,8 +300,8 @@ def embedding_layer_norm(
     _check_vectors(position_weight.shape[1], weight=weight, bias=bias)
     _check_devices(position_ids=position_ids, source=source, position_weight=position_weight, weight=weight, seed=seed)
     _check_dropout(dropout_p, seed)
-    resolve_backend(backend, position_ids.device)
-    return torch_ops.embedding_layer_norm(
+    module = _backend(backend, position_weight, row=position_weight.shape[1])
+    return module.embedding_layer_norm(
         input_ids, inputs_embeds, position_ids, word_weight, position_weight, weight, bias, eps, padding_idx,
         position_padding_idx, dropout_p, seed, site,
     )  # fmt: skip

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .kernels.dropout import keep_mask, keep_scale
+from .kernels.dropout import keep_rows, keep_scale, keep_scores
 
 SCORES_PER_CHUNK = 512 * 1024
 """Most attention scores computed at once on a CPU: they should stay near the cache."""
@@ -25,6 +25,7 @@ def varlen_attention(
     dropout_p: float,
     seed: Tensor | None,
     site: int,
+    tiles: None = None,
 ) -> Tensor:
     if torch.compiler.is_compiling() or (torch.is_grad_enabled() and qkv.requires_grad):
         return _attention(qkv, cu_seqlens, max_seqlen, prefix_lens, dropout_p, seed, site)
@@ -114,10 +115,8 @@ def _probabilities(query: Tensor, key: Tensor, valid: Tensor | None, prefix_lens
 
 def _keep(rows: Tensor | slice, num_heads: int, length: int, p: float, seed: Tensor, site: int) -> Tensor:
     """(group * heads, length, length) bool: which probabilities dropout keeps."""
-    if isinstance(rows, slice):
-        rows = torch.arange(rows.start, rows.stop, device=seed.device)[None]
-    heads = torch.arange(num_heads, device=seed.device)[:, None]
-    return keep_mask(seed, site, rows[:, None, :], length, p, heads).flatten(0, 1)
+    starts = torch.tensor([rows.start]) if isinstance(rows, slice) else rows[:, 0]
+    return keep_scores(seed, site, starts, num_heads, length, p).flatten(0, 1)
 
 
 def _apply_keep(keep: Tensor, x: Tensor, p: float) -> Tensor:
@@ -247,7 +246,7 @@ class _Dropout(torch.autograd.Function):
 
 
 def _drop(x: Tensor, seed: Tensor, site: int, p: float) -> Tensor:
-    keep = keep_mask(seed, site, torch.arange(x.shape[0], device=x.device), x.shape[1], p)
+    keep = keep_rows(seed, site, torch.arange(x.shape[0], device=x.device), x.shape[1], p)
     return _apply_keep(keep, x, p)
 
 
@@ -272,6 +271,18 @@ def dropout_add_layer_norm(
 
 def bias_gelu_dropout(x: Tensor, bias: Tensor | None, dropout_p: float, seed: Tensor | None, site: int) -> Tensor:
     return dropout(F.gelu(x if bias is None else x + bias), dropout_p, seed, site)
+
+
+def mlp(
+    x: Tensor,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    dropout_p: float,
+    seed: Tensor | None,
+    site: int,
+) -> Tensor:
+    return F.linear(bias_gelu_dropout(F.linear(x, weight1, bias1), None, dropout_p, seed, site), weight2)
 
 
 def embedding_layer_norm(

@@ -2,15 +2,23 @@
 
 Nothing is stored between forward and backward: the mask is computed again. Every backend draws the same mask.
 
-Mapping. An element stands at (row, head, column) of dropout site `site`; operations without heads use head 0, and
-the row is the packed token index. One call of Philox4x32 (Salmon et al., "Parallel random numbers: as easy as
-1, 2, 3", SC 2011; 7 rounds, the fewest that pass BigCrush) serves eight neighbouring columns:
+One call of Philox4x32 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011; 7 rounds, the fewest
+that pass BigCrush) gives four words, that is eight halves of 16 bits, and serves eight elements:
 
-    counter = (column // 8, row, head, site)         key = (seed mod 2**32, seed div 2**32)
-    word    = output[(column % 8) // 2]              half = its low 16 bits for even columns, its high 16 for odd
-    keep    = half >= threshold                      threshold = round(p * 2**16)
+    key = (seed mod 2**32, seed div 2**32)      counter = (call, row, head, site)
+    half = low 16 bits of output[word] for even columns, high 16 for odd ones
+    keep = half >= threshold                    threshold = round(p * 2**16)
 
-Kept elements are scaled by 1 / (1 - threshold / 2**16), so that the expectation is exact.
+Kept elements are scaled by 1 / (1 - threshold / 2**16), so that the expectation is exact. `site` says which dropout of
+the model it is. Which eight elements share a call follows from what one thread of a GPU holds, so that a kernel computes
+each call once and moves no random number between threads:
+
+    packed rows, element (row, column): eight neighbouring columns, as a thread loads them.
+        call = column // 8      row = the packed token index      head = 0      word = column % 8 // 2
+    attention scores (row, column) of the sequence that begins at token `start`: rows r and r + 8 by columns c, c + 1,
+    c + 8 and c + 9, as a tensor core's accumulator lies in a thread.
+        call = column // 16 * 4 + column % 8 // 2      row = start + (row without its bit of value 8)
+        word = 2 * (row // 8 % 2) + column // 8 % 2
 """
 
 import torch
@@ -19,7 +27,6 @@ from torch import Tensor
 ROUNDS = 7
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
-COLUMNS_PER_CALL = 8
 _MASK32 = 0xFFFFFFFF
 
 
@@ -58,24 +65,53 @@ def philox(counter: tuple[Tensor, ...], key: tuple[Tensor, ...]) -> tuple[Tensor
     return c0, c1, c2, c3
 
 
-def keep_mask(seed: Tensor, site: int, rows: Tensor, columns: int, p: float, heads: Tensor | None = None) -> Tensor:
-    """The mask of `columns` columns for each row (and head).
+def keep_rows(seed: Tensor, site: int, rows: Tensor, columns: int, p: float) -> Tensor:
+    """The mask of packed rows.
 
     Args:
         seed: (1,) int64.
         site: which dropout of the model this is, in [0, 2**32).
-        rows: int64 packed token indices, any shape.
+        rows: (n,) int64 packed token indices.
         columns: number of columns.
         p: dropout probability in [0, 1).
-        heads: int64 head indices that broadcast against `rows`; None: head 0.
 
     Returns:
-        Bool tensor of the broadcast shape of `rows` and `heads`, plus (columns,); True is kept.
+        (n, columns) bool; True is kept.
     """
-    head = torch.zeros_like(rows) if heads is None else heads
-    calls = torch.arange(-(-columns // COLUMNS_PER_CALL), device=rows.device)
-    counter = (calls, rows[..., None], head[..., None], torch.full_like(seed, site))
+    calls = torch.arange(-(-columns // 8), device=rows.device)
+    counter = (calls, rows[:, None], torch.zeros_like(seed), torch.full_like(seed, site))
+    return _keep(counter, seed, p).flatten(-2)[:, :columns]
+
+
+def keep_scores(seed: Tensor, site: int, starts: Tensor, num_heads: int, length: int, p: float) -> Tensor:
+    """The mask of the attention scores of sequences of one length (or padded to it).
+
+    Args:
+        seed: (1,) int64.
+        site: which dropout of the model this is, in [0, 2**32).
+        starts: (sequences,) packed index of each sequence's first token.
+        num_heads: number of heads.
+        length: rows and columns.
+        p: dropout probability in [0, 1).
+
+    Returns:
+        (sequences, num_heads, length, length) bool; True is kept.
+    """
+    patches = max(1, -(-length // 16))
+    places = torch.arange(patches * 16, device=seed.device).view(patches, 2, 8)
+    rows = starts.long().view(-1, 1, 1, 1) + places[:, 0].reshape(-1, 1)
+    heads = torch.arange(num_heads, device=seed.device).view(-1, 1, 1)
+    calls = torch.arange(patches * 4, device=seed.device)
+    kept = _keep((calls, rows, heads, torch.full_like(seed, site)), seed, p)
+    # (sequence, head, row patch, row in 8, column patch, pair in 4, lower, right, odd)
+    kept = kept.view(starts.shape[0], num_heads, patches, 8, patches, 4, 2, 2, 2)
+    kept = kept.permute(0, 1, 2, 6, 3, 4, 7, 5, 8).reshape(starts.shape[0], num_heads, patches * 16, patches * 16)
+    return kept[..., :length, :length]
+
+
+def _keep(counter: tuple[Tensor, ...], seed: Tensor, p: float) -> Tensor:
+    """(..., 8) bool: which elements of each call are kept."""
     words = torch.stack(philox(counter, (seed & _MASK32, (seed >> 32) & _MASK32)), -1)
     # The low 32 bits of each int64 are its first half; less 2**15, the 16-bit halves compare as signed numbers.
-    halves = words.view(torch.int32)[..., ::2].contiguous().view(torch.int16).flatten(-2) ^ -32768
-    return halves[..., :columns] >= threshold(p) - 32768
+    halves = words.view(torch.int32)[..., ::2].contiguous().view(torch.int16) ^ -32768
+    return halves >= threshold(p) - 32768

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
+import philox
 import pytest
 import torch
 import torch.nn.functional as F
@@ -22,24 +22,6 @@ drawn = settings(max_examples=30, deadline=None)
 
 def offsets(lengths: list[int]) -> Tensor:
     return torch.tensor([0, *lengths]).cumsum(0).int()
-
-
-def philox_keep(seed: int, site: int, row: int, head: int, column: int, p: float) -> bool:
-    """The documented mapping in Python integers, from the published algorithm."""
-    word32 = 0xFFFFFFFF
-    c = [column // 8, row, head, site]
-    k = [seed & word32, (seed >> 32) & word32]
-    for _ in range(7):
-        one, two = 0xD2511F53 * c[0], 0xCD9E8D57 * c[2]
-        c = [(two >> 32) ^ c[1] ^ k[0], two & word32, (one >> 32) ^ c[3] ^ k[1], one & word32]
-        k = [(k[0] + 0x9E3779B9) & word32, (k[1] + 0xBB67AE85) & word32]
-    word = c[(column % 8) // 2]
-    return (word >> 16 if column % 2 else word & 0xFFFF) >= round(p * 65536)
-
-
-def keep_matrix(seed: Tensor, site: int, rows: range, head: int, columns: int, p: float) -> Tensor:
-    kept = [[philox_keep(int(seed), site, r, head, c, p) for c in range(columns)] for r in rows]
-    return torch.tensor(np.array(kept, dtype=bool).reshape(len(rows), columns))
 
 
 def plain_attention(
@@ -60,8 +42,8 @@ def plain_attention(
                 scores[:, row, prefix_lens[index] :] = -torch.inf
         probabilities = scores.softmax(-1)
         if p:
-            keep = [keep_matrix(seed, site, range(start, end), head, length, p) for head in range(qkv.shape[2])]
-            probabilities = probabilities * torch.stack(keep) / (1 - round(p * 65536) / 65536)
+            keep = [philox.keep_scores(seed, site, start, head, length, length, p) for head in range(qkv.shape[2])]
+            probabilities = probabilities * torch.stack(keep) * philox.scale(p)
         outputs.append((probabilities @ value).transpose(0, 1))
     return torch.cat(outputs)
 
@@ -158,8 +140,7 @@ def test_row_operations_forward_and_backward(p: float) -> None:
         return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
 
     def drop(x: Tensor, site: int) -> Tensor:
-        keep = keep_matrix(seed, site, range(rows), 0, size, p)
-        return x * keep / (1 - round(p * 65536) / 65536) if p else x
+        return x * philox.keep_rows(seed, site, 0, rows, size, p) * philox.scale(p) if p else x
 
     x, residual, weight, bias, linear_bias = leaf(rows, size), leaf(rows, size), leaf(size), leaf(size), leaf(size)
     ids, places = torch.randint(0, 13, (rows,)), torch.randint(0, 8, (rows,))
@@ -222,15 +203,19 @@ def test_padding_id_gets_no_gradient() -> None:
 @given(
     seed=st.integers(0, 2**62 - 1),
     site=st.integers(0, 2**31),
-    rows=st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=4),
-    columns=st.integers(1, 20),
-    p=st.floats(0, 0.999),
+    start=st.integers(0, 2**31),
+    rows=st.integers(1, 40),
+    columns=st.integers(1, 40),
+    p=st.floats(0, 0.999999),
 )
-def test_masks_are_philox(seed: int, site: int, rows: list[int], columns: int, p: float) -> None:
-    found = dropout_kernel.keep_mask(torch.tensor([seed]), site, torch.tensor(rows), columns, p)
-    threshold = min(round(p * 65536), 65535)
-    expected = [[philox_keep(seed, site, r, 0, c, threshold / 65536) for c in range(columns)] for r in rows]
-    assert found.tolist() == expected
+def test_masks_are_philox(seed: int, site: int, start: int, rows: int, columns: int, p: float) -> None:
+    drawn_seed = torch.tensor([seed])
+    found = dropout_kernel.keep_rows(drawn_seed, site, torch.arange(start, start + rows), columns, p)
+    assert torch.equal(found, philox.keep_rows(drawn_seed, site, start, rows, columns, p))
+    scores = dropout_kernel.keep_scores(drawn_seed, site, torch.tensor([3, start]), 2, columns, p)
+    for head in range(2):
+        expected = philox.keep_scores(drawn_seed, site, start, head, columns, columns, p)
+        assert torch.equal(scores[1, head], expected)
 
 
 def test_dropout_probability_near_one_keeps_finite_values() -> None:
