@@ -29,6 +29,11 @@ def _backward_in_one(
         if group == 0:
             zero_tail(grad_qkv_ptr, start, length, tile, 3 * width, TILE, LISTED, 1024)
         return
+    if not LISTED:
+        if length > TILE:
+            if group == 0:
+                zero_tail(grad_qkv_ptr, start, length, tile + 1, 3 * width, TILE, False, 1024)
+            length = TILE
     if (length == 0) | (length > BLOCK):
         return
     prefix = prefix_of(prefix_lens_ptr, sequence, length, num_sequences, PREFIX)

@@ -28,6 +28,11 @@ def _forward(
         if group == 0:
             zero_tail(out_ptr, start, length, tile, width, TILE, LISTED, 1024)
         return
+    if not LISTED:  # a max_seqlen that was too small: the rest gets zeros rather than what lay in memory
+        if length > TILE:
+            if group == 0:
+                zero_tail(out_ptr, start, length, tile + 1, width, TILE, False, 1024)
+            length = TILE
     first_row = tile * TILE
     if first_row >= length:
         return

@@ -89,7 +89,7 @@ def _scatter_tiles(tiles_ptr, sequences_ptr, ends_ptr, counts_ptr, slots, num_se
 
 def build_tiles(cu_seqlens: Tensor, max_seqlen: int, total_tokens: int) -> Tensor:
     num_sequences = cu_seqlens.shape[0] - 1
-    tiles = fake_tiles(cu_seqlens, max_seqlen, total_tokens)
+    tiles = fake_tiles(cu_seqlens, max_seqlen, total_tokens).fill_(-1)
     tile = attention_tile(max_seqlen, total_tokens, num_sequences)
     if max_seqlen <= tile:
         return tiles
@@ -98,7 +98,6 @@ def build_tiles(cu_seqlens: Tensor, max_seqlen: int, total_tokens: int) -> Tenso
         (lengths + (tile - 1)).div_(tile, rounding_mode="floor"), descending=True, stable=True
     )
     slots = tile_slots(tile, total_tokens, num_sequences)
-    tiles[:slots].fill_(-1)
     block = 128
     grid = (triton.cdiv(num_sequences + 1, block),)
     _scatter_tiles[grid](tiles, sequences, counts.cumsum(0), counts, slots, num_sequences + 1, block, num_warps=4)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
+from torch import Tensor, nn
 
 from .dropout import KEY_STEPS, MULTIPLIERS, ROUNDS, keep_scale, threshold
 
@@ -137,12 +137,11 @@ class Operation:
             self.function = type(name, (torch.autograd.Function,), members | {"backward": staticmethod(grad)})
 
     def __call__(self, *args: Any) -> Any:
-        if torch.compiler.is_compiling():
+        tensors = [arg for arg in args if isinstance(arg, Tensor)]
+        # A tensor that isn't plain (fake, functional, distributed) has its own idea of what an operation is.
+        if torch.compiler.is_compiling() or any(type(tensor) not in (Tensor, nn.Parameter) for tensor in tensors):
             return self.op(*args)
-        if (
-            self.function is not None
-            and torch.is_grad_enabled()
-            and any(isinstance(arg, Tensor) and arg.requires_grad for arg in args)
-        ):
-            return self.function.apply(*args)
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+            # Without a gradient of its own the dispatcher makes it an error to ask for one.
+            return self.op(*args) if self.function is None else self.function.apply(*args)
         return self.forward(*args)

@@ -1,11 +1,15 @@
 """Fixtures that several test modules share."""
 
 import copy
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
+
+# Without a GPU the kernels are interpreted; triton asks when it defines them.
+os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
 
 import erniem_fast
 from erniem_fast import ErnieMConfig, reference
@@ -28,6 +32,23 @@ def _fresh_randomness() -> None:
     seed = torch.seed() % 2**31
     print(f"torch seed {seed}")
     torch.manual_seed(seed)
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    """Where the kernels run: compiled on a GPU, or interpreted on the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture
+def _poisoned() -> Iterator[None]:
+    """Memory that nobody has written holds NaN."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 @pytest.fixture

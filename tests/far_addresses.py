@@ -1,0 +1,124 @@
+"""Run by test_triton.py in a process of its own, under TRITON_INTERPRET=1: every kernel on the last rows of tensors of
+more than 2**31 elements. Memory that nobody touches is never committed, and only the programs that work on those rows
+are run; a 32-bit offset would end in a segmentation fault."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from triton.runtime.interpreter import interpreter_builder
+
+from erniem_fast.kernels import (
+    activation,
+    attention,
+    attention_backward,
+    attention_forward,
+    embedding,
+    layer_norm,
+    segment_sum,
+)
+from erniem_fast.kernels.configs import RowConfig
+
+
+class Only:
+    """A kernel of whose grid only some programs are run; negative numbers count from the end."""
+
+    def __init__(self, kernel: Any, programs: Iterable[int]) -> None:
+        self.kernel, self.programs = kernel, list(programs)
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        def launch(*args: Any, **kwargs: Any) -> None:
+            set_index = interpreter_builder.set_grid_idx
+
+            def shifted(x: int, y: int, z: int) -> None:
+                interpreter_builder.grid_dim = (*grid, 1, 1)
+                set_index(self.programs[x] % grid[0], y, z)
+
+            interpreter_builder.set_grid_idx = shifted
+            try:
+                self.kernel[(len(self.programs),)](*args, **kwargs)
+            finally:
+                interpreter_builder.set_grid_idx = set_index
+
+        return launch
+
+
+def far(*shape: int) -> Tensor:
+    tensor = torch.empty(shape)
+    assert tensor.numel() > 2**31
+    return tensor
+
+
+def same(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected.detach(), rtol=1e-4, atol=1e-4)
+
+
+def check_attention(length: int, programs: int) -> None:
+    total, heads, dim = 1_000_000, 12, 64
+    for module, names in (
+        (attention_forward, ["_forward"]),
+        (attention_backward, ["_backward_in_one", "_backward_rows", "_backward_columns"]),
+    ):
+        for name in names:
+            kernel = getattr(module, name)
+            setattr(module, name, Only(getattr(kernel, "kernel", kernel), range(programs)))
+    offsets = torch.tensor([total - length, total], dtype=torch.int32)
+    tiles = torch.tensor([[0, 0], [0, 1]], dtype=torch.int32)
+    qkv, grad = far(total, 3, heads, dim), torch.empty(total, heads, dim)
+    qkv[-length:], grad[-length:] = torch.randn(length, 3, heads, dim), torch.randn(length, heads, dim)
+    rest: Any = (offsets, tiles, length, None, 0.0, None, 0)
+    out, lse = attention_forward.launch_forward(qkv, *rest)
+    leaf = qkv[-length:].clone().requires_grad_()
+    expected = attention.varlen_attention_oracle(leaf, torch.tensor([0, length], dtype=torch.int32))[0]
+    same(out[-length:], expected)
+    found = attention_backward.launch_backward(grad, qkv, out, lse, *rest)
+    same(found[-length:], torch.autograd.grad(expected, leaf, grad[-length:])[0])
+
+
+def check_rows() -> None:
+    rows, size, last = 600_000, 4096, 64
+    config = RowConfig(rows=last, warps=4, programs=rows // last, block=1024)
+    for module in (layer_norm, activation, embedding):
+        module.row_config = lambda *_: config  # type: ignore[attr-defined]
+        module._forward, module._backward = Only(module._forward, [-1]), Only(module._backward, [-1])  # type: ignore[attr-defined]
+    x, grad = far(rows, size), far(rows, size)
+    x[-last:], grad[-last:] = torch.randn(last, size), torch.randn(last, size)
+    weight, bias = torch.randn(size), torch.randn(size)
+    leaf = x[-last:].clone().requires_grad_()
+
+    y, z, mean, rstd = layer_norm.dropout_add_layer_norm.forward(x, x, weight, bias, None, 1e-5, 0.0, None, 0, True)
+    expected = layer_norm.dropout_add_layer_norm_oracle(leaf, leaf, weight, bias, None, 1e-5)
+    same(y[-last:], expected)
+    found = layer_norm.dropout_add_layer_norm_backward.forward(
+        grad, z, mean, rstd, weight, torch.float32, torch.float32, False, 0.0, None, 0
+    )[1]
+    same(2 * found[-last:], torch.autograd.grad(expected, leaf, grad[-last:])[0])
+
+    y = activation.bias_gelu_dropout.forward(x, bias, 0.0, None, 0)
+    expected = activation.bias_gelu_dropout_oracle(leaf, bias)
+    same(y[-last:, -1024:], expected[:, -1024:])
+    found, _, again = activation.bias_gelu_dropout_backward.forward(grad, x, bias, 0.0, None, 0, True)
+    same(again[-last:, -1024:], expected[:, -1024:])
+    same(found[-last:, -1024:], torch.autograd.grad(expected, leaf, grad[-last:])[0][:, -1024:])
+
+    ids = torch.arange(rows)
+    positions = torch.randn(3, size)
+    places = torch.zeros(rows, dtype=torch.int64)
+    rest: Any = (x, places, positions, weight)
+    y, mean, rstd = embedding.embedding_layer_norm.forward(ids, *rest, bias, 1e-5, -1, -1, 0.0, None, 0, True)
+    expected = embedding.embedding_layer_norm_oracle(leaf, positions[:1], weight, bias, 1e-5)
+    same(y[-last:], expected)
+    segment_sum._sum_chunks = Only(segment_sum._sum_chunks, [-1])
+    segment_sum._sum_pieces = Only(segment_sum._sum_pieces, [-1])
+    chunk = segment_sum.CHUNK
+    few = torch.cat((torch.zeros(rows - chunk, dtype=torch.int64), torch.arange(1, chunk + 1)))
+    table = segment_sum.segment_sum(grad, few, chunk + 1, -1, torch.float32)
+    same(table[1:], grad[-chunk:])
+
+
+if __name__ == "__main__":
+    check_attention(length=30, programs=6)  # two heads a program
+    check_attention(length=100, programs=24)
+    check_rows()
+    print("right")
