@@ -189,3 +189,36 @@ def _(inputs: EmbeddingInputs) -> Prepared:
         return F.layer_norm(rows, size, inputs.weight, inputs.bias, EPS)
 
     return prepare(compute, inputs.batch.packed.from_grid)
+
+
+@VARLEN_ATTENTION.provider("triton", devices=("cuda",))
+def _(inputs: AttentionInputs) -> Prepared:
+    packed = inputs.packed
+    tiles = ops.attention_tiles(packed.cu_seqlens, packed.max_seqlen, packed.total_tokens)
+    return prepare(lambda: ops.varlen_attention(inputs.qkv, packed.cu_seqlens, packed.max_seqlen, tiles=tiles))
+
+
+@DROPOUT_ADD_LAYER_NORM.provider("triton", devices=("cuda",))
+def _(inputs: RowInputs) -> Prepared:
+    vectors = (inputs.weight, inputs.bias)
+    return prepare(
+        lambda: ops.dropout_add_layer_norm(
+            inputs.x, inputs.residual, *vectors, EPS, linear_bias=inputs.linear_bias, backend="triton"
+        )
+    )
+
+
+@BIAS_GELU_DROPOUT.provider("triton", devices=("cuda",))
+def _(inputs: RowInputs) -> Prepared:
+    return prepare(lambda: ops.bias_gelu_dropout(inputs.x, inputs.linear_bias, backend="triton"))
+
+
+@EMBEDDING_LAYER_NORM.provider("triton", devices=("cuda",))
+def _(inputs: EmbeddingInputs) -> Prepared:
+    packed, tables = inputs.batch.packed, (inputs.words, inputs.positions)
+    vectors = (inputs.weight, inputs.bias)
+    return prepare(
+        lambda: ops.embedding_layer_norm(
+            packed.input_ids, packed.position_ids, *tables, *vectors, EPS, padding_idx=1, backend="triton"
+        )
+    )

@@ -1,4 +1,4 @@
-"""The command line: `erniem-fast embed`, `verify` and `demo`."""
+"""The command line: `erniem-fast embed`, `verify`, `demo` and `warm-up`."""
 
 import os
 import sys
@@ -17,6 +17,7 @@ from .embedding import POOLINGS, InputError, allocate, embed, replacing, tokeniz
 from .verify import load_config, load_encoder, load_tokenizer
 from .verify import verify as run_verify
 from .version import __version__
+from .warm_up import warm_up
 
 USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]  # click's; typer may bring a click of its own
 
@@ -151,6 +152,27 @@ def demo_command(
 ) -> None:
     """Encode 96 shipped documents in 23 languages by the padded reference and by the padding-free model."""
     run_demo(model, out, parse_device(device), typer.echo)
+
+
+@app.command("warm-up")
+def warm_up_command(
+    model: ModelOption,
+    dtype: Annotated[str, typer.Option(metavar="TYPE", help=f"Of the weights: {', '.join(DTYPES)}.")] = "bfloat16",
+    training: Annotated[
+        bool, typer.Option("--training", help="Backward and dropout, too, with and without autocast to TYPE.")
+    ] = False,
+    device: DeviceOption = "auto",
+) -> None:
+    """Compile the GPU kernels that a model will need; triton keeps them on disk."""
+    if dtype not in DTYPES:
+        raise InputError(f"--dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
+    place = parse_device(device)
+    if place.type != "cuda":
+        raise InputError(f"--device {device!r}: there is no CUDA device to compile for; a CPU needs no kernels")
+    try:
+        warm_up(load_config(model), place, getattr(torch, dtype), training, progress=True)
+    except ValueError as error:
+        raise InputError(str(error)) from error
 
 
 def parse_count(name: str, value: str) -> int:

@@ -10,8 +10,8 @@ that pass BigCrush) gives four words, that is eight halves of 16 bits, and serve
     keep = half >= threshold                    threshold = round(p * 2**16)
 
 Kept elements are scaled by 1 / (1 - threshold / 2**16), so that the expectation is exact. `site` says which dropout of
-the model it is. Which eight elements share a call follows from what one thread of a GPU holds, so that a kernel computes
-each call once and moves no random number between threads:
+the model it is. Which eight elements share a call follows from what one thread of a GPU holds, so that a kernel
+computes each call once and moves no random number between threads:
 
     packed rows, element (row, column): eight neighbouring columns, as a thread loads them.
         call = column // 8      row = the packed token index      head = 0      word = column % 8 // 2

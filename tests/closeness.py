@@ -9,7 +9,8 @@ from torch import Tensor
 FLOAT32 = 1e-5
 """Greatest error relative to the largest magnitude."""
 TIMES = 2
-"""Greatest error of 16-bit kernels over that of plain PyTorch in the same dtype."""
+"""Greatest error of 16-bit kernels over that of plain PyTorch in the same dtype, beyond one rounding: the rule of
+FlashAttention's tests."""
 
 
 def error(found: Tensor, expected: Tensor) -> float:
@@ -43,6 +44,8 @@ def assert_right(
         if plain is None:
             most = FLOAT32 * max(two.abs().max().item() if two.numel() else 0.0, 1e-3)
         else:
-            most = TIMES * error(plain, two)
+            # Even the right value, rounded to the dtype, is this far off; of few elements plain PyTorch may be nearer.
+            rounding = torch.finfo(one.dtype).eps / 2 * (two.abs().max().item() if two.numel() else 0.0)
+            most = TIMES * error(plain, two) + rounding
         assert error(one, two) <= most, f"{name}: error {error(one, two):.2e}, at most {most:.2e}"
     return found

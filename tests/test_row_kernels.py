@@ -64,6 +64,19 @@ def test_dropout_add_layer_norm(
     assert_right(kernel, oracle, inputs, (rows, size))
 
 
+@dtypes
+def test_statistics_are_those_of_the_stored_sum(dtype: torch.dtype, device: torch.device) -> None:
+    """Or backward, which reads it, would use others than forward."""
+    x, residual = (torch.randn(11, 100, device=device).to(dtype) for _ in range(2))
+    vector = torch.ones(100, device=device, dtype=dtype)
+    _, z, mean, rstd = layer_norm.dropout_add_layer_norm(x, residual, vector, vector, None, 1e-5, 0.0, None, 0, True)
+    assert z.dtype == dtype
+    stored = z.double()
+    torch.testing.assert_close(mean.double(), stored.mean(1), rtol=0, atol=1e-6)
+    expected = (stored.var(1, unbiased=False) + 1e-5).rsqrt()
+    torch.testing.assert_close(rstd.double(), expected, rtol=1e-5, atol=0)
+
+
 @dropped
 def test_layer_norm_of_mixed_dtypes(p: float, device: torch.device) -> None:
     """As under autocast: the product in bfloat16, the residual and the parameters in float32."""
@@ -260,11 +273,12 @@ def test_few_rows(rows: int, device: torch.device) -> None:
     seed, ids = ops.draw_seed(device), torch.zeros(rows, dtype=torch.int64, device=device)
     table = torch.randn(3, 24, device=device, requires_grad=True)
     drop: Any = {"dropout_p": 0.2, "seed": seed, "backend": "triton"}
+    block = [torch.randn(shape, device=device) for shape in ((8, 24), 8, (24, 8))]
     runs: list[Callable[[], Tensor]] = [
         lambda: ops.dropout_add_layer_norm(x, residual, weight, bias, 1e-5, linear_bias=bias, **drop),
         lambda: ops.bias_gelu_dropout(x, bias, **drop),
         lambda: ops.embedding_layer_norm(ids, ids, table, table, weight, bias, 1e-5, **drop),
-        lambda: ops.mlp(x, torch.randn(8, 24, device=device), torch.randn(8, device=device), table[:, :8] @ torch.randn(8, 8, device=device), **drop),
+        lambda: ops.mlp(x, *block, **drop),
     ]  # fmt: skip
     for run in runs:
         out = run()

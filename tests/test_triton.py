@@ -243,13 +243,13 @@ def test_opcheck(index: int, device: torch.device) -> None:
 
 def test_a_backend_that_cannot_be_had(device: torch.device) -> None:
     good = torch.randn(4, 16, device=device)
-    with pytest.raises(ValueError, match="backend 'triton' needs float32, bfloat16 or float16, got torch.float64"):
+    with pytest.raises(ValueError, match=r"backend 'triton' needs float32, bfloat16 or float16, got torch\.float64"):
         ops.bias_gelu_dropout(good.double(), backend="triton")
+    offsets = torch.tensor([0, 4], dtype=torch.int32, device=device)
     with pytest.raises(ValueError, match="needs a head_dim of at most 128, got 136"):
-        offsets = torch.tensor([0, 4], dtype=torch.int32, device=device)
         ops.varlen_attention(torch.randn(4, 3, 1, 136, device=device), offsets, 4, backend="triton")
+    wide, vector = torch.randn(1, 4097, device=device), torch.randn(4097, device=device)
     with pytest.raises(ValueError, match="needs a hidden_size of at most 4096, got 4097"):
-        wide, vector = torch.randn(1, 4097, device=device), torch.randn(4097, device=device)
         ops.dropout_add_layer_norm(wide, wide, vector, vector, 1e-5, backend="triton")
 
 
