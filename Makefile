@@ -4,7 +4,7 @@ BIN := .venv/bin
 MODEL ?=
 OUT ?= demo-vectors.npy
 
-.PHONY: demo test test-all lint bench bench-table clean
+.PHONY: demo test test-all lint bench bench-table compiled gpu-check clean
 .DEFAULT_GOAL := test
 
 # torch goes first: asked for by another package, pip would take the newest build instead of the one that is tested.
@@ -33,6 +33,14 @@ bench: .venv/.installed
 
 bench-table: .venv/.installed
 	$(BIN)/python -m bench.table --write README.md
+
+# Registers, shared memory and instructions of every kernel, by compiling it: needs no GPU.
+compiled: .venv/.installed
+	$(BIN)/python -m bench.compiled --check
+
+# Installs nothing: PYTHON is whatever has torch and triton for this machine's GPU.
+gpu-check:
+	PYTHONPATH=. $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m bench.gpu_check
 
 clean:
 	rm -rf .venv build dist *.egg-info

@@ -129,11 +129,11 @@ def describe(path: Path, result: dict[str, Any]) -> str:
 
 
 def newest(folder: Path) -> list[Path]:
-    """The newest result of each device."""
+    """The newest result of each device; reports of the GPU check are none."""
     found: dict[str, tuple[str, Path]] = {}
     for path in sorted(folder.glob("*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
-        if result["date"] >= found.get(result["device"], ("", path))[0]:
+        if "cases" in result and result["date"] >= found.get(result["device"], ("", path))[0]:
             found[result["device"]] = result["date"], path
     return [path for _, path in found.values()]
 

@@ -51,10 +51,11 @@ def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype = tor
     raise ValueError(f"backend 'triton' needs {refusal}")
 
 
-def _backend(backend: str, operand: Tensor, *, head_dim: int = 0, row: int = 0) -> ModuleType:
-    """The module that computes; `row`: columns that are reduced at once."""
-    if resolve_backend(backend, operand.device, operand.dtype) == "torch":
-        return torch_ops
+def _backend(backend: str, *operands: Tensor | None, head_dim: int = 0, row: int = 0) -> ModuleType:
+    """The module that computes, if it takes all operands; `row`: columns that are reduced at once."""
+    for operand in operands:
+        if operand is not None and resolve_backend(backend, operand.device, operand.dtype) == "torch":
+            return torch_ops
     from . import triton_ops
 
     for name, size, most in (("head_dim", head_dim, triton_ops.MAX_HEAD_DIM), ("hidden_size", row, triton_ops.MAX_ROW)):
@@ -128,9 +129,21 @@ def varlen_attention(
         raise ValueError(
             f"cu_seqlens must be int32 of shape (num_sequences + 1,), got {cu_seqlens.dtype} {tuple(cu_seqlens.shape)}"
         )
-    if prefix_lens is not None and prefix_lens.shape[0] != cu_seqlens.shape[0] - 1:
+    num_sequences = cu_seqlens.shape[0] - 1
+    if not isinstance(max_seqlen, int | torch.SymInt):
+        raise ValueError(f"max_seqlen must be an int, got {type(max_seqlen).__name__}")
+    if prefix_lens is not None:
+        if prefix_lens.shape != (num_sequences,) or prefix_lens.dtype not in (torch.int32, torch.int64):
+            raise ValueError(
+                f"prefix_lens must be int32 of shape ({num_sequences},) (num_sequences), "
+                f"got {prefix_lens.dtype} {tuple(prefix_lens.shape)}"
+            )
+        prefix_lens = prefix_lens.to(torch.int32)
+    slots = (qkv.shape[0] // 16 + num_sequences + 1, 2)
+    if tiles is not None and (tiles.shape != slots or tiles.dtype != torch.int32):
         raise ValueError(
-            f"prefix_lens must have shape ({cu_seqlens.shape[0] - 1},) (num_sequences), got {tuple(prefix_lens.shape)}"
+            f"tiles must be int32 of shape {slots}, as attention_tiles makes them of the same cu_seqlens, "
+            f"got {tiles.dtype} {tuple(tiles.shape)}"
         )
     _check_devices(qkv=qkv, cu_seqlens=cu_seqlens, prefix_lens=prefix_lens, seed=seed, tiles=tiles)
     _check_dropout(dropout_p, seed)
@@ -174,7 +187,7 @@ def dropout_add_layer_norm(
     _check_vectors(x.shape[1], weight=weight, bias=bias, linear_bias=linear_bias)
     _check_devices(x=x, residual=residual, weight=weight, bias=bias, linear_bias=linear_bias, seed=seed)
     _check_dropout(dropout_p, seed)
-    module = _backend(backend, x, row=x.shape[1])
+    module = _backend(backend, x, residual, weight, bias, linear_bias, row=x.shape[1])
     return module.dropout_add_layer_norm(x, residual, weight, bias, eps, linear_bias, dropout_p, seed, site)
 
 
@@ -205,7 +218,7 @@ def bias_gelu_dropout(
     _check_vectors(x.shape[1], bias=bias)
     _check_devices(x=x, bias=bias, seed=seed)
     _check_dropout(dropout_p, seed)
-    return _backend(backend, x).bias_gelu_dropout(x, bias, dropout_p, seed, site)
+    return _backend(backend, x, bias).bias_gelu_dropout(x, bias, dropout_p, seed, site)
 
 
 def mlp(
@@ -249,7 +262,7 @@ def mlp(
             )
     _check_devices(x=x, weight1=weight1, bias1=bias1, weight2=weight2, seed=seed)
     _check_dropout(dropout_p, seed)
-    return _backend(backend, x).mlp(x, weight1, bias1, weight2, dropout_p, seed, site)
+    return _backend(backend, x, weight1, bias1, weight2).mlp(x, weight1, bias1, weight2, dropout_p, seed, site)
 
 
 def embedding_layer_norm(
@@ -284,7 +297,8 @@ def embedding_layer_norm(
         seed, site, backend: see the module.
 
     Returns:
-        (total_tokens, hidden_size). On CPU tensors an index out of range raises an IndexError; elsewhere it is clamped.
+        (total_tokens, hidden_size). The torch backend raises an IndexError for an index out of range on
+        a CPU; elsewhere, and by the kernels, it is clamped.
 
     Raises:
         ValueError: shapes or devices that don't fit, both or neither source, or an unknown backend.
@@ -297,10 +311,20 @@ def embedding_layer_norm(
             f"input_ids and position_ids must have shape (total_tokens,), inputs_embeds (total_tokens, hidden_size), "
             f"got {tuple(source.shape)} and position_ids {tuple(position_ids.shape)}"
         )
-    _check_vectors(position_weight.shape[1], weight=weight, bias=bias)
-    _check_devices(position_ids=position_ids, source=source, position_weight=position_weight, weight=weight, seed=seed)
+    hidden_size = position_weight.shape[1]
+    for name, table in (("word_weight", word_weight), ("inputs_embeds", inputs_embeds)):
+        if table is not None and (table.dim() != 2 or table.shape[1] != hidden_size):
+            raise ValueError(
+                f"{name} must have {hidden_size} columns (those of position_weight), got {tuple(table.shape)}"
+            )
+    _check_vectors(hidden_size, weight=weight, bias=bias)
+    _check_devices(
+        position_ids=position_ids, source=source, word_weight=word_weight, position_weight=position_weight,
+        weight=weight, bias=bias, seed=seed,
+    )  # fmt: skip
     _check_dropout(dropout_p, seed)
-    module = _backend(backend, position_weight, row=position_weight.shape[1])
+    words = word_weight if inputs_embeds is None else inputs_embeds
+    module = _backend(backend, words, position_weight, weight, bias, row=hidden_size)
     return module.embedding_layer_norm(
         input_ids, inputs_embeds, position_ids, word_weight, position_weight, weight, bias, eps, padding_idx,
         position_padding_idx, dropout_p, seed, site,

@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import Operation, dropout_arguments, keep_rows, narrow
+from .common import Operation, dropout_arguments, keep_rows, narrow, partition
 from .configs import row_config
 from .dropout import keep_rows as keep_rows_torch
 from .dropout import keep_scale as keep_scale_of
@@ -108,10 +108,9 @@ def _backward(
 def _launch_forward(
     x: Tensor, bias: Tensor | None, dropout_p: float, seed: Tensor | None, site: int, out: Tensor | None = None
 ) -> Tensor:
-    x = x.contiguous()
     y = torch.empty_like(x) if out is None else out
     rows, size = x.shape
-    config = row_config("gelu_forward", x.device, size, dropout_p > 0)
+    config = row_config("gelu_forward", size)
     if x.numel():
         _forward[(triton.cdiv(rows, config.rows) * triton.cdiv(size, config.block),)](
             x, x if bias is None else bias, y, rows, BIAS=bias is not None, SIZE=size, BLOCK=config.block,
@@ -123,14 +122,12 @@ def _launch_forward(
 def _launch_backward(
     grad: Tensor, x: Tensor, bias: Tensor | None, dropout_p: float, seed: Tensor | None, site: int, again: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    grad, x = grad.contiguous(), x.contiguous()
     grad_x, grad_bias, y = _fake_backward(grad, x, bias, dropout_p, seed, site, again)
     rows, size = x.shape
     if not x.numel():
         return grad_x, grad_bias.zero_(), y
-    config = row_config("gelu_backward", x.device, size, dropout_p > 0)
-    per_program = max(config.rows, triton.cdiv(rows, config.programs))
-    chunks = triton.cdiv(rows, per_program)
+    config = row_config("gelu_backward", size)
+    chunks, per_program = partition(rows, config)
     partial = x.new_empty((chunks, size if bias is not None else 0), dtype=torch.float32)
     _backward[(chunks * triton.cdiv(size, config.block),)](
         grad, x, x if bias is None else bias, grad_x, y, partial, rows, per_program, BIAS=bias is not None,
@@ -178,18 +175,23 @@ def _fake_mlp(
 
 def _launch_mlp_backward(
     grad: Tensor, x: Tensor, product: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, dropout_p: float,
-    seed: Tensor | None, site: int,
+    seed: Tensor | None, site: int, needs_x: bool, needs_weight1: bool, needs_weight2: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    grad = grad.contiguous()
-    grad_product, grad_bias1, y = _launch_backward(grad @ weight2, product, bias1, dropout_p, seed, site, True)
-    return grad_product @ weight1, grad_product.T @ x, grad_bias1, grad.T @ y
+    grad_product, grad_bias1, y = _launch_backward(grad @ weight2, product, bias1, dropout_p, seed, site, needs_weight2)
+    grad_x = grad_product @ weight1 if needs_x else x.new_empty(0)
+    grad_weight1 = grad_product.T @ x if needs_weight1 else weight1.new_empty(0)
+    return grad_x, grad_weight1, grad_bias1, grad.T @ y if needs_weight2 else weight2.new_empty(0)
 
 
 def _fake_mlp_backward(
-    grad: Tensor, x: Tensor, product: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, *_: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    x, weight1, bias1, weight2 = (t.new_empty(t.shape) for t in (x, weight1, bias1, weight2))
-    return x, weight1, bias1, weight2
+    grad: Tensor, x: Tensor, product: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, dropout_p: float,
+    seed: Tensor | None, site: int, needs_x: bool, needs_weight1: bool, needs_weight2: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    grad_x, grad_weight1, grad_weight2 = (
+        tensor.new_empty(tensor.shape if needed else 0)
+        for tensor, needed in ((x, needs_x), (weight1, needs_weight1), (weight2, needs_weight2))
+    )
+    return grad_x, grad_weight1, torch.empty_like(bias1), grad_weight2
 
 
 def _save_mlp(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -198,9 +200,11 @@ def _save_mlp(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) 
     ctx.mark_non_differentiable(output[1])
 
 
-def _grad_mlp(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+def _grad_mlp(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
     *saved, seed = ctx.saved_tensors
-    return *mlp_backward(grad, *saved, ctx.dropout_p, seed, ctx.site), None, None, None, None
+    needs = ctx.needs_input_grad[:4]
+    grads = mlp_backward(grad, *saved, ctx.dropout_p, seed, ctx.site, needs[0], needs[1], needs[3])
+    return *(tensor if needed else None for tensor, needed in zip(grads, needs, strict=True)), None, None, None, None
 
 
 _DROPOUT = "float dropout_p, Tensor? seed, int site"
@@ -213,15 +217,15 @@ bias_gelu_dropout_backward = Operation(
 bias_gelu_dropout = Operation(
     "bias_gelu_dropout",
     f"(Tensor x, Tensor? bias, {_DROPOUT}) -> Tensor",
-    lambda *args: _launch_forward(*args),
+    lambda x, bias, dropout_p, seed, site: _launch_forward(x, bias, dropout_p, seed, site),
     lambda x, *_: torch.empty_like(x, memory_format=torch.contiguous_format),
     _save,
     _grad,
 )
 mlp_backward = Operation(
     "mlp_backward",
-    f"(Tensor grad, Tensor x, Tensor product, Tensor weight1, Tensor bias1, Tensor weight2, {_DROPOUT}) "
-    "-> (Tensor, Tensor, Tensor, Tensor)",
+    f"(Tensor grad, Tensor x, Tensor product, Tensor weight1, Tensor bias1, Tensor weight2, {_DROPOUT}, "
+    "bool needs_x, bool needs_weight1, bool needs_weight2) -> (Tensor, Tensor, Tensor, Tensor)",
     _launch_mlp_backward,
     _fake_mlp_backward,
 )

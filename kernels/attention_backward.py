@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .attention_tiles import LOG2E, UNSPECIALIZED, attention_arguments, load, locate, prefix_of, zero_tail
+from .attention_tiles import LOG2E, UNSPECIALIZED, attention_arguments, load, locate, prefix_of, zero_rows
 from .common import keep_scores, multiply, narrow
 
 
@@ -22,18 +22,18 @@ def _backward_in_one(
     groups: tl.constexpr = (NUM_HEADS + HEADS - 1) // HEADS
     width: tl.constexpr = NUM_HEADS * HEAD_DIM
     group = tl.program_id(0) % groups
-    sequence, tile, start, length = locate(
-        cu_seqlens_ptr, tiles_ptr, tl.program_id(0) // groups, total_tokens, num_sequences, LISTED
+    sequence, tile, start, length, rest = locate(
+        cu_seqlens_ptr, tiles_ptr, tl.program_id(0) // groups, total_tokens, num_sequences, LISTED, TILE
     )
     if sequence == num_sequences:
-        if group == 0:
-            zero_tail(grad_qkv_ptr, start, length, tile, 3 * width, TILE, LISTED, 1024)
+        first = tile * TILE
+        rows_left = length - first
+        if LISTED:
+            rows_left = tl.minimum(rows_left, TILE)
+        zero_rows(grad_qkv_ptr, start + first, rows_left, group, 3, width, HEADS * HEAD_DIM, HEADS * BLOCK_D)
         return
-    if not LISTED:
-        if length > TILE:
-            if group == 0:
-                zero_tail(grad_qkv_ptr, start, length, tile + 1, 3 * width, TILE, False, 1024)
-            length = TILE
+    if rest > 0:
+        zero_rows(grad_qkv_ptr, start + TILE, rest, group, 3, width, HEADS * HEAD_DIM, HEADS * BLOCK_D)
     if (length == 0) | (length > BLOCK):
         return
     prefix = prefix_of(prefix_lens_ptr, sequence, length, num_sequences, PREFIX)
@@ -85,13 +85,13 @@ def _backward_rows(
     qkv_ptr, out_ptr, grad_ptr, lse_ptr, delta_ptr, grad_qkv_ptr, cu_seqlens_ptr, prefix_lens_ptr, tiles_ptr,
     total_tokens, num_sequences, scale, seed_ptr, site, threshold, keep_scale, DROPOUT: tl.constexpr,
     NUM_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, PREFIX: tl.constexpr,
-    PRECISION: tl.constexpr, TILE: tl.constexpr, SMALL: tl.constexpr, BLOCK: tl.constexpr,
+    LISTED: tl.constexpr, PRECISION: tl.constexpr, TILE: tl.constexpr, SMALL: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """A tile of rows of a sequence longer than SMALL: dQ and delta."""
     width: tl.constexpr = NUM_HEADS * HEAD_DIM
     head = tl.program_id(0) % NUM_HEADS
-    sequence, tile, start, length = locate(
-        cu_seqlens_ptr, tiles_ptr, tl.program_id(0) // NUM_HEADS, total_tokens, num_sequences, True
+    sequence, tile, start, length, _ = locate(
+        cu_seqlens_ptr, tiles_ptr, tl.program_id(0) // NUM_HEADS, total_tokens, num_sequences, LISTED, TILE
     )
     first_row = tile * TILE
     if (length <= SMALL) | (first_row >= length) | (sequence == num_sequences):
@@ -172,13 +172,13 @@ def _backward_columns(
     qkv_ptr, grad_ptr, lse_ptr, delta_ptr, grad_qkv_ptr, cu_seqlens_ptr, prefix_lens_ptr, tiles_ptr,
     total_tokens, num_sequences, scale, seed_ptr, site, threshold, keep_scale, DROPOUT: tl.constexpr,
     NUM_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, PREFIX: tl.constexpr,
-    PRECISION: tl.constexpr, TILE: tl.constexpr, SMALL: tl.constexpr, BLOCK: tl.constexpr,
+    LISTED: tl.constexpr, PRECISION: tl.constexpr, TILE: tl.constexpr, SMALL: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """A tile of columns of a sequence longer than SMALL: dK and dV. Scores are transposed (columns, rows)."""
     width: tl.constexpr = NUM_HEADS * HEAD_DIM
     head = tl.program_id(0) % NUM_HEADS
-    sequence, tile, start, length = locate(
-        cu_seqlens_ptr, tiles_ptr, tl.program_id(0) // NUM_HEADS, total_tokens, num_sequences, True
+    sequence, tile, start, length, _ = locate(
+        cu_seqlens_ptr, tiles_ptr, tl.program_id(0) // NUM_HEADS, total_tokens, num_sequences, LISTED, TILE
     )
     first_column = tile * TILE
     if (length <= SMALL) | (first_column >= length) | (sequence == num_sequences):
@@ -240,7 +240,6 @@ def launch_backward(
     grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, cu_seqlens: Tensor, tiles: Tensor, max_seqlen: int,
     prefix_lens: Tensor | None, dropout_p: float, seed: Tensor | None, site: int,
 ) -> Tensor:  # fmt: skip
-    qkv, grad = qkv.contiguous(), grad.contiguous()
     grad_qkv = torch.empty_like(qkv)
     if not qkv.numel():
         return grad_qkv
@@ -249,15 +248,15 @@ def launch_backward(
     small, num_heads = config.block, qkv.shape[2]
     grid = (slots * triton.cdiv(num_heads, config.heads),)
     _backward_in_one[grid](qkv, grad, lse, grad_qkv, LISTED=listed, HEADS=config.heads, BLOCK=config.block, **arguments)
-    if listed:
+    if max_seqlen > small:
         delta = torch.empty_like(lse)
         arguments, config, slots, _ = attention_arguments("rows", *rest)
         _backward_rows[(slots * num_heads,)](
-            qkv, out, grad, lse, delta, grad_qkv, SMALL=small, BLOCK=config.block, **arguments
+            qkv, out, grad, lse, delta, grad_qkv, LISTED=listed, SMALL=small, BLOCK=config.block, **arguments
         )
         arguments, config, slots, _ = attention_arguments("columns", *rest)
         _backward_columns[(slots * num_heads,)](
-            qkv, grad, lse, delta, grad_qkv, SMALL=small, BLOCK=config.block, **arguments
+            qkv, grad, lse, delta, grad_qkv, LISTED=listed, SMALL=small, BLOCK=config.block, **arguments
         )
     return grad_qkv
 

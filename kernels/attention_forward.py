@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .attention_tiles import LOG2E, UNSPECIALIZED, attention_arguments, load, locate, prefix_of, zero_tail
+from .attention_tiles import LOG2E, UNSPECIALIZED, attention_arguments, load, locate, prefix_of, zero_rows
 from .common import keep_scores, multiply, narrow
 
 
@@ -21,18 +21,18 @@ def _forward(
     groups: tl.constexpr = (NUM_HEADS + HEADS - 1) // HEADS
     width: tl.constexpr = NUM_HEADS * HEAD_DIM
     group = tl.program_id(0) % groups
-    sequence, tile, start, length = locate(
-        cu_seqlens_ptr, tiles_ptr, tl.program_id(0) // groups, total_tokens, num_sequences, LISTED
+    sequence, tile, start, length, rest = locate(
+        cu_seqlens_ptr, tiles_ptr, tl.program_id(0) // groups, total_tokens, num_sequences, LISTED, TILE
     )
     if sequence == num_sequences:
-        if group == 0:
-            zero_tail(out_ptr, start, length, tile, width, TILE, LISTED, 1024)
+        first = tile * TILE
+        rows_left = length - first
+        if LISTED:
+            rows_left = tl.minimum(rows_left, TILE)
+        zero_rows(out_ptr, start + first, rows_left, group, 1, width, HEADS * HEAD_DIM, HEADS * BLOCK_D)
         return
-    if not LISTED:  # a max_seqlen that was too small: the rest gets zeros rather than what lay in memory
-        if length > TILE:
-            if group == 0:
-                zero_tail(out_ptr, start, length, tile + 1, width, TILE, False, 1024)
-            length = TILE
+    if rest > 0:
+        zero_rows(out_ptr, start + TILE, rest, group, 1, width, HEADS * HEAD_DIM, HEADS * BLOCK_D)
     first_row = tile * TILE
     if first_row >= length:
         return
@@ -130,7 +130,6 @@ def launch_forward(
     qkv: Tensor, cu_seqlens: Tensor, tiles: Tensor, max_seqlen: int, prefix_lens: Tensor | None, dropout_p: float,
     seed: Tensor | None, site: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    qkv = qkv.contiguous()
     out, lse = fake_forward(qkv)
     arguments, config, slots, listed = attention_arguments(
         "forward", qkv, cu_seqlens, tiles, max_seqlen, prefix_lens, dropout_p, seed, site

@@ -24,8 +24,15 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def locate(cu_seqlens_ptr, tiles_ptr, slot, total_tokens, num_sequences, LISTED: tl.constexpr):
-    """(sequence, its tile, its first row, its length) of a slot; clamped, whatever cu_seqlens holds."""
+def locate(
+    cu_seqlens_ptr, tiles_ptr, slot, total_tokens, num_sequences, LISTED: tl.constexpr, TILE: tl.constexpr
+):  # fmt: skip
+    """(sequence, its tile, its first row, its length, rest) of a slot; clamped, whatever cu_seqlens holds.
+
+    The first sequence begins at row 0, so that every row is a sequence's or past the last offset.
+
+    rest: tokens that a sequence has beyond its only tile, because max_seqlen was too small; length counts none of them.
+    """
     if LISTED:
         sequence = tl.load(tiles_ptr + 2 * slot)
         tile = tl.load(tiles_ptr + 2 * slot + 1)
@@ -35,9 +42,14 @@ def locate(cu_seqlens_ptr, tiles_ptr, slot, total_tokens, num_sequences, LISTED:
     used = sequence >= 0
     start = tl.load(cu_seqlens_ptr + sequence, mask=used, other=0)
     end = tl.load(cu_seqlens_ptr + sequence + 1, mask=used & (sequence < num_sequences), other=total_tokens)
-    start = tl.minimum(tl.maximum(start, 0), total_tokens)
+    start = tl.where(sequence == 0, 0, tl.minimum(tl.maximum(start, 0), total_tokens))
     end = tl.minimum(tl.maximum(end, start), total_tokens)
-    return sequence, tl.maximum(tile, 0), start, tl.where(used, end - start, 0)
+    length = tl.where(used, end - start, 0)
+    rest = length * 0
+    if not LISTED:
+        if sequence < num_sequences:
+            rest = tl.maximum(length - TILE, 0)
+    return sequence, tl.maximum(tile, 0), start, length - rest, rest
 
 
 @triton.jit
@@ -56,22 +68,22 @@ def load(ptr, offsets, mask):
 
 
 @triton.jit
-def zero_tail(
-    ptr, start, length, tile, columns: tl.constexpr, TILE: tl.constexpr, LISTED: tl.constexpr, BLOCK: tl.constexpr
-):
-    """Rows that belong to no sequence."""
-    first = tile * TILE
-    last = length
-    if LISTED:
-        last = tl.minimum(first + TILE, length)
-    for row in range(first, last):
-        for column in range(0, columns, BLOCK):
-            place = column + tl.arange(0, BLOCK)
-            tl.store(
-                ptr + (start + row).to(tl.int64) * columns + place,
-                tl.zeros((BLOCK,), ptr.dtype.element_ty),
-                mask=place < columns,
-            )
+def zero_rows(
+    ptr, first, rows, group, parts: tl.constexpr, width: tl.constexpr, share: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """Zeros in the columns of a group of heads, `share` wide, of rows that no sequence owns.
+
+    BLOCK: share or more, a power of two.
+    """
+    columns = group * share + tl.arange(0, BLOCK)
+    mine = (tl.arange(0, BLOCK) < share) & (columns < width)
+    places = tl.arange(0, 16)
+    for row in range(0, rows, 16):
+        base = ptr + (first + row).to(tl.int64) * (parts * width)
+        mask = (row + places < rows)[:, None] & mine[None, :]
+        for part in tl.static_range(parts):
+            offsets = (places * (parts * width))[:, None] + (part * width + columns)[None, :]
+            tl.store(base + offsets, tl.zeros((16, BLOCK), ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["num_sequences", "slots"])
@@ -93,7 +105,8 @@ def build_tiles(cu_seqlens: Tensor, max_seqlen: int, total_tokens: int) -> Tenso
     tile = attention_tile(max_seqlen, total_tokens, num_sequences)
     if max_seqlen <= tile:
         return tiles
-    lengths = F.pad(cu_seqlens, (0, 1), value=total_tokens).diff().clamp_(0, total_tokens)
+    offsets = F.pad(F.pad(cu_seqlens[1:], (1, 0)), (0, 1), value=total_tokens)
+    lengths = offsets.clamp_(0, total_tokens).diff().clamp_(min=0)
     counts, sequences = torch.sort(
         (lengths + (tile - 1)).div_(tile, rounding_mode="floor"), descending=True, stable=True
     )
@@ -136,7 +149,7 @@ def attention_arguments(
         "HEAD_DIM": head_dim,
         "BLOCK_D": head_block,
         "PREFIX": prefix_lens is not None,
-        "PRECISION": precision(qkv.dtype),
+        "PRECISION": precision(qkv.dtype, qkv.device),
         "TILE": tile,
         "num_warps": config.warps,
         "num_stages": config.stages,

@@ -1,5 +1,6 @@
 """What the kernels share: dropout's Philox on blocks, dtypes, and how an operation is registered."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
+from . import configs
 from .dropout import KEY_STEPS, MULTIPLIERS, ROUNDS, keep_scale, threshold
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -99,9 +101,36 @@ def dropout_arguments(dropout_p: float, seed: Tensor | None, site: int, like: Te
     }
 
 
-def precision(dtype: torch.dtype) -> str:
-    """Of products of float32: TF32 where torch allows it for its own."""
-    return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
+def precision(dtype: torch.dtype, device: torch.device) -> str:
+    """Of products of float32: TF32 where torch allows it for its own, else of three TF32 products each.
+
+    Those keep 22 of 24 bits, on tensor cores; float32's own multiply-adds would hold whole operands in registers, and
+    spill them. AMD's matrix cores multiply float32 as it is.
+    """
+    if dtype != torch.float32 or configs.architecture(device).startswith("gfx"):
+        return "ieee"
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "tf32x3"
+
+
+def partition(rows: int, config: configs.RowConfig) -> tuple[int, int]:
+    """(programs, rows a program) of a backward pass that adds up rows."""
+    per_program = max(config.rows, triton.cdiv(rows, config.programs))
+    return triton.cdiv(rows, per_program), per_program
+
+
+def _launcher(launch: Callable[..., Any]) -> Callable[..., Any]:
+    """Kernels take contiguous tensors, and Triton launches on the current device, wherever they are."""
+
+    @functools.wraps(launch)
+    def guarded(*args: Any) -> Any:
+        args = tuple(arg.contiguous() if isinstance(arg, Tensor) else arg for arg in args)
+        device = next(arg.device for arg in args if isinstance(arg, Tensor))
+        if device.type != "cuda" or device.index == torch.cuda.current_device():
+            return launch(*args)
+        with torch.cuda.device(device):
+            return launch(*args)
+
+    return guarded
 
 
 class Operation:
@@ -127,19 +156,31 @@ class Operation:
         save: Callable[..., None] | None = None,
         grad: Callable[..., Any] | None = None,
     ) -> None:
-        self.forward = forward
+        forward = self.forward = _launcher(forward)
         self.op = torch.library.custom_op(f"erniem_fast::{name}", forward, mutates_args=(), schema=schema)
         self.op.register_fake(fake)
         self.function: Any = None
-        if save is not None and grad is not None:
-            self.op.register_autograd(grad, setup_context=save)
-            members = {"forward": staticmethod(forward), "setup_context": staticmethod(save)}
-            self.function = type(name, (torch.autograd.Function,), members | {"backward": staticmethod(grad)})
+        if save is None or grad is None:
+            return
+
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            ctx.set_materialize_grads(False)  # or what isn't differentiable would get gradients of zeros
+            save(ctx, inputs, output)
+
+        def backward(ctx: Any, first: Tensor | None, *rest: None) -> Any:
+            return (None,) * len(ctx.needs_input_grad) if first is None else grad(ctx, first, *rest)
+
+        self.op.register_autograd(backward, setup_context=setup_context)
+        functions: dict[str, Any] = {"forward": forward, "setup_context": setup_context, "backward": backward}
+        members: dict[str, Any] = {key: staticmethod(function) for key, function in functions.items()}
+        self.function = type(name, (torch.autograd.Function,), members)
 
     def __call__(self, *args: Any) -> Any:
         tensors = [arg for arg in args if isinstance(arg, Tensor)]
+        if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+            return self.op(*args)
         # A tensor that isn't plain (fake, functional, distributed) has its own idea of what an operation is.
-        if torch.compiler.is_compiling() or any(type(tensor) not in (Tensor, nn.Parameter) for tensor in tensors):
+        if any(type(tensor) not in (Tensor, nn.Parameter) for tensor in tensors):
             return self.op(*args)
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
             # Without a gradient of its own the dispatcher makes it an error to ask for one.

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import Operation, dropout_arguments, keep_rows, narrow
+from .common import Operation, dropout_arguments, keep_rows, narrow, partition
 from .configs import row_config
 from .dropout import keep_rows as keep_rows_torch
 from .dropout import keep_scale as keep_scale_of
@@ -139,20 +139,16 @@ def _launch_forward(
         site, save,
     )  # fmt: skip
     rows, size = y.shape
-    config = row_config("embedding_forward", y.device, size, dropout_p > 0)
+    config = row_config("embedding_forward", size)
     if y.numel():
         _forward[(triton.cdiv(rows, config.rows),)](
-            *_sources(ids, words, position_ids, positions), weight, bias, y, mean, rstd, rows, words.shape[0],
+            position_ids if ids is None else ids, words, position_ids, positions, weight, bias, y, mean, rstd, rows,
+            words.shape[0],
             positions.shape[0], eps, GATHER=ids is not None, SAVE=save, SIZE=size,
             BLOCK=triton.next_power_of_2(size), ROWS=config.rows, num_warps=config.warps,
             **dropout_arguments(dropout_p, seed, site, position_ids),
         )  # fmt: skip
     return y, mean, rstd
-
-
-def _sources(ids: Tensor | None, words: Tensor, position_ids: Tensor, positions: Tensor) -> tuple[Tensor, ...]:
-    position_ids = position_ids.contiguous()
-    return position_ids if ids is None else ids.contiguous(), words.contiguous(), position_ids, positions.contiguous()
 
 
 def _fake_forward(
@@ -170,16 +166,15 @@ def _launch_backward(
     mean: Tensor, rstd: Tensor, padding_idx: int, position_padding_idx: int, dropout_p: float, seed: Tensor | None,
     site: int, needs_words: bool, needs_positions: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    grad = grad.contiguous()
     rows, size = grad.shape
     grad_z = torch.empty_like(grad)
-    config = row_config("embedding_backward", grad.device, size, dropout_p > 0)
-    per_program = max(config.rows, triton.cdiv(rows, config.programs))
-    programs = triton.cdiv(rows, per_program)
+    config = row_config("embedding_backward", size)
+    programs, per_program = partition(rows, config)
     partial = grad.new_empty((programs, 2, size), dtype=torch.float32)
     if grad.numel():
         _backward[(programs,)](
-            grad, *_sources(ids, words, position_ids, positions), weight, mean, rstd, grad_z, partial, rows,
+            grad, position_ids if ids is None else ids, words, position_ids, positions, weight, mean, rstd, grad_z,
+            partial, rows,
             per_program, words.shape[0], positions.shape[0], GATHER=ids is not None, SIZE=size,
             BLOCK=triton.next_power_of_2(size), ROWS=config.rows, num_warps=config.warps,
             **dropout_arguments(dropout_p, seed, site, position_ids),

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import Operation, dropout_arguments, keep_rows, narrow
+from .common import Operation, dropout_arguments, keep_rows, narrow, partition
 from .configs import row_config
 from .dropout import keep_rows as keep_rows_torch
 from .dropout import keep_scale as keep_scale_of
@@ -149,10 +149,9 @@ def _launch_forward(
     x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, linear_bias: Tensor | None, eps: float,
     dropout_p: float, seed: Tensor | None, site: int, save: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    x, residual = x.contiguous(), residual.contiguous()
     y, z, mean, rstd = _fake_forward(x, residual, weight, bias, linear_bias, eps, dropout_p, seed, site, save)
     rows, size = x.shape
-    config = row_config("layer_norm_forward", x.device, size, dropout_p > 0)
+    config = row_config("layer_norm_forward", size)
     if x.numel():
         _forward[(triton.cdiv(rows, config.rows),)](
             x, residual, weight, bias, weight if linear_bias is None else linear_bias, y, z, mean, rstd, rows, eps,
@@ -175,25 +174,22 @@ def _launch_backward(
     grad: Tensor, z: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, x_dtype: torch.dtype,
     residual_dtype: torch.dtype, linear_bias: bool, dropout_p: float, seed: Tensor | None, site: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    grad = grad.contiguous()
     grad_x, grad_residual, sums = _fake_backward(
         grad, z, mean, rstd, weight, x_dtype, residual_dtype, linear_bias, dropout_p, seed, site
     )
     rows, size = z.shape
     if not z.numel():
         return grad_x, grad_residual, sums.zero_()
-    config = row_config("layer_norm_backward", z.device, size, dropout_p > 0)
-    per_program = max(config.rows, triton.cdiv(rows, config.programs))
-    programs = triton.cdiv(rows, per_program)
+    config = row_config("layer_norm_backward", size)
+    programs, per_program = partition(rows, config)
     partial = sums.new_empty(programs, 3, size)
     _backward[(programs,)](
         grad, z, weight, mean, rstd, grad_x, grad_residual, partial, rows, per_program,
         LINEAR_BIAS=linear_bias, TWO=grad_x.numel() > 0, SIZE=size, BLOCK=triton.next_power_of_2(size),
         ROWS=config.rows, num_warps=config.warps, **dropout_arguments(dropout_p, seed, site, mean),
     )  # fmt: skip
-    if not linear_bias:
-        partial = partial[:, :2]
-    return grad_x, grad_residual, partial.sum(0)
+    torch.sum(partial[:, : len(sums)], 0, out=sums)
+    return grad_x, grad_residual, sums
 
 
 def _fake_backward(

@@ -1,5 +1,6 @@
 """The kernels of varlen attention: compiled where there is a GPU, else interpreted."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -25,6 +26,7 @@ CASES = {
     "64: one tile": [64, 33, 50, 1, 0],
     "several tiles, mixed": [100, 33, 64, 0, 65, 1],
     "tiles of 128 rows": [200, 210],
+    "tiles of 128 rows and a short sequence": [390, 20],
     "exact tiles of 64": [128, 64, 10, 10, 10],
     "one sequence": [77],
     "one token": [1],
@@ -123,11 +125,11 @@ def test_any_lengths(device: torch.device, data: st.DataObject) -> None:
     )
 
 
-@pytest.mark.parametrize("length", [9, 30, 64, 120, 200])
-def test_the_mask_is_philox_bit_for_bit(length: int, device: torch.device) -> None:
+@pytest.mark.parametrize(("length", "tile"), [(9, 16), (30, 32), (64, 64), (120, 64), (385, 128)])
+def test_the_mask_is_philox_bit_for_bit(length: int, tile: int, device: torch.device) -> None:
     """Equal scores give each column the probability 1 / length: values, or gradients, of one 1 each show the mask."""
-    heads, head_dim, p, start = 2, 128, 0.3, 3
-    # Of the lengths only the last is looked at; a longer mean makes tiles of 128 rows.
+    heads, head_dim, p, start = 1 if length > 200 else 2, 128, 0.3, 3
+    assert configs.attention_tile(length, start + length, 2) == tile
     cu_seqlens = torch.tensor([0, start, start + length], dtype=torch.int32, device=device)
     seed = ops.draw_seed(device)
     for first in range(0, length, head_dim):
@@ -154,6 +156,8 @@ def test_operands_need_not_be_contiguous(device: torch.device) -> None:
     arguments: Any = (offsets(lengths, device), 70)
     found = ops.varlen_attention(wide[..., ::2], *arguments, backend="triton")
     assert torch.equal(found, ops.varlen_attention(wide[..., ::2].contiguous(), *arguments, backend="triton"))
+    strided = torch.stack((arguments[0], arguments[0] * 0), 1)[:, 0]
+    assert torch.equal(found, ops.varlen_attention(wide[..., ::2], strided, 70, backend="triton"))
     leaf = wide[..., :20].detach().requires_grad_()
     ops.varlen_attention(leaf, *arguments, backend="triton").sum().backward()  # a gradient of stride 0
     assert leaf.grad is not None
@@ -189,15 +193,42 @@ def test_a_longest_that_is_too_long_or_too_short(device: torch.device) -> None:
     assert grad.isfinite().all()
 
 
-@pytest.mark.parametrize("wrong", [[0, 40, 20, 90], [-5, 40, 90], [0, 200, 90], [3, 3, 1000]])
-def test_wrong_offsets_touch_no_other_memory(wrong: list[int], device: torch.device) -> None:
-    guard = torch.full((190, 3, 2, 16), 7.0, device=device)
-    qkv = guard[50:140].normal_().detach().requires_grad_()
+@pytest.mark.parametrize("wrong", [[0, 40, 20, 90], [-5, 40, 90], [0, 200, 90], [3, 3, 1000], [5, 30, 60]])
+def test_wrong_offsets_touch_no_other_memory(
+    wrong: list[int], device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Operands and results stand between guards: NaN that would be read, sevens that would be overwritten."""
+    guards = []
+    new_empty, empty_like = Tensor.new_empty, torch.empty_like
+
+    def guarded(shape: Any, dtype: torch.dtype) -> Tensor:
+        count = math.prod(shape)
+        buffer = torch.full((count + 20_000,), 7.0, dtype=dtype, device=device)
+        guards.append((buffer[:10_000], buffer[-10_000:]))
+        return buffer[10_000:-10_000].view(shape)
+
+    def new(like: Tensor, *size: Any, dtype: torch.dtype | None = None, **rest: Any) -> Tensor:
+        if rest:  # the interpreter's own
+            return new_empty(like, *size, dtype=dtype, **rest)
+        shape = size[0] if isinstance(size[0], tuple | torch.Size) else size
+        return guarded(shape, dtype or like.dtype)
+
+    around = torch.full((190, 3, 2, 16), torch.nan, device=device)
+    qkv = around[50:140].normal_().detach().requires_grad_()
+    cu_seqlens = torch.tensor(wrong, dtype=torch.int32, device=device)
+    grad = torch.randn(90, 2, 16, device=device)
     for longest in (16, 90):
-        cu_seqlens = torch.tensor(wrong, dtype=torch.int32, device=device)
-        ops.varlen_attention(qkv, cu_seqlens, longest, backend="triton").sum().backward()
-    assert (guard[:50] == 7).all()
-    assert (guard[140:] == 7).all()
+        tiles = ops.attention_tiles(cu_seqlens, longest, 90, backend="triton")
+        monkeypatch.setattr(Tensor, "new_empty", new)
+        monkeypatch.setattr(torch, "empty_like", lambda like, **_: guarded(like.shape, like.dtype))
+        out = ops.varlen_attention(qkv, cu_seqlens, longest, tiles=tiles, backend="triton")
+        (found,) = torch.autograd.grad(out, qkv, grad)
+        monkeypatch.setattr(Tensor, "new_empty", new_empty)
+        monkeypatch.setattr(torch, "empty_like", empty_like)
+        assert out.isfinite().all()
+        assert found.isfinite().all()
+    assert len(guards) >= 6
+    assert all((guard == 7).all() for pair in guards for guard in pair)
 
 
 def test_many_sequences(device: torch.device) -> None:

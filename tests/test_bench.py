@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench import make_lengths, memory, run, shapes, table
+from bench import gpu_check, make_lengths, memory, run, shapes, table
 from bench.registry import Operation, cases, prepare
 from bench.shapes import Batch, Setting, Shape
 
@@ -235,3 +235,29 @@ def test_committed_results_are_whole() -> None:
         assert path.name == f"{content['device']}-{content['date'][:10]}.json"
     if table.newest(table.RESULTS):
         assert "xquad-arrival" in table.render(table.RESULTS)
+
+
+def test_gpu_check_without_a_gpu_says_so(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("sys.argv", ["gpu_check"])
+    assert gpu_check.main() == 0
+    assert "SKIPPED: no CUDA device" in capsys.readouterr().out
+
+
+def test_gpu_check_counts_tests_and_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_check, "TESTS", ("imports",))
+    counted = gpu_check.run_tests(100)
+    assert counted["passed"] > 20
+    assert not counted["failed"]
+    assert gpu_check.run_tests(0.2)["failed"] == {"all": "did not end within 0 s"}
+
+
+def test_gpu_check_names_what_failed(tmp_path: Path) -> None:
+    report = tmp_path / "report.xml"
+    report.write_text(
+        '<testsuites><testsuite><testcase classname="tests.test_gpu" name="one"/>'
+        '<testcase classname="tests.test_gpu" name="two"><failure message="wrong by 3">trace</failure></testcase>'
+        '<testcase classname="tests.test_gpu" name="three"><skipped/></testcase></testsuite></testsuites>'
+    )
+    failed = {"tests.test_gpu::two": "wrong by 3"}
+    assert gpu_check.summary(report) == {"passed": 1, "skipped": 1, "failed": failed}

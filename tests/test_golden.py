@@ -39,7 +39,7 @@ def run(model: Any, inputs: dict[str, torch.Tensor], expected: dict[str, torch.T
         found[key] = output[name][int(layer)] if layer else output[name]
     if "scalar" in expected:
         hidden = output.last_hidden_state
-        weight = torch.linspace(-1, 1, hidden.shape[-1], dtype=hidden.dtype)
+        weight = torch.linspace(-1, 1, hidden.shape[-1], dtype=hidden.dtype, device=hidden.device)
         counted = real_tokens(inputs)[..., None].to(hidden.dtype)
         found["scalar"] = ((hidden * weight).tanh() * counted).sum() + (output.pooler_output**2).sum()
     return found

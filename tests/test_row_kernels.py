@@ -266,6 +266,32 @@ def test_masks_are_philox_bit_for_bit(p: float, device: torch.device) -> None:
     torch.testing.assert_close(grad, expected.sum(0) * philox.scale(p))
 
 
+def test_vectors_need_not_be_contiguous(device: torch.device) -> None:
+    x, wide = torch.randn(5, 24, device=device), torch.randn(24, 2, device=device)
+    one, two = wide[:, 0], wide[:, 1]
+    for run in (
+        lambda x, one, two: ops.dropout_add_layer_norm(x, x, one, two, 1e-5, linear_bias=two, backend="triton"),
+        lambda x, one, two: ops.bias_gelu_dropout(x, one, backend="triton"),
+    ):
+        assert torch.equal(run(x, one, two), run(x, one.contiguous(), two.contiguous()))
+
+
+def test_frozen_weights_get_no_gradient(device: torch.device) -> None:
+    """As with LoRA: the block passes gradients on and computes none that nobody asked for."""
+    x = torch.randn(7, 20, device=device, requires_grad=True)
+    weight1, bias1, weight2 = (torch.randn(shape, device=device) for shape in ((36, 20), 36, (20, 36)))
+    grad = torch.randn(7, 20, device=device)
+    expected = F.linear(F.gelu(F.linear(x, weight1, bias1)), weight2)
+    (wanted,) = torch.autograd.grad(expected, x, grad)
+    (found,) = torch.autograd.grad(ops.mlp(x, weight1, bias1, weight2, backend="triton"), x, grad)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    weight2.requires_grad_()
+    out = ops.mlp(x.detach(), weight1, bias1, weight2, backend="triton")
+    (found,) = torch.autograd.grad(out, weight2, grad)
+    (wanted,) = torch.autograd.grad(F.linear(F.gelu(F.linear(x.detach(), weight1, bias1)), weight2), weight2, grad)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("rows", [0, 1])
 def test_few_rows(rows: int, device: torch.device) -> None:
     x, residual = (torch.randn(rows, 24, device=device, requires_grad=True) for _ in range(2))

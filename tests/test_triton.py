@@ -213,7 +213,10 @@ def operations(device: torch.device) -> list[tuple[Any, tuple[Any, ...]]]:
         (activation.mlp, (leaf(8, 24), leaf(40, 24), leaf(40), leaf(24, 40), 0.2, seed, 3, True)),
         (
             activation.mlp_backward,
-            (plain(8, 24), plain(8, 24), plain(8, 40), plain(40, 24), plain(40), plain(24, 40), 0.2, seed, 3),
+            (
+                plain(8, 24), plain(8, 24), plain(8, 40), plain(40, 24), plain(40), plain(24, 40), 0.2, seed, 3,
+                True, True, False,
+            ),
         ),
         (
             embedding.embedding_layer_norm,
@@ -251,6 +254,46 @@ def test_a_backend_that_cannot_be_had(device: torch.device) -> None:
     wide, vector = torch.randn(1, 4097, device=device), torch.randn(4097, device=device)
     with pytest.raises(ValueError, match="needs a hidden_size of at most 4096, got 4097"):
         ops.dropout_add_layer_norm(wide, wide, vector, vector, 1e-5, backend="triton")
+
+
+def test_operands_of_one_dtype_too_many() -> None:
+    """A float64 operand among others is not computed in float32 in silence."""
+    x, vector = torch.randn(2, 16), torch.randn(16)
+    with pytest.raises(ValueError, match=r"got torch\.float64"):
+        ops.dropout_add_layer_norm(x, x.double(), vector, vector, 1e-5, backend="triton")
+
+
+def test_no_gradients_are_made_up(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results that aren't differentiable get no gradients of zeros."""
+    seen: list[Any] = []
+    x = torch.randn(4, 16, device=device, requires_grad=True)
+    vector = torch.randn(16, device=device)
+    y = ops.dropout_add_layer_norm(x, x, vector, vector, 1e-5, backend="triton")
+    function = layer_norm.dropout_add_layer_norm.function
+    backward = function.backward
+    monkeypatch.setattr(
+        function, "backward", staticmethod(lambda ctx, *grads: (seen.extend(grads), backward(ctx, *grads))[1])
+    )
+    y.sum().backward()
+    assert len(seen) == 4
+    assert seen[0] is not None
+    assert seen[1:] == [None] * 3
+
+
+@pytest.mark.parametrize("new_api", [False, True])
+def test_tf32_is_read_by_either_api(new_api: bool) -> None:
+    code = f"""
+import torch
+from erniem_fast.kernels.common import precision
+assert precision(torch.float32, torch.device("cpu")) == "tf32x3"
+if {new_api}:
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+else:
+    torch.backends.cuda.matmul.allow_tf32 = True
+print(precision(torch.float32, torch.device("cpu")), precision(torch.bfloat16, torch.device("cpu")))
+"""
+    done = in_a_process(code, TRITON_INTERPRET="1")
+    assert done.stdout.split() == ["tf32", "ieee"], done.stderr
 
 
 def test_auto() -> None:
