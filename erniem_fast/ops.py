@@ -51,14 +51,15 @@ def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype = tor
     raise ValueError(f"backend 'triton' needs {refusal}")
 
 
-def _backend(backend: str, *operands: Tensor | None, head_dim: int = 0, row: int = 0) -> ModuleType:
+def _backend(backend: str, first: Tensor, *others: Tensor | None, head_dim: int = 0, row: int = 0) -> ModuleType:
     """The module that computes, if it takes all operands; `row`: columns that are reduced at once."""
-    for operand in operands:
+    for operand in (first, *others):
         if operand is not None and resolve_backend(backend, operand.device, operand.dtype) == "torch":
             return torch_ops
     from . import triton_ops
 
-    for name, size, most in (("head_dim", head_dim, triton_ops.MAX_HEAD_DIM), ("hidden_size", row, triton_ops.MAX_ROW)):
+    widest = triton_ops.max_head_dim(first.device, first.dtype)
+    for name, size, most in (("head_dim", head_dim, widest), ("hidden_size", row, triton_ops.MAX_ROW)):
         if size > most:
             if backend == "auto":
                 return torch_ops

@@ -5,8 +5,8 @@ from torch import Tensor
 
 from .kernels import activation, attention, embedding, layer_norm
 from .kernels.common import DTYPES, INTERPRETED
+from .kernels.configs import architecture
 
-MAX_HEAD_DIM = 128
 MAX_ROW = 4096
 """Most columns of a row that a layer-norm takes."""
 
@@ -18,6 +18,12 @@ def refusal(device: torch.device, dtype: torch.dtype) -> str | None:
     if dtype not in DTYPES:
         return f"float32, bfloat16 or float16, got {dtype}"
     return None
+
+
+@torch.compiler.assume_constant_result
+def max_head_dim(device: torch.device, dtype: torch.dtype) -> int:
+    """Widest head of attention: float32's does not fit the memory of every GPU."""
+    return 64 if dtype == torch.float32 and architecture(device) != "sm_90" else 128
 
 
 def is_at_home(device: torch.device) -> bool:

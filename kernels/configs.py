@@ -16,7 +16,7 @@ class AttentionConfig:
     """How an attention kernel is launched.
 
     Attributes:
-        block: columns (forward, "rows"), or rows ("columns"), of one step of the loop; of "in_one" the longest sequence.
+        block: columns (forward, "rows") or rows ("columns") of a step of the loop; of "in_one" the longest sequence.
         warps: a program.
         stages: of the software pipeline.
         heads: stacked in one tile; more than 1 only where every sequence fits it.
@@ -62,46 +62,158 @@ LONG = 192
 
 
 def attention_tile(max_seqlen: int, total_tokens: int, num_sequences: int) -> int:
-    """Rows of an attention tile: the smallest that holds the longest sequence, or one of which sequences take several."""
+    """Rows of an attention tile: the smallest that holds the longest sequence, or one of several a sequence."""
     for tile in TILES[:-1]:
         if max_seqlen <= tile:
             return tile
-    return 128 if total_tokens >= LONG * num_sequences else 64
+    return 128 if max_seqlen > 128 and total_tokens >= LONG * num_sequences else 64
 
 
 Key = tuple[str, str, int]
-"""Kernel, operands, tile."""
+"""Kernel, operands ("16x64": bits of an element, and what head_dim is at most), tile."""
+Table = dict[Key, AttentionConfig]
 
-# 16-bit operands: d64, d128. float32: f64, f128.
-_COMMON: dict[Key, AttentionConfig] = {
-    ("forward", "d64", 16): AttentionConfig(16, 4, heads=4),
-    ("forward", "d64", 32): AttentionConfig(32, 4, heads=2),
-    ("forward", "d64", 64): AttentionConfig(64, 4, 2),
-    ("forward", "d64", 128): AttentionConfig(64, 8, 2),
-    ("in_one", "d64", 16): AttentionConfig(16, 4, heads=4),
-    ("in_one", "d64", 32): AttentionConfig(32, 4, heads=2),
-    ("in_one", "d64", 64): AttentionConfig(64, 4),
-    ("in_one", "d64", 128): AttentionConfig(64, 4),
-    ("rows", "d64", 64): AttentionConfig(64, 4, 2),
-    ("rows", "d64", 128): AttentionConfig(64, 8, 2),
-    ("columns", "d64", 64): AttentionConfig(32, 4, 2),
-    ("columns", "d64", 128): AttentionConfig(32, 8, 2),
-}
-_COMMON |= {
-    (kernel, operands, tile): config
-    for operands in ("d128", "f64", "f128")
-    for (kernel, _, tile), config in list(_COMMON.items())
-}
 
-ATTENTION: dict[str, dict[Key, AttentionConfig]] = {
-    "sm_80": _COMMON,
-    "sm_90": _COMMON,
-    "sm_100": _COMMON,
-    "sm_120": _COMMON,
-    "gfx942": _COMMON,
+def _wider(table: Table, own: Table) -> Table:
+    """`table`, and its rows for head_dim above 64 again but where that has its own."""
+    wide = {(kernel, operands.replace("x64", "x128"), tile): row for (kernel, operands, tile), row in table.items()}
+    return wide | table | own
+
+
+_WGMMA_64: Table = {
+    ("forward", "16x64", 16): AttentionConfig(16, 4, heads=4),
+    ("forward", "16x64", 32): AttentionConfig(32, 4, heads=2),
+    ("forward", "16x64", 64): AttentionConfig(64, 4, 2),
+    ("forward", "16x64", 128): AttentionConfig(64, 8, 2),
+    ("in_one", "16x64", 16): AttentionConfig(16, 4, heads=4),
+    ("in_one", "16x64", 32): AttentionConfig(32, 4, heads=2),
+    ("in_one", "16x64", 64): AttentionConfig(64, 4),
+    ("in_one", "16x64", 128): AttentionConfig(64, 4),
+    ("rows", "16x64", 64): AttentionConfig(64, 4, 2),
+    ("rows", "16x64", 128): AttentionConfig(64, 8, 2),
+    ("columns", "16x64", 64): AttentionConfig(32, 4, 2),
+    ("columns", "16x64", 128): AttentionConfig(32, 8, 2),
 }
-ATTENTION_DROPOUT: dict[str, dict[Key, AttentionConfig]] = {}
-"""Where dropout asks for other tiles than the table above."""
+"""16 bits; products of four warps at once."""
+_WGMMA = _wider(_WGMMA_64, {("columns", "16x128", 64): AttentionConfig(32, 8, 2)})
+
+_MMA: Table = _WGMMA | {
+    ("forward", "16x64", 64): AttentionConfig(64, 8, 2),
+    ("rows", "16x64", 64): AttentionConfig(32, 4),
+    ("rows", "16x64", 128): AttentionConfig(32, 8, 2),
+    ("columns", "16x64", 64): AttentionConfig(32, 4),
+    ("forward", "16x128", 64): AttentionConfig(32, 4, 2),
+    ("forward", "16x128", 128): AttentionConfig(32, 8),
+    ("in_one", "16x128", 64): AttentionConfig(64, 8),
+    ("in_one", "16x128", 128): AttentionConfig(64, 8),
+    ("rows", "16x128", 64): AttentionConfig(64, 8, 2),
+    ("rows", "16x128", 128): AttentionConfig(32, 8),
+    ("columns", "16x128", 128): AttentionConfig(16, 8),
+}
+"""The same by products of one warp, which holds its operands in registers."""
+
+_TF32X3: Table = {
+    ("forward", "32x64", 16): AttentionConfig(16, 4, 2, heads=4),
+    ("forward", "32x64", 32): AttentionConfig(32, 4, 2, heads=2),
+    ("forward", "32x64", 64): AttentionConfig(32, 4),
+    ("forward", "32x64", 128): AttentionConfig(64, 8),
+    ("in_one", "32x64", 16): AttentionConfig(16, 4),
+    ("in_one", "32x64", 32): AttentionConfig(32, 4),
+    ("in_one", "32x64", 64): AttentionConfig(32, 4),
+    ("in_one", "32x64", 128): AttentionConfig(32, 4),
+    ("rows", "32x64", 64): AttentionConfig(32, 4, 2),
+    ("rows", "32x64", 128): AttentionConfig(64, 8, 2),
+    ("columns", "32x64", 64): AttentionConfig(16, 4),
+    ("columns", "32x64", 128): AttentionConfig(32, 8, 2),
+}
+"""float32, each product of three TF32 ones, four warps at once."""
+
+_SMALL: Table = {
+    ("forward", "32x64", 16): AttentionConfig(16, 4, 2),
+    ("forward", "32x64", 32): AttentionConfig(32, 8, 2),
+    ("forward", "32x64", 64): AttentionConfig(16, 4, 2),
+    ("forward", "32x64", 128): AttentionConfig(16, 8),
+    ("in_one", "32x64", 16): AttentionConfig(16, 4),
+    ("in_one", "32x64", 32): AttentionConfig(32, 4),
+    ("in_one", "32x64", 64): AttentionConfig(32, 4),
+    ("in_one", "32x64", 128): AttentionConfig(32, 4),
+    ("rows", "32x64", 64): AttentionConfig(16, 4, 2),
+    ("rows", "32x64", 128): AttentionConfig(16, 8),
+    ("columns", "32x64", 64): AttentionConfig(16, 8),
+    ("columns", "32x64", 128): AttentionConfig(16, 8),
+    ("forward", "32x128", 16): AttentionConfig(16, 8),
+    ("forward", "32x128", 32): AttentionConfig(16, 8),
+    ("forward", "32x128", 64): AttentionConfig(16, 8),
+    ("forward", "32x128", 128): AttentionConfig(16, 16),
+    ("in_one", "32x128", 16): AttentionConfig(16, 4),
+    ("in_one", "32x128", 32): AttentionConfig(16, 4),
+    ("in_one", "32x128", 64): AttentionConfig(16, 4),
+    ("in_one", "32x128", 128): AttentionConfig(16, 4),
+    ("rows", "32x128", 32): AttentionConfig(16, 8),
+    ("rows", "32x128", 64): AttentionConfig(16, 8),
+    ("rows", "32x128", 128): AttentionConfig(16, 16),
+    ("columns", "32x128", 32): AttentionConfig(16, 8),
+    ("columns", "32x128", 64): AttentionConfig(16, 8),
+    ("columns", "32x128", 128): AttentionConfig(16, 16),
+}
+"""The same in small blocks: products of one warp, wide heads, little shared memory."""
+
+_MFMA: Table = {
+    ("forward", "16x64", 16): AttentionConfig(16, 4, heads=4),
+    ("forward", "16x64", 32): AttentionConfig(32, 4, heads=2),
+    ("forward", "16x64", 64): AttentionConfig(16, 4, 2),
+    ("forward", "16x64", 128): AttentionConfig(16, 8, 2),
+    ("in_one", "16x64", 16): AttentionConfig(16, 4, heads=2),
+    ("in_one", "16x64", 32): AttentionConfig(32, 4),
+    ("in_one", "16x64", 64): AttentionConfig(32, 4),
+    ("in_one", "16x64", 128): AttentionConfig(32, 4),
+    ("rows", "16x64", 64): AttentionConfig(16, 4, 2),
+    ("rows", "16x64", 128): AttentionConfig(16, 8, 2),
+    ("columns", "16x64", 64): AttentionConfig(16, 4, 2),
+    ("columns", "16x64", 128): AttentionConfig(16, 8, 2),
+    ("forward", "32x64", 16): AttentionConfig(16, 4),
+    ("forward", "32x64", 32): AttentionConfig(16, 4),
+    ("forward", "32x64", 64): AttentionConfig(16, 8),
+    ("forward", "32x64", 128): AttentionConfig(16, 8),
+    ("in_one", "32x64", 16): AttentionConfig(16, 4),
+    ("in_one", "32x64", 32): AttentionConfig(32, 4),
+    ("in_one", "32x64", 64): AttentionConfig(32, 4),
+    ("in_one", "32x64", 128): AttentionConfig(32, 4),
+    ("rows", "32x64", 64): AttentionConfig(16, 8),
+    ("rows", "32x64", 128): AttentionConfig(16, 8),
+    ("columns", "32x64", 64): AttentionConfig(16, 8),
+    ("columns", "32x64", 128): AttentionConfig(16, 8),
+}
+"""AMD's matrix cores, of both widths; the same rows for head_dim above 64."""
+
+_TCGEN05: Table = _WGMMA | {
+    ("rows", "16x128", 64): AttentionConfig(32, 4, 2),
+    ("rows", "16x128", 128): AttentionConfig(32, 8, 2),
+    ("columns", "16x128", 64): AttentionConfig(32, 4, 2),
+    ("forward", "32x64", 64): AttentionConfig(32, 8),
+    ("forward", "32x64", 128): AttentionConfig(32, 8),
+    ("rows", "32x64", 64): AttentionConfig(32, 8),
+    ("rows", "32x64", 128): AttentionConfig(32, 8),
+    ("columns", "32x64", 64): AttentionConfig(32, 8),
+    ("columns", "32x64", 128): AttentionConfig(16, 8),
+}
+"""The same where sums lie in tensor memory, of which there is little for float32."""
+
+ATTENTION: dict[str, Table] = {
+    "sm_80": _MMA | _SMALL | {("forward", "16x128", 64): AttentionConfig(64, 8, 2)},
+    "sm_90": _WGMMA | _SMALL | _TF32X3,
+    "sm_100": _SMALL | _TF32X3 | _TCGEN05,
+    "sm_120": _MMA | _SMALL,
+    "gfx942": _wider(_MFMA, {}),
+}
+ATTENTION_DROPOUT: dict[str, Table] = {
+    "sm_90": {("rows", "16x64", 64): AttentionConfig(32, 4, 2)},
+    "sm_100": {
+        ("forward", "16x64", 64): AttentionConfig(64, 4),
+        ("rows", "16x64", 128): AttentionConfig(16, 8, 2),
+    },
+}
+"""Where dropout asks for other blocks than the tables above."""
 
 
 def _family(name: str) -> str:
@@ -126,7 +238,7 @@ def attention_config(
         head_block: head_dim, rounded up to a power of two.
         dropout: whether probabilities are dropped.
     """
-    operands = ("f" if dtype == torch.float32 else "d") + ("64" if head_block <= 64 else "128")
+    operands = f"{8 * dtype.itemsize}x{64 if head_block <= 64 else 128}"
     family, key = _family(architecture(device)), (kernel, operands, tile)
     dropped = ATTENTION_DROPOUT.get(family, {}) if dropout else {}
     return dropped.get(key) or ATTENTION[family][key]
@@ -143,6 +255,6 @@ ROWS: dict[str, tuple[RowConfig, RowConfig]] = {
 }
 
 
-def row_config(kernel: str, device: torch.device, size: int, dropout: bool) -> RowConfig:
-    """How a kernel that works on rows of `size` columns is launched on a device."""
+def row_config(kernel: str, size: int) -> RowConfig:
+    """How a kernel that works on rows of `size` columns is launched."""
     return ROWS[kernel][size > 1024]
