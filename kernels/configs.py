@@ -159,8 +159,8 @@ _SMALL: Table = {
 """The same in small blocks: products of one warp, wide heads, little shared memory."""
 
 _MFMA: Table = {
-    ("forward", "16x64", 16): AttentionConfig(16, 4, heads=4),
-    ("forward", "16x64", 32): AttentionConfig(32, 4, heads=2),
+    ("forward", "16x64", 16): AttentionConfig(16, 4, heads=2),
+    ("forward", "16x64", 32): AttentionConfig(16, 4),
     ("forward", "16x64", 64): AttentionConfig(16, 4, 2),
     ("forward", "16x64", 128): AttentionConfig(16, 8, 2),
     ("in_one", "16x64", 16): AttentionConfig(16, 4, heads=2),
@@ -195,7 +195,10 @@ _TCGEN05: Table = _WGMMA | {
     ("rows", "32x64", 64): AttentionConfig(32, 8),
     ("rows", "32x64", 128): AttentionConfig(32, 8),
     ("columns", "32x64", 64): AttentionConfig(32, 8),
-    ("columns", "32x64", 128): AttentionConfig(16, 8),
+    ("columns", "32x64", 128): AttentionConfig(16, 16),
+    ("forward", "16x128", 64): AttentionConfig(64, 8, 2),
+    ("forward", "32x64", 16): AttentionConfig(16, 8, 2, heads=4),
+    ("forward", "32x64", 32): AttentionConfig(32, 8, 2, heads=2),
 }
 """The same where sums lie in tensor memory, of which there is little for float32."""
 
@@ -203,7 +206,12 @@ ATTENTION: dict[str, Table] = {
     "sm_80": _MMA | _SMALL | {("forward", "16x128", 64): AttentionConfig(64, 8, 2)},
     "sm_90": _WGMMA | _SMALL | _TF32X3,
     "sm_100": _SMALL | _TF32X3 | _TCGEN05,
-    "sm_120": _MMA | _SMALL,
+    "sm_120": _MMA
+    | _SMALL
+    | {
+        ("forward", "16x64", 16): AttentionConfig(16, 4, heads=2),
+        ("forward", "16x64", 32): AttentionConfig(32, 4),
+    },
     "gfx942": _wider(_MFMA, {}),
 }
 ATTENTION_DROPOUT: dict[str, Table] = {
