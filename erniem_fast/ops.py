@@ -63,7 +63,7 @@ def _backend(backend: str, first: Tensor, *others: Tensor | None, head_dim: int 
         if size > most:
             if backend == "auto":
                 return torch_ops
-            raise ValueError(f"backend 'triton' needs a {name} of at most {most}, got {size}")
+            raise ValueError(f"backend 'triton' needs a {name} of at most {most} in {first.dtype}, got {size}")
     return triton_ops
 
 

@@ -22,8 +22,10 @@ def refusal(device: torch.device, dtype: torch.dtype) -> str | None:
 
 @torch.compiler.assume_constant_result
 def max_head_dim(device: torch.device, dtype: torch.dtype) -> int:
-    """Widest head of attention: float32's does not fit the memory of every GPU."""
-    return 64 if dtype == torch.float32 and architecture(device) != "sm_90" else 128
+    """Widest head of attention. float32's tiles fit sm_90 (and AMD) only, and there up to 64."""
+    if dtype != torch.float32:
+        return 128
+    return 64 if architecture(device).startswith(("sm_90", "gfx")) else 0
 
 
 def is_at_home(device: torch.device) -> bool:

@@ -126,37 +126,7 @@ _TF32X3: Table = {
     ("columns", "32x64", 64): AttentionConfig(16, 4),
     ("columns", "32x64", 128): AttentionConfig(32, 8, 2),
 }
-"""float32, each product of three TF32 ones, four warps at once."""
-
-_SMALL: Table = {
-    ("forward", "32x64", 16): AttentionConfig(16, 4, 2),
-    ("forward", "32x64", 32): AttentionConfig(32, 8, 2),
-    ("forward", "32x64", 64): AttentionConfig(16, 4, 2),
-    ("forward", "32x64", 128): AttentionConfig(16, 8),
-    ("in_one", "32x64", 16): AttentionConfig(16, 4),
-    ("in_one", "32x64", 32): AttentionConfig(32, 4),
-    ("in_one", "32x64", 64): AttentionConfig(32, 4),
-    ("in_one", "32x64", 128): AttentionConfig(32, 4),
-    ("rows", "32x64", 64): AttentionConfig(16, 4, 2),
-    ("rows", "32x64", 128): AttentionConfig(16, 8),
-    ("columns", "32x64", 64): AttentionConfig(16, 8),
-    ("columns", "32x64", 128): AttentionConfig(16, 8),
-    ("forward", "32x128", 16): AttentionConfig(16, 8),
-    ("forward", "32x128", 32): AttentionConfig(16, 8),
-    ("forward", "32x128", 64): AttentionConfig(16, 8),
-    ("forward", "32x128", 128): AttentionConfig(16, 16),
-    ("in_one", "32x128", 16): AttentionConfig(16, 4),
-    ("in_one", "32x128", 32): AttentionConfig(16, 4),
-    ("in_one", "32x128", 64): AttentionConfig(16, 4),
-    ("in_one", "32x128", 128): AttentionConfig(16, 4),
-    ("rows", "32x128", 32): AttentionConfig(16, 8),
-    ("rows", "32x128", 64): AttentionConfig(16, 8),
-    ("rows", "32x128", 128): AttentionConfig(16, 16),
-    ("columns", "32x128", 32): AttentionConfig(16, 8),
-    ("columns", "32x128", 64): AttentionConfig(16, 8),
-    ("columns", "32x128", 128): AttentionConfig(16, 16),
-}
-"""The same in small blocks: products of one warp, wide heads, little shared memory."""
+"""float32, each product of three TF32 ones, four warps at once: elsewhere its tiles do not fit (`triton_ops`)."""
 
 _MFMA: Table = {
     ("forward", "16x64", 16): AttentionConfig(16, 4, heads=2),
@@ -190,24 +160,15 @@ _TCGEN05: Table = _WGMMA | {
     ("rows", "16x128", 64): AttentionConfig(32, 4, 2),
     ("rows", "16x128", 128): AttentionConfig(32, 8, 2),
     ("columns", "16x128", 64): AttentionConfig(32, 4, 2),
-    ("forward", "32x64", 64): AttentionConfig(32, 8),
-    ("forward", "32x64", 128): AttentionConfig(32, 8),
-    ("rows", "32x64", 64): AttentionConfig(32, 8),
-    ("rows", "32x64", 128): AttentionConfig(32, 8),
-    ("columns", "32x64", 64): AttentionConfig(32, 8),
-    ("columns", "32x64", 128): AttentionConfig(16, 16),
     ("forward", "16x128", 64): AttentionConfig(64, 8, 2),
-    ("forward", "32x64", 16): AttentionConfig(16, 8, 2, heads=4),
-    ("forward", "32x64", 32): AttentionConfig(32, 8, 2, heads=2),
 }
-"""The same where sums lie in tensor memory, of which there is little for float32."""
+"""The same where sums lie in tensor memory."""
 
 ATTENTION: dict[str, Table] = {
-    "sm_80": _MMA | _SMALL | {("forward", "16x128", 64): AttentionConfig(64, 8, 2)},
-    "sm_90": _WGMMA | _SMALL | _TF32X3,
-    "sm_100": _SMALL | _TF32X3 | _TCGEN05,
+    "sm_80": _MMA | {("forward", "16x128", 64): AttentionConfig(64, 8, 2)},
+    "sm_90": _WGMMA | _TF32X3,
+    "sm_100": _TCGEN05,
     "sm_120": _MMA
-    | _SMALL
     | {
         ("forward", "16x64", 16): AttentionConfig(16, 4, heads=2),
         ("forward", "16x64", 32): AttentionConfig(32, 4),

@@ -92,9 +92,10 @@ def test_prefix(lengths: list[int], prefixes: list[int], p: float, device: torch
     check(device, lengths, p=p, prefixes=prefixes)
 
 
-@pytest.mark.parametrize("head_dim", [4, 20, 80, 128])
+@pytest.mark.parametrize("head_dim", [4, 20, 64, 80, 128])
 def test_head_dims(head_dim: int, device: torch.device) -> None:
-    check(device, [70, 20], heads=1, head_dim=head_dim, p=0.2)
+    dtype = torch.float32 if head_dim <= 64 else torch.bfloat16
+    check(device, [70, 20], heads=1, head_dim=head_dim, p=0.2, dtype=dtype)
 
 
 @pytest.mark.parametrize("heads", [1, 3, 5])
@@ -134,7 +135,7 @@ def test_the_mask_is_philox_bit_for_bit(length: int, tile: int, device: torch.de
     seed = ops.draw_seed(device)
     for first in range(0, length, head_dim):
         shown = torch.eye(length, device=device)[:, first : first + head_dim]
-        qkv = torch.zeros(start + length, 3, heads, head_dim, device=device)
+        qkv = torch.zeros(start + length, 3, heads, head_dim, device=device, dtype=torch.bfloat16)
         qkv[start:, 2, :, : shown.shape[1]] = shown[:, None]
         qkv.requires_grad_()
         out = ops.varlen_attention(qkv, cu_seqlens, length, dropout_p=p, seed=seed, site=11, backend="triton")

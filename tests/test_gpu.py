@@ -57,6 +57,8 @@ def offsets(lengths: list[int]) -> Tensor:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize("mix", MIXES)
 def test_attention_at_real_sizes(mix: str, dtype: torch.dtype, p: float, head_dim: int) -> None:
+    if dtype == torch.float32 and head_dim > 64:
+        pytest.skip("float32 heads are at most 64 wide")
     lengths, heads = MIXES[mix], 768 // head_dim
     cu_seqlens, seed = offsets(lengths), ops.draw_seed(CUDA)
 
@@ -90,7 +92,7 @@ def test_dropout_is_fair() -> None:
     """Rates, and the correlation of neighbours in every direction, within 5 standard deviations."""
     seed, p, length, heads = ops.draw_seed(CUDA), 0.1, 64, 12
     sequences = 2000
-    qkv = torch.zeros(sequences * length, 3, heads, length, device=CUDA)
+    qkv = torch.zeros(sequences * length, 3, heads, length, device=CUDA, dtype=torch.bfloat16)
     qkv[:, 2] = torch.eye(length, device=CUDA).repeat(sequences, 1)[:, None]
     cu_seqlens = torch.arange(sequences + 1, device=CUDA, dtype=torch.int32) * length
     out = ops.varlen_attention(qkv, cu_seqlens, length, dropout_p=p, seed=seed, backend="triton")
