@@ -54,17 +54,18 @@ def same(found: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(found, expected.detach(), rtol=1e-4, atol=1e-4)
 
 
-def check_attention(length: int, programs: int) -> None:
+def check_attention(length: int, forward: range, backward: range) -> None:
+    """The second of two sequences; the first is most of a million tokens, and no program of it is run."""
     total, heads, dim = 1_000_000, 12, 64
-    for module, names in (
-        (attention_forward, ["_forward"]),
-        (attention_backward, ["_backward_in_one", "_backward_rows", "_backward_columns"]),
+    for module, names, programs in (
+        (attention_forward, ["_forward"], forward),
+        (attention_backward, ["_backward_in_one", "_backward_rows", "_backward_columns"], backward),
     ):
         for name in names:
             kernel = getattr(module, name)
-            setattr(module, name, Only(getattr(kernel, "kernel", kernel), range(programs)))
-    offsets = torch.tensor([total - length, total], dtype=torch.int32)
-    tiles = torch.tensor([[0, 0], [0, 1]], dtype=torch.int32)
+            setattr(module, name, Only(getattr(kernel, "kernel", kernel), programs))
+    offsets = torch.tensor([0, total - length, total], dtype=torch.int32)
+    tiles = torch.tensor([[1, 0], [1, 1]], dtype=torch.int32)
     qkv, grad = far(total, 3, heads, dim), torch.empty(total, heads, dim)
     qkv[-length:], grad[-length:] = torch.randn(length, 3, heads, dim), torch.randn(length, heads, dim)
     rest: Any = (offsets, tiles, length, None, 0.0, None, 0)
@@ -118,7 +119,7 @@ def check_rows() -> None:
 
 
 if __name__ == "__main__":
-    check_attention(length=30, programs=6)  # two heads a program
-    check_attention(length=100, programs=24)
+    check_attention(length=30, forward=range(6, 12), backward=range(12, 24))  # two heads a program, one
+    check_attention(length=100, forward=range(24), backward=range(24))
     check_rows()
     print("right")
