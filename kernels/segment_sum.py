@@ -44,12 +44,10 @@ def _sum_chunks(
         after = tl.load(ids_ptr + place + 1, mask=place + 1 < total_rows, other=_NO_ID)
         acc += tl.load(rows_ptr + row * SIZE + columns, mask=columns < SIZE, other=0.0).to(tl.float32)
         last = after != id
-        whole = last & (runs_on == 0) & (id != padding_idx)
-        tl.store(
-            table_ptr + id * SIZE + columns, narrow(acc, table_ptr.dtype.element_ty), mask=whole & (columns < SIZE)
-        )
-        in_pieces = (last & runs_on) | ((last == 0) & (place + 1 == end))
-        tl.store(pieces + piece * SIZE + columns, acc, mask=in_pieces & (columns < SIZE))
+        if last & (runs_on == 0) & (id != padding_idx):
+            tl.store(table_ptr + id * SIZE + columns, narrow(acc, table_ptr.dtype.element_ty), mask=columns < SIZE)
+        if (last & runs_on) | ((last == 0) & (place + 1 == end)):
+            tl.store(pieces + piece * SIZE + columns, acc, mask=columns < SIZE)
         acc = tl.where(last, 0.0, acc)
         runs_on = runs_on & (last == 0)
         piece = tl.where(last, 1, piece)

@@ -80,8 +80,7 @@ def test_kernels_have_no_fault_under_other_versions_of_triton(other_triton: tupl
 @pytest.mark.slow
 def test_kernels_are_right_under_other_versions_of_triton(other_triton: tuple[str, Path]) -> None:
     """By their interpreters."""
-    # Triton 3.9's interpreter refuses a mask of segment_sum, which compiles there.
-    files = ["tests/test_attention_kernels.py"]
+    files = ["tests/test_attention_kernels.py", "tests/test_row_kernels.py"]
     done = run(
         "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "float32 or any_lengths or bit_for_bit", *files,
         PYTHONPATH=str(other_triton[1]),
