@@ -45,7 +45,7 @@ TENSOR_CORE = {"HMMA", "HGMMA", "UTCHMMA"}
 TENSOR_MEMORY = 512
 """Columns; a kernel of sm_100 that takes more is refused at its launch, and compiles to nothing."""
 KNOWN = {
-    r"sm_120 \S+ \S+ backward_columns, d128 tile 128.*: spills: 8 bytes.*": "2 loads and stores, with dropout",
+    r"sm_120 \S+ \S+ backward_(rows|columns), d128 .*: spills: 8 bytes.*": "2 loads and stores",
 }
 """Faults that no blocks and warps avoid, and why; the check counts them and passes them over."""
 TOKENS, HEADS, DROPOUT = 65536, 12, 0.1
@@ -269,9 +269,7 @@ def cases(architectures: Iterable[str] = ARCHITECTURES, dtypes: Iterable[str] = 
     both = (False, True)
     for architecture, dtype in product(architectures, dtypes):
         of = (architecture, dtype)
-        widest = max_head_dim(architecture, dtype)
-        sizes = [size for size in (64, 128) if size <= widest]
-        for size, option, prefix, dropout in product(sizes, range(len(ATTENTION_TILES)), both, both):
+        for size, option, prefix, dropout in product((64, 128), range(len(ATTENTION_TILES)), both, both):
             yield Case(*of, "attention", size, dropout, option, prefix)
         if of == ("sm_90", "bfloat16"):  # head_dims that do not fill their block, and one below it
             for size, option, rest in product((16, 80), (1, 4), both):
@@ -284,14 +282,6 @@ def cases(architectures: Iterable[str] = ARCHITECTURES, dtypes: Iterable[str] = 
             yield Case(*of, "gelu", INTERMEDIATE, dropout)
         for size in (768, 4096):
             yield Case(*of, "segment_sum", size)
-
-
-def max_head_dim(architecture: str, dtype: str) -> int:
-    """Widest head that the operations give the kernels on an architecture."""
-    from erniem_fast import triton_ops
-
-    with patch.object(triton_ops, "architecture", lambda device: architecture):
-        return triton_ops.max_head_dim(torch.device("meta"), getattr(torch, dtype))
 
 
 def call(case: Case, record: Record) -> None:

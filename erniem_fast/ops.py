@@ -58,12 +58,12 @@ def _backend(backend: str, first: Tensor, *others: Tensor | None, head_dim: int 
             return torch_ops
     from . import triton_ops
 
-    widest = triton_ops.max_head_dim(first.device, first.dtype)
-    for name, size, most in (("head_dim", head_dim, widest), ("hidden_size", row, triton_ops.MAX_ROW)):
+    limits = (("head_dim", head_dim, triton_ops.MAX_HEAD_DIM), ("hidden_size", row, triton_ops.MAX_ROW))
+    for name, size, most in limits:
         if size > most:
             if backend == "auto":
                 return torch_ops
-            raise ValueError(f"backend 'triton' needs a {name} of at most {most} in {first.dtype}, got {size}")
+            raise ValueError(f"backend 'triton' needs a {name} of at most {most}, got {size}")
     return triton_ops
 
 

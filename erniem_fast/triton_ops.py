@@ -5,8 +5,9 @@ from torch import Tensor
 
 from .kernels import activation, attention, embedding, layer_norm
 from .kernels.common import DTYPES, INTERPRETED
-from .kernels.configs import architecture
 
+MAX_HEAD_DIM = 128
+"""Widest head of attention."""
 MAX_ROW = 4096
 """Most columns of a row that a layer-norm takes."""
 
@@ -18,14 +19,6 @@ def refusal(device: torch.device, dtype: torch.dtype) -> str | None:
     if dtype not in DTYPES:
         return f"float32, bfloat16 or float16, got {dtype}"
     return None
-
-
-@torch.compiler.assume_constant_result
-def max_head_dim(device: torch.device, dtype: torch.dtype) -> int:
-    """Widest head of attention. float32's tiles fit sm_90 (and AMD) only, and there up to 64."""
-    if dtype != torch.float32:
-        return 128
-    return 64 if architecture(device).startswith(("sm_90", "gfx")) else 0
 
 
 def is_at_home(device: torch.device) -> bool:

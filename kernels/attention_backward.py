@@ -16,14 +16,15 @@ def _backward_in_one(
     qkv_ptr, grad_ptr, lse_ptr, grad_qkv_ptr, cu_seqlens_ptr, prefix_lens_ptr, tiles_ptr, total_tokens, num_sequences,
     scale, seed_ptr, site, threshold, keep_scale, DROPOUT: tl.constexpr,
     NUM_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, PREFIX: tl.constexpr,
-    LISTED: tl.constexpr, PRECISION: tl.constexpr, TILE: tl.constexpr, HEADS: tl.constexpr, BLOCK: tl.constexpr,
+    LISTED: tl.constexpr, PRECISION: tl.constexpr, TILE: tl.constexpr, SPLIT: tl.constexpr,
+    HEADS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Sequences that fit a block: dQ, dK and dV from one look at the scores. Scores are transposed (columns, rows)."""
     groups: tl.constexpr = (NUM_HEADS + HEADS - 1) // HEADS
     width: tl.constexpr = NUM_HEADS * HEAD_DIM
     group = tl.program_id(0) % groups
     sequence, tile, start, length, rest = locate(
-        cu_seqlens_ptr, tiles_ptr, tl.program_id(0) // groups, total_tokens, num_sequences, LISTED, TILE
+        cu_seqlens_ptr, tiles_ptr, tl.program_id(0) // groups, total_tokens, num_sequences, LISTED, TILE, SPLIT
     )
     if sequence == num_sequences:
         first = tile * TILE
@@ -33,7 +34,7 @@ def _backward_in_one(
         zero_rows(grad_qkv_ptr, start + first, rows_left, group, 3, width, HEADS * HEAD_DIM, HEADS * BLOCK_D)
         return
     if rest > 0:
-        zero_rows(grad_qkv_ptr, start + TILE, rest, group, 3, width, HEADS * HEAD_DIM, HEADS * BLOCK_D)
+        zero_rows(grad_qkv_ptr, start + TILE * SPLIT, rest, group, 3, width, HEADS * HEAD_DIM, HEADS * BLOCK_D)
     if (length == 0) | (length > BLOCK):
         return
     prefix = prefix_of(prefix_lens_ptr, sequence, length, num_sequences, PREFIX)
@@ -85,13 +86,14 @@ def _backward_rows(
     qkv_ptr, out_ptr, grad_ptr, lse_ptr, delta_ptr, grad_qkv_ptr, cu_seqlens_ptr, prefix_lens_ptr, tiles_ptr,
     total_tokens, num_sequences, scale, seed_ptr, site, threshold, keep_scale, DROPOUT: tl.constexpr,
     NUM_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, PREFIX: tl.constexpr,
-    LISTED: tl.constexpr, PRECISION: tl.constexpr, TILE: tl.constexpr, SMALL: tl.constexpr, BLOCK: tl.constexpr,
+    LISTED: tl.constexpr, PRECISION: tl.constexpr, TILE: tl.constexpr, SPLIT: tl.constexpr,
+    SMALL: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """A tile of rows of a sequence longer than SMALL: dQ and delta."""
     width: tl.constexpr = NUM_HEADS * HEAD_DIM
     head = tl.program_id(0) % NUM_HEADS
     sequence, tile, start, length, _ = locate(
-        cu_seqlens_ptr, tiles_ptr, tl.program_id(0) // NUM_HEADS, total_tokens, num_sequences, LISTED, TILE
+        cu_seqlens_ptr, tiles_ptr, tl.program_id(0) // NUM_HEADS, total_tokens, num_sequences, LISTED, TILE, SPLIT
     )
     first_row = tile * TILE
     if (length <= SMALL) | (first_row >= length) | (sequence == num_sequences):
@@ -172,13 +174,14 @@ def _backward_columns(
     qkv_ptr, grad_ptr, lse_ptr, delta_ptr, grad_qkv_ptr, cu_seqlens_ptr, prefix_lens_ptr, tiles_ptr,
     total_tokens, num_sequences, scale, seed_ptr, site, threshold, keep_scale, DROPOUT: tl.constexpr,
     NUM_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, PREFIX: tl.constexpr,
-    LISTED: tl.constexpr, PRECISION: tl.constexpr, TILE: tl.constexpr, SMALL: tl.constexpr, BLOCK: tl.constexpr,
+    LISTED: tl.constexpr, PRECISION: tl.constexpr, TILE: tl.constexpr, SPLIT: tl.constexpr,
+    SMALL: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """A tile of columns of a sequence longer than SMALL: dK and dV. Scores are transposed (columns, rows)."""
     width: tl.constexpr = NUM_HEADS * HEAD_DIM
     head = tl.program_id(0) % NUM_HEADS
     sequence, tile, start, length, _ = locate(
-        cu_seqlens_ptr, tiles_ptr, tl.program_id(0) // NUM_HEADS, total_tokens, num_sequences, LISTED, TILE
+        cu_seqlens_ptr, tiles_ptr, tl.program_id(0) // NUM_HEADS, total_tokens, num_sequences, LISTED, TILE, SPLIT
     )
     first_column = tile * TILE
     if (length <= SMALL) | (first_column >= length) | (sequence == num_sequences):

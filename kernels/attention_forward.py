@@ -16,13 +16,14 @@ def _forward(
     qkv_ptr, out_ptr, lse_ptr, cu_seqlens_ptr, prefix_lens_ptr, tiles_ptr, total_tokens, num_sequences, scale,
     seed_ptr, site, threshold, keep_scale, DROPOUT: tl.constexpr,
     NUM_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, PREFIX: tl.constexpr,
-    LISTED: tl.constexpr, PRECISION: tl.constexpr, TILE: tl.constexpr, HEADS: tl.constexpr, BLOCK: tl.constexpr,
+    LISTED: tl.constexpr, PRECISION: tl.constexpr, TILE: tl.constexpr, SPLIT: tl.constexpr,
+    HEADS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     groups: tl.constexpr = (NUM_HEADS + HEADS - 1) // HEADS
     width: tl.constexpr = NUM_HEADS * HEAD_DIM
     group = tl.program_id(0) % groups
     sequence, tile, start, length, rest = locate(
-        cu_seqlens_ptr, tiles_ptr, tl.program_id(0) // groups, total_tokens, num_sequences, LISTED, TILE
+        cu_seqlens_ptr, tiles_ptr, tl.program_id(0) // groups, total_tokens, num_sequences, LISTED, TILE, SPLIT
     )
     if sequence == num_sequences:
         first = tile * TILE
@@ -32,7 +33,7 @@ def _forward(
         zero_rows(out_ptr, start + first, rows_left, group, 1, width, HEADS * HEAD_DIM, HEADS * BLOCK_D)
         return
     if rest > 0:
-        zero_rows(out_ptr, start + TILE, rest, group, 1, width, HEADS * HEAD_DIM, HEADS * BLOCK_D)
+        zero_rows(out_ptr, start + TILE * SPLIT, rest, group, 1, width, HEADS * HEAD_DIM, HEADS * BLOCK_D)
     first_row = tile * TILE
     if first_row >= length:
         return

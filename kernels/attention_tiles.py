@@ -25,20 +25,22 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def locate(
-    cu_seqlens_ptr, tiles_ptr, slot, total_tokens, num_sequences, LISTED: tl.constexpr, TILE: tl.constexpr
+    cu_seqlens_ptr, tiles_ptr, slot, total_tokens, num_sequences, LISTED: tl.constexpr, TILE: tl.constexpr,
+    SPLIT: tl.constexpr,
 ):  # fmt: skip
     """(sequence, its tile, its first row, its length, rest) of a slot; clamped, whatever cu_seqlens holds.
+
+    There are SPLIT slots to each tile of the list, TILE rows each.
 
     The first sequence begins at row 0, so that every row is a sequence's or past the last offset.
 
     rest: tokens that a sequence has beyond its only tile, because max_seqlen was too small; length counts none of them.
     """
+    part, slot = slot % SPLIT, slot // SPLIT
+    sequence, tile = slot, part
     if LISTED:
         sequence = tl.load(tiles_ptr + 2 * slot)
-        tile = tl.load(tiles_ptr + 2 * slot + 1)
-    else:
-        sequence = slot
-        tile = slot * 0
+        tile = tl.maximum(tl.load(tiles_ptr + 2 * slot + 1), 0) * SPLIT + part
     used = sequence >= 0
     start = tl.load(cu_seqlens_ptr + sequence, mask=used, other=0)
     end = tl.load(cu_seqlens_ptr + sequence + 1, mask=used & (sequence < num_sequences), other=total_tokens)
@@ -48,8 +50,8 @@ def locate(
     rest = length * 0
     if not LISTED:
         if sequence < num_sequences:
-            rest = tl.maximum(length - TILE, 0)
-    return sequence, tl.maximum(tile, 0), start, length - rest, rest
+            rest = tl.maximum(length - TILE * SPLIT, 0)
+    return sequence, tile, start, length - rest, rest
 
 
 @triton.jit
@@ -150,11 +152,12 @@ def attention_arguments(
         "BLOCK_D": head_block,
         "PREFIX": prefix_lens is not None,
         "PRECISION": precision(qkv.dtype, qkv.device),
-        "TILE": tile,
+        "TILE": tile // config.split,
+        "SPLIT": config.split,
         "num_warps": config.warps,
         "num_stages": config.stages,
         **dropout_arguments(dropout_p, seed, site, cu_seqlens),
     }
     listed = max_seqlen > tile
     slots = tile_slots(tile, total_tokens, num_sequences) if listed else num_sequences + 1
-    return arguments, config, slots, listed
+    return arguments, config, slots * config.split, listed

@@ -6,7 +6,7 @@ without spilling a register (`python -m bench.compiled` renews that report); non
 """
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -20,12 +20,14 @@ class AttentionConfig:
         warps: a program.
         stages: of the software pipeline.
         heads: stacked in one tile; more than 1 only where every sequence fits it.
+        split: programs that share the rows of a tile.
     """
 
     block: int
     warps: int
     stages: int = 1
     heads: int = 1
+    split: int = 1
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,28 @@ _TF32X3: Table = {
     ("columns", "32x64", 64): AttentionConfig(16, 4),
     ("columns", "32x64", 128): AttentionConfig(32, 8, 2),
 }
-"""float32, each product of three TF32 ones, four warps at once: elsewhere its tiles do not fit (`triton_ops`)."""
+"""float32, each product of three TF32 ones, four warps at once."""
+
+
+def _split(kernel: str, operands: str, rows: int, config: AttentionConfig) -> Table:
+    """`rows` a program, whatever the tile."""
+    return {(kernel, operands, tile): replace(config, split=max(tile // rows, 1)) for tile in TILES}
+
+
+_TF32X3_WIDE = (
+    _split("forward", "32x128", 16, AttentionConfig(16, 8))
+    | _split("in_one", "32x128", 128, AttentionConfig(16, 8))
+    | _split("rows", "32x128", 16, AttentionConfig(16, 8))
+    | _split("columns", "32x128", 16, AttentionConfig(16, 8))
+)
+_TF32X3_MMA = (
+    _split("forward", "32x64", 32, AttentionConfig(16, 4))
+    | _split("in_one", "32x64", 128, AttentionConfig(32, 4))
+    | {("in_one", "32x64", 16): AttentionConfig(16, 4)}
+    | _split("rows", "32x64", 16, AttentionConfig(16, 4))
+    | _split("columns", "32x64", 16, AttentionConfig(16, 4))
+)
+"""The same by products of one warp, or of wide heads: no more than 32 or 16 rows fit a program's registers."""
 
 _MFMA: Table = {
     ("forward", "16x64", 16): AttentionConfig(16, 4, heads=2),
@@ -165,10 +188,15 @@ _TCGEN05: Table = _WGMMA | {
 """The same where sums lie in tensor memory."""
 
 ATTENTION: dict[str, Table] = {
-    "sm_80": _MMA | {("forward", "16x128", 64): AttentionConfig(64, 8, 2)},
-    "sm_90": _WGMMA | _TF32X3,
-    "sm_100": _TCGEN05,
+    "sm_80": _MMA | _TF32X3_MMA | _TF32X3_WIDE | {("forward", "16x128", 64): AttentionConfig(64, 8, 2)},
+    "sm_90": _WGMMA | _TF32X3 | _TF32X3_WIDE,
+    "sm_100": _TCGEN05 | _TF32X3_MMA | _TF32X3_WIDE,
     "sm_120": _MMA
+    | _TF32X3_MMA
+    | _TF32X3_WIDE
+    | _split("rows", "32x64", 32, AttentionConfig(16, 8))
+    | _split("rows", "32x128", 16, AttentionConfig(32, 8))
+    | _split("columns", "32x128", 16, AttentionConfig(32, 8))
     | {
         ("forward", "16x64", 16): AttentionConfig(16, 4, heads=2),
         ("forward", "16x64", 32): AttentionConfig(32, 4),
