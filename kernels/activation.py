@@ -19,10 +19,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import dropout
 from .common import Operation, dropout_arguments, keep_rows, narrow, partition
 from .configs import row_config
-from .dropout import keep_rows as keep_rows_torch
-from .dropout import keep_scale as keep_scale_of
 
 UNSPECIALIZED = ["total_rows", "rows_per_program", "site", "threshold"]
 _SQRT_HALF = tl.constexpr(math.sqrt(0.5))
@@ -36,8 +35,8 @@ def bias_gelu_dropout_oracle(
     y = F.gelu(x if bias is None else x + bias)
     if dropout_p:
         assert seed is not None
-        keep = keep_rows_torch(seed, site, torch.arange(x.shape[0], device=x.device), x.shape[1], dropout_p)
-        y = y * keep * keep_scale_of(dropout_p)
+        keep = dropout.keep_rows(seed, site, torch.arange(x.shape[0], device=x.device), x.shape[1], dropout_p)
+        y = y * keep * dropout.keep_scale(dropout_p)
     return y
 
 

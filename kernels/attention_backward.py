@@ -7,7 +7,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .attention_tiles import LOG2E, UNSPECIALIZED, attention_arguments, load, locate, prefix_of, zero_rows
+from .attention_tiles import (
+    LOG2E,
+    UNSPECIALIZED,
+    attention_arguments,
+    load,
+    locate,
+    prefix_of,
+    zero_rows_of_no_sequence,
+)
 from .common import keep_scores, multiply, narrow
 
 
@@ -26,16 +34,11 @@ def _backward_in_one(
     sequence, tile, start, length, rest = locate(
         cu_seqlens_ptr, tiles_ptr, tl.program_id(0) // groups, total_tokens, num_sequences, LISTED, TILE, SPLIT
     )
-    if sequence == num_sequences:
-        first = tile * TILE
-        rows_left = length - first
-        if LISTED:
-            rows_left = tl.minimum(rows_left, TILE)
-        zero_rows(grad_qkv_ptr, start + first, rows_left, group, 3, width, HEADS * HEAD_DIM, HEADS * BLOCK_D)
-        return
-    if rest > 0:
-        zero_rows(grad_qkv_ptr, start + TILE * SPLIT, rest, group, 3, width, HEADS * HEAD_DIM, HEADS * BLOCK_D)
-    if (length == 0) | (length > BLOCK):
+    zero_rows_of_no_sequence(
+        grad_qkv_ptr, sequence, tile, start, length, rest, num_sequences, group, 3, width, HEADS * HEAD_DIM,
+        HEADS * BLOCK_D, LISTED, TILE, SPLIT,
+    )  # fmt: skip
+    if (sequence == num_sequences) | (length == 0) | (length > BLOCK):
         return
     prefix = prefix_of(prefix_lens_ptr, sequence, length, num_sequences, PREFIX)
     seed = start.to(tl.int64)

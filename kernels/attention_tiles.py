@@ -70,13 +70,27 @@ def load(ptr, offsets, mask):
 
 
 @triton.jit
-def zero_rows(
-    ptr, first, rows, group, parts: tl.constexpr, width: tl.constexpr, share: tl.constexpr, BLOCK: tl.constexpr
+def zero_rows_of_no_sequence(
+    ptr, sequence, tile, start, length, rest, num_sequences, group, parts: tl.constexpr, width: tl.constexpr,
+    share: tl.constexpr, BLOCK: tl.constexpr, LISTED: tl.constexpr, TILE: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """Zeros in the columns of a group of heads, `share` wide, of rows that no sequence owns.
+    """Zeros in the columns of a group of heads, `share` wide: rows past the last offset, and a sequence's rest.
 
     BLOCK: share or more, a power of two.
     """
+    if sequence == num_sequences:
+        rows = length - tile * TILE
+        if LISTED:
+            rows = tl.minimum(rows, TILE)
+        _zero_rows(ptr, start + tile * TILE, rows, group, parts, width, share, BLOCK)
+    if rest > 0:
+        _zero_rows(ptr, start + TILE * SPLIT, rest, group, parts, width, share, BLOCK)
+
+
+@triton.jit
+def _zero_rows(
+    ptr, first, rows, group, parts: tl.constexpr, width: tl.constexpr, share: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
     columns = group * share + tl.arange(0, BLOCK)
     mine = (tl.arange(0, BLOCK) < share) & (columns < width)
     places = tl.arange(0, 16)

@@ -15,10 +15,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import dropout
 from .common import Operation, dropout_arguments, keep_rows, narrow, partition
 from .configs import row_config
-from .dropout import keep_rows as keep_rows_torch
-from .dropout import keep_scale as keep_scale_of
 from .layer_norm import normalize, normalize_backward
 from .segment_sum import segment_sum
 
@@ -39,8 +38,8 @@ def embedding_layer_norm_oracle(
     y = F.layer_norm(words + positions, weight.shape, weight, bias, eps)
     if dropout_p:
         assert seed is not None
-        keep = keep_rows_torch(seed, site, torch.arange(y.shape[0], device=y.device), y.shape[1], dropout_p)
-        y = y * keep * keep_scale_of(dropout_p)
+        keep = dropout.keep_rows(seed, site, torch.arange(y.shape[0], device=y.device), y.shape[1], dropout_p)
+        y = y * keep * dropout.keep_scale(dropout_p)
     return y
 
 
@@ -143,8 +142,7 @@ def _launch_forward(
     if y.numel():
         _forward[(triton.cdiv(rows, config.rows),)](
             position_ids if ids is None else ids, words, position_ids, positions, weight, bias, y, mean, rstd, rows,
-            words.shape[0],
-            positions.shape[0], eps, GATHER=ids is not None, SAVE=save, SIZE=size,
+            words.shape[0], positions.shape[0], eps, GATHER=ids is not None, SAVE=save, SIZE=size,
             BLOCK=triton.next_power_of_2(size), ROWS=config.rows, num_warps=config.warps,
             **dropout_arguments(dropout_p, seed, site, position_ids),
         )  # fmt: skip
@@ -174,8 +172,7 @@ def _launch_backward(
     if grad.numel():
         _backward[(programs,)](
             grad, position_ids if ids is None else ids, words, position_ids, positions, weight, mean, rstd, grad_z,
-            partial, rows,
-            per_program, words.shape[0], positions.shape[0], GATHER=ids is not None, SIZE=size,
+            partial, rows, per_program, words.shape[0], positions.shape[0], GATHER=ids is not None, SIZE=size,
             BLOCK=triton.next_power_of_2(size), ROWS=config.rows, num_warps=config.warps,
             **dropout_arguments(dropout_p, seed, site, position_ids),
         )  # fmt: skip

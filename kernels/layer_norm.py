@@ -20,10 +20,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import dropout
 from .common import Operation, dropout_arguments, keep_rows, narrow, partition
 from .configs import row_config
-from .dropout import keep_rows as keep_rows_torch
-from .dropout import keep_scale as keep_scale_of
 
 UNSPECIALIZED = ["total_rows", "rows_per_program", "site", "threshold"]
 
@@ -43,8 +42,8 @@ def dropout_add_layer_norm_oracle(
     x = x if linear_bias is None else x + linear_bias
     if dropout_p:
         assert seed is not None
-        keep = keep_rows_torch(seed, site, torch.arange(x.shape[0], device=x.device), x.shape[1], dropout_p)
-        x = x * keep * keep_scale_of(dropout_p)
+        keep = dropout.keep_rows(seed, site, torch.arange(x.shape[0], device=x.device), x.shape[1], dropout_p)
+        x = x * keep * dropout.keep_scale(dropout_p)
     return F.layer_norm(residual + x, weight.shape, weight, bias, eps)
 
 
