@@ -203,7 +203,7 @@ def launch_attention(case: Case, dtype: torch.dtype, p: float, seed: torch.Tenso
     cu_seqlens, tiles = empty(num_sequences + 1), empty(TOKENS // 16 + num_sequences + 1, 2)
     prefix_lens = empty(num_sequences) if case.prefix else None
     qkv = empty(TOKENS, 3, HEADS, case.size, dtype=dtype)
-    rest = (cu_seqlens, tiles, longest, prefix_lens, p, seed, 1)
+    rest = (cu_seqlens, tiles, longest, prefix_lens, p, seed, 1, False)
     out, lse = attention.varlen_attention.forward(qkv, *rest)
     attention.varlen_attention_backward.forward(out, qkv, out, lse, *rest)
 
@@ -211,7 +211,7 @@ def launch_attention(case: Case, dtype: torch.dtype, p: float, seed: torch.Tenso
 def launch_tiles(case: Case, dtype: torch.dtype, p: float, seed: torch.Tensor) -> None:
     from erniem_fast.kernels import attention
 
-    attention.attention_tiles.forward(empty(TOKENS // 128 + 1), 512, TOKENS)
+    attention.attention_tiles.forward(empty(TOKENS // 128 + 1), 512, TOKENS, False)
 
 
 def launch_layer_norm(case: Case, dtype: torch.dtype, p: float, seed: torch.Tensor, save: bool = True) -> None:
@@ -245,6 +245,13 @@ def launch_gelu(case: Case, dtype: torch.dtype, p: float, seed: torch.Tensor) ->
     activation.bias_gelu_dropout_backward.forward(x, x, bias, p, seed, 1, True)
 
 
+def launch_linear(case: Case, dtype: torch.dtype, p: float, seed: torch.Tensor, gelu: bool = False) -> None:
+    from erniem_fast.kernels import linear
+
+    x, weight, bias = empty(TOKENS, 768, dtype=dtype), empty(case.size, 768, dtype=dtype), empty(case.size, dtype=dtype)
+    linear.launch_linear(x, weight, bias, gelu, p, seed, 1, save=p > 0)
+
+
 def launch_segment_sum(case: Case, dtype: torch.dtype, p: float, seed: torch.Tensor) -> None:
     from erniem_fast.kernels import segment_sum
 
@@ -260,6 +267,8 @@ LAUNCHES: dict[str, Callable[[Case, torch.dtype, float, torch.Tensor], None]] = 
     "embedding": launch_embedding,
     "embedding, nothing saved": functools.partial(launch_embedding, save=False),
     "gelu": launch_gelu,
+    "linear": launch_linear,
+    "linear, gelu": functools.partial(launch_linear, gelu=True),
     "segment_sum": launch_segment_sum,
 }
 
@@ -280,6 +289,9 @@ def cases(architectures: Iterable[str] = ARCHITECTURES, dtypes: Iterable[str] = 
                 yield Case(*of, launch, size, dropout)
         for dropout in both:
             yield Case(*of, "gelu", INTERMEDIATE, dropout)
+        yield Case(*of, "linear", 3 * 768)
+        for dropout in both:
+            yield Case(*of, "linear, gelu", INTERMEDIATE, dropout)
         for size in (768, 4096):
             yield Case(*of, "segment_sum", size)
 
@@ -294,7 +306,9 @@ def call(case: Case, record: Record) -> None:
 def describe(case: Case, kernel: JITFunction, options: dict[str, Any]) -> Launch:
     """What is known of a launch before it is compiled."""
     name = f"{kernel.fn.__module__.rpartition('.')[2]} {kernel.fn.__name__.strip('_')}"
-    label = f"{case.label} unsaved" if case.launch.endswith("nothing saved") else case.label
+    label = case.label
+    for launch, word in (("nothing saved", "unsaved"), ("gelu", "gelu")):
+        label += f" {word}" * case.launch.endswith(f", {launch}")
     if case.launch == "tiles":
         label = "any"
     return Launch(case.architecture, case.dtype, name, label, options["num_warps"], options.get("num_stages", 0))

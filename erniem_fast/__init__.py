@@ -14,6 +14,7 @@ from transformers import (
     AutoTokenizer,
 )
 
+from .batch_invariance import batch_invariant
 from .configuration import ErnieMConfig
 from .modeling import (
     ErnieMForInformationExtraction,
@@ -42,6 +43,7 @@ __all__ = [
     "ErnieMTokenizer",
     "PackedBatch",
     "__version__",
+    "batch_invariant",
 ]
 
 AutoConfig.register("ernie_m", ErnieMConfig, exist_ok=True)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from . import torch_ops
+from .batch_invariance import is_batch_invariant
 
 BACKENDS = ("auto", "triton", "torch")
 
@@ -33,6 +34,10 @@ def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype = tor
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    if is_batch_invariant():
+        if backend == "torch":
+            raise ValueError("backend must be 'auto' or 'triton' in batch_invariant(), got 'torch'")
+        backend = "triton"
     if backend == "torch" or (backend == "auto" and device.type != "cuda"):
         return "torch"
     if find_spec("triton") is None:
@@ -61,7 +66,7 @@ def _backend(backend: str, first: Tensor, *others: Tensor | None, head_dim: int 
     limits = (("head_dim", head_dim, triton_ops.MAX_HEAD_DIM), ("hidden_size", row, triton_ops.MAX_ROW))
     for name, size, most in limits:
         if size > most:
-            if backend == "auto":
+            if backend == "auto" and not is_batch_invariant():
                 return torch_ops
             raise ValueError(f"backend 'triton' needs a {name} of at most {most}, got {size}")
     return triton_ops

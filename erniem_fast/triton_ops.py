@@ -1,9 +1,14 @@
 """The Triton backend of `ops`: what the kernels take, and the door to each. Shapes and meanings stand in `ops`."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from .batch_invariance import is_batch_invariant
 from .kernels import activation, attention, embedding, layer_norm
+from .kernels import linear as linear_kernel
+from .kernels import mlp as mlp_kernel
 from .kernels.common import DTYPES, INTERPRETED
 
 MAX_HEAD_DIM = 128
@@ -27,7 +32,7 @@ def is_at_home(device: torch.device) -> bool:
 
 
 def attention_tiles(cu_seqlens: Tensor, max_seqlen: int, total_tokens: int) -> Tensor:
-    return attention.attention_tiles(cu_seqlens, max_seqlen, total_tokens)  # type: ignore[no-any-return]
+    return attention.attention_tiles(cu_seqlens, max_seqlen, total_tokens, is_batch_invariant())  # type: ignore[no-any-return]
 
 
 def varlen_attention(
@@ -42,7 +47,9 @@ def varlen_attention(
 ) -> Tensor:
     if tiles is None:
         tiles = attention_tiles(cu_seqlens, max_seqlen, qkv.shape[0])
-    return attention.varlen_attention(qkv, cu_seqlens, tiles, max_seqlen, prefix_lens, dropout_p, seed, site)[0]  # type: ignore[no-any-return]
+    return attention.varlen_attention(  # type: ignore[no-any-return]
+        qkv, cu_seqlens, tiles, max_seqlen, prefix_lens, dropout_p, seed, site, is_batch_invariant()
+    )[0]
 
 
 def dropout_add_layer_norm(
@@ -66,14 +73,32 @@ def bias_gelu_dropout(x: Tensor, bias: Tensor | None, dropout_p: float, seed: Te
     return activation.bias_gelu_dropout(x, bias, dropout_p, seed, site)  # type: ignore[no-any-return]
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x weight^T + bias, batch-invariant; x: (..., in_features).
+
+    Raises:
+        ValueError: operands that the kernel doesn't take, or a gradient is asked for.
+    """
+    x, weight, bias = _autocast(x, weight, bias)
+    _check_linear(x, weight)
+    if bias is not None and bias.dtype != x.dtype:
+        raise ValueError(f"batch_invariant() needs a bias of {x.dtype}, the operands' dtype, got {bias.dtype}")
+    if _needs_grad(x, weight, bias):
+        raise ValueError("batch_invariant() is for inference: use torch.inference_mode() or torch.no_grad()")
+    y = linear_kernel.linear(x.flatten(0, -2), weight, bias)
+    return y.view(*x.shape[:-1], weight.shape[0])  # type: ignore[no-any-return]
+
+
 def mlp(
     x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, dropout_p: float, seed: Tensor | None, site: int
 ) -> Tensor:
-    if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
-        x, weight1, bias1, weight2 = x.to(dtype), weight1.to(dtype), bias1.to(dtype), weight2.to(dtype)
+    x, weight1, bias1, weight2 = _autocast(x, weight1, bias1, weight2)
+    batch_invariant = is_batch_invariant()
+    if batch_invariant:
+        _check_linear(x, weight1)
+        _check_linear(x, weight2)
     save = _needs_grad(x, weight1, bias1, weight2)
-    return activation.mlp(x, weight1, bias1, weight2, dropout_p, seed, site, save)[0]  # type: ignore[no-any-return]
+    return mlp_kernel.mlp(x, weight1, bias1, weight2, dropout_p, seed, site, save, batch_invariant)[0]  # type: ignore[no-any-return]
 
 
 def embedding_layer_norm(
@@ -98,6 +123,27 @@ def embedding_layer_norm(
         input_ids, words, position_ids, position_weight, weight, bias, eps, padding, position_padding, dropout_p,
         seed, site, save,
     )[0]  # fmt: skip
+
+
+def _autocast(*operands: Any) -> Any:
+    """The operands of a matrix product as autocast, if it is on, makes them."""
+    kind = operands[0].device.type
+    if not torch.is_autocast_enabled(kind):
+        return operands
+    dtype = torch.get_autocast_dtype(kind)
+    return tuple(None if operand is None else operand.to(dtype) for operand in operands)
+
+
+def _check_linear(x: Tensor, weight: Tensor) -> None:
+    refused = refusal(x.device, x.dtype)
+    if refused is not None:
+        raise ValueError(f"batch_invariant() needs {refused}")
+    if not linear_kernel.is_aligned(x, weight):
+        step = linear_kernel.ALIGNMENT // x.dtype.itemsize
+        raise ValueError(
+            f"batch_invariant() needs linear layers of the operand's dtype whose in_features are a multiple of {step} "
+            f"in {x.dtype}, got {weight.dtype} {tuple(weight.shape)}"
+        )
 
 
 def _needs_grad(*tensors: Tensor | None) -> bool:

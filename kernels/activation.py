@@ -1,13 +1,10 @@
-"""Bias, erf-GELU and dropout in one pass, and the feed-forward block around it.
+"""Bias, erf-GELU and dropout in one pass.
 
     y = gelu(x + bias) * keep / (1 - p)          gelu(u) = u Phi(u)      gelu'(u) = Phi(u) + u phi(u)
     Phi(u) = (1 + erf(u / sqrt 2)) / 2           phi(u) = exp(-u**2 / 2) / sqrt(2 pi)
 
 x: (total_tokens, intermediate_size). Backward: dx = dy * keep / (1 - p) * gelu'(x + bias), dbias = sum dx, the sum over
 rows in two steps of fixed order. GELU: Hendrycks and Gimpel, arXiv 1606.08415.
-
-`mlp` is linear2(y(linear1(x))) as one operation that keeps for backward the product of linear1 only; backward computes
-y again, in the pass that computes its gradient.
 """
 
 import math
@@ -40,6 +37,12 @@ def bias_gelu_dropout_oracle(
     return y
 
 
+@triton.jit
+def gelu(x):
+    """x Phi(x), float32."""
+    return 0.5 * x * (1.0 + tl.erf(x * _SQRT_HALF))
+
+
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def _forward(
     x_ptr, bias_ptr, y_ptr, total_rows, seed_ptr, site, threshold, keep_scale, DROPOUT: tl.constexpr,
@@ -55,7 +58,7 @@ def _forward(
     x = tl.load(x_ptr + base + offsets, mask=mask, other=0.0).to(tl.float32)
     if BIAS:
         x += tl.load(bias_ptr + columns, mask=columns < SIZE, other=0.0).to(tl.float32)[None, :]
-    y = 0.5 * x * (1.0 + tl.erf(x * _SQRT_HALF))
+    y = gelu(x)
     if DROPOUT:
         keep = keep_rows(tl.load(seed_ptr), site, first + rows[:, None], columns[None, :], threshold)
         y = tl.where(keep, y * keep_scale, 0.0)
@@ -104,7 +107,7 @@ def _backward(
         tl.store(sums_ptr + chunk.to(tl.int64) * SIZE + columns, grad_bias, mask=columns < SIZE)
 
 
-def _launch_forward(
+def launch_forward(
     x: Tensor, bias: Tensor | None, dropout_p: float, seed: Tensor | None, site: int, out: Tensor | None = None
 ) -> Tensor:
     y = torch.empty_like(x) if out is None else out
@@ -118,7 +121,7 @@ def _launch_forward(
     return y
 
 
-def _launch_backward(
+def launch_backward(
     grad: Tensor, x: Tensor, bias: Tensor | None, dropout_p: float, seed: Tensor | None, site: int, again: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     grad_x, grad_bias, y = _fake_backward(grad, x, bias, dropout_p, seed, site, again)
@@ -155,84 +158,18 @@ def _grad(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return grad_x, None if bias is None else grad_bias, None, None, None
 
 
-def _launch_mlp(
-    x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, dropout_p: float, seed: Tensor | None, site: int,
-    save: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    product = F.linear(x, weight1)
-    y = _launch_forward(product, bias1, dropout_p, seed, site, out=None if save else product)
-    return F.linear(y, weight2), product if save else product.new_empty(0, product.shape[1])
-
-
-def _fake_mlp(
-    x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, dropout_p: float, seed: Tensor | None, site: int,
-    save: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    rows = x.shape[0] if save else 0
-    return x.new_empty(x.shape[0], weight2.shape[0]), x.new_empty(rows, weight1.shape[0])
-
-
-def _launch_mlp_backward(
-    grad: Tensor, x: Tensor, product: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, dropout_p: float,
-    seed: Tensor | None, site: int, needs_x: bool, needs_weight1: bool, needs_weight2: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    grad_product, grad_bias1, y = _launch_backward(grad @ weight2, product, bias1, dropout_p, seed, site, needs_weight2)
-    grad_x = grad_product @ weight1 if needs_x else x.new_empty(0)
-    grad_weight1 = grad_product.T @ x if needs_weight1 else weight1.new_empty(0)
-    return grad_x, grad_weight1, grad_bias1, grad.T @ y if needs_weight2 else weight2.new_empty(0)
-
-
-def _fake_mlp_backward(
-    grad: Tensor, x: Tensor, product: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, dropout_p: float,
-    seed: Tensor | None, site: int, needs_x: bool, needs_weight1: bool, needs_weight2: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    grad_x, grad_weight1, grad_weight2 = (
-        tensor.new_empty(tensor.shape if needed else 0)
-        for tensor, needed in ((x, needs_x), (weight1, needs_weight1), (weight2, needs_weight2))
-    )
-    return grad_x, grad_weight1, torch.empty_like(bias1), grad_weight2
-
-
-def _save_mlp(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, weight1, bias1, weight2, ctx.dropout_p, seed, ctx.site, _ = inputs
-    ctx.save_for_backward(x, output[1], weight1, bias1, weight2, seed)
-    ctx.mark_non_differentiable(output[1])
-
-
-def _grad_mlp(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
-    *saved, seed = ctx.saved_tensors
-    needs = ctx.needs_input_grad[:4]
-    grads = mlp_backward(grad, *saved, ctx.dropout_p, seed, ctx.site, needs[0], needs[1], needs[3])
-    return *(tensor if needed else None for tensor, needed in zip(grads, needs, strict=True)), None, None, None, None
-
-
 _DROPOUT = "float dropout_p, Tensor? seed, int site"
 bias_gelu_dropout_backward = Operation(
     "bias_gelu_dropout_backward",
     f"(Tensor grad, Tensor x, Tensor? bias, {_DROPOUT}, bool again) -> (Tensor, Tensor, Tensor)",
-    _launch_backward,
+    launch_backward,
     _fake_backward,
 )
 bias_gelu_dropout = Operation(
     "bias_gelu_dropout",
     f"(Tensor x, Tensor? bias, {_DROPOUT}) -> Tensor",
-    lambda x, bias, dropout_p, seed, site: _launch_forward(x, bias, dropout_p, seed, site),
+    lambda x, bias, dropout_p, seed, site: launch_forward(x, bias, dropout_p, seed, site),
     lambda x, *_: torch.empty_like(x, memory_format=torch.contiguous_format),
     _save,
     _grad,
-)
-mlp_backward = Operation(
-    "mlp_backward",
-    f"(Tensor grad, Tensor x, Tensor product, Tensor weight1, Tensor bias1, Tensor weight2, {_DROPOUT}, "
-    "bool needs_x, bool needs_weight1, bool needs_weight2) -> (Tensor, Tensor, Tensor, Tensor)",
-    _launch_mlp_backward,
-    _fake_mlp_backward,
-)
-mlp = Operation(
-    "mlp",
-    f"(Tensor x, Tensor weight1, Tensor bias1, Tensor weight2, {_DROPOUT}, bool save) -> (Tensor, Tensor)",
-    _launch_mlp,
-    _fake_mlp,
-    _save_mlp,
-    _grad_mlp,
 )

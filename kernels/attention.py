@@ -62,7 +62,7 @@ def varlen_attention_oracle(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    qkv, cu_seqlens, tiles, ctx.max_seqlen, prefix_lens, ctx.dropout_p, seed, ctx.site = inputs
+    qkv, cu_seqlens, tiles, ctx.max_seqlen, prefix_lens, ctx.dropout_p, seed, *ctx.rest = inputs
     ctx.save_for_backward(qkv, *output, cu_seqlens, tiles, prefix_lens, seed)
     ctx.mark_non_differentiable(output[1])
 
@@ -70,16 +70,20 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 def _grad(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
     qkv, out, lse, cu_seqlens, tiles, prefix_lens, seed = ctx.saved_tensors
     grad_qkv = varlen_attention_backward(
-        grad, qkv, out, lse, cu_seqlens, tiles, ctx.max_seqlen, prefix_lens, ctx.dropout_p, seed, ctx.site
+        grad, qkv, out, lse, cu_seqlens, tiles, ctx.max_seqlen, prefix_lens, ctx.dropout_p, seed, *ctx.rest
     )
-    return grad_qkv, *[None] * 7
+    return grad_qkv, *[None] * 8
 
 
 _ARGUMENTS = (
-    "Tensor cu_seqlens, Tensor tiles, SymInt max_seqlen, Tensor? prefix_lens, float dropout_p, Tensor? seed, int site"
+    "Tensor cu_seqlens, Tensor tiles, SymInt max_seqlen, Tensor? prefix_lens, float dropout_p, Tensor? seed, int site, "
+    "bool batch_invariant"
 )
 attention_tiles = Operation(
-    "attention_tiles", "(Tensor cu_seqlens, SymInt max_seqlen, SymInt total_tokens) -> Tensor", build_tiles, fake_tiles
+    "attention_tiles",
+    "(Tensor cu_seqlens, SymInt max_seqlen, SymInt total_tokens, bool batch_invariant) -> Tensor",
+    build_tiles,
+    fake_tiles,
 )
 varlen_attention_backward = Operation(
     "varlen_attention_backward",

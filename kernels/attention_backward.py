@@ -244,17 +244,17 @@ def _backward_columns(
 
 def launch_backward(
     grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, cu_seqlens: Tensor, tiles: Tensor, max_seqlen: int,
-    prefix_lens: Tensor | None, dropout_p: float, seed: Tensor | None, site: int,
+    prefix_lens: Tensor | None, dropout_p: float, seed: Tensor | None, site: int, batch_invariant: bool,
 ) -> Tensor:  # fmt: skip
     grad_qkv = torch.empty_like(qkv)
     if not qkv.numel():
         return grad_qkv
-    rest = (qkv, cu_seqlens, tiles, max_seqlen, prefix_lens, dropout_p, seed, site)
+    rest = (qkv, cu_seqlens, tiles, max_seqlen, prefix_lens, dropout_p, seed, site, batch_invariant)
     arguments, config, slots, listed = attention_arguments("in_one", *rest)
     small, num_heads = config.block, qkv.shape[2]
     grid = (slots * triton.cdiv(num_heads, config.heads),)
     _backward_in_one[grid](qkv, grad, lse, grad_qkv, LISTED=listed, HEADS=config.heads, BLOCK=config.block, **arguments)
-    if max_seqlen > small:
+    if listed or max_seqlen > small:
         delta = torch.empty_like(lse)
         arguments, config, slots, _ = attention_arguments("rows", *rest)
         _backward_rows[(slots * num_heads,)](

@@ -132,11 +132,11 @@ def _forward_step(
 
 def launch_forward(
     qkv: Tensor, cu_seqlens: Tensor, tiles: Tensor, max_seqlen: int, prefix_lens: Tensor | None, dropout_p: float,
-    seed: Tensor | None, site: int,
+    seed: Tensor | None, site: int, batch_invariant: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     out, lse = fake_forward(qkv)
     arguments, config, slots, listed = attention_arguments(
-        "forward", qkv, cu_seqlens, tiles, max_seqlen, prefix_lens, dropout_p, seed, site
+        "forward", qkv, cu_seqlens, tiles, max_seqlen, prefix_lens, dropout_p, seed, site, batch_invariant
     )
     if qkv.numel():
         grid = (slots * triton.cdiv(qkv.shape[2], config.heads),)

@@ -115,11 +115,11 @@ def _scatter_tiles(tiles_ptr, sequences_ptr, ends_ptr, counts_ptr, slots, num_se
         tl.store(tiles_ptr + 2 * (first + tile) + 1, sequence * 0 + tile, mask=mask)
 
 
-def build_tiles(cu_seqlens: Tensor, max_seqlen: int, total_tokens: int) -> Tensor:
+def build_tiles(cu_seqlens: Tensor, max_seqlen: int, total_tokens: int, batch_invariant: bool) -> Tensor:
     num_sequences = cu_seqlens.shape[0] - 1
-    tiles = fake_tiles(cu_seqlens, max_seqlen, total_tokens).fill_(-1)
-    tile = attention_tile(max_seqlen, total_tokens, num_sequences)
-    if max_seqlen <= tile:
+    tiles = fake_tiles(cu_seqlens, max_seqlen, total_tokens, batch_invariant).fill_(-1)
+    tile, listed = attention_tile(max_seqlen, total_tokens, num_sequences, batch_invariant)
+    if not listed:
         return tiles
     offsets = F.pad(F.pad(cu_seqlens[1:], (1, 0)), (0, 1), value=total_tokens)
     lengths = offsets.clamp_(0, total_tokens).diff().clamp_(min=0)
@@ -138,7 +138,7 @@ def tile_slots(tile: int, total_tokens: int, num_sequences: int) -> int:
     return total_tokens // tile + num_sequences + 1
 
 
-def fake_tiles(cu_seqlens: Tensor, max_seqlen: int, total_tokens: int) -> Tensor:
+def fake_tiles(cu_seqlens: Tensor, max_seqlen: int, total_tokens: int, batch_invariant: bool) -> Tensor:
     # Of one size whatever the longest sequence: a compiled graph serves all.
     slots = total_tokens // 16 + cu_seqlens.shape[0]
     return torch.empty((slots, 2), dtype=torch.int32, device=cu_seqlens.device)
@@ -146,12 +146,12 @@ def fake_tiles(cu_seqlens: Tensor, max_seqlen: int, total_tokens: int) -> Tensor
 
 def attention_arguments(
     kernel: str, qkv: Tensor, cu_seqlens: Tensor, tiles: Tensor, max_seqlen: int, prefix_lens: Tensor | None,
-    dropout_p: float, seed: Tensor | None, site: int,
+    dropout_p: float, seed: Tensor | None, site: int, batch_invariant: bool,
 ) -> tuple[dict[str, Any], AttentionConfig, int, bool]:  # fmt: skip
     """What all kernels of the attention are launched with."""
     total_tokens, _, num_heads, head_dim = qkv.shape
     num_sequences = cu_seqlens.shape[0] - 1
-    tile = attention_tile(max_seqlen, total_tokens, num_sequences)
+    tile, listed = attention_tile(max_seqlen, total_tokens, num_sequences, batch_invariant)
     head_block = max(16, triton.next_power_of_2(head_dim))
     config = attention_config(kernel, qkv.device, tile, qkv.dtype, head_block, dropout_p > 0)
     arguments = {
@@ -172,6 +172,5 @@ def attention_arguments(
         "num_stages": config.stages,
         **dropout_arguments(dropout_p, seed, site, cu_seqlens),
     }
-    listed = max_seqlen > tile
     slots = tile_slots(tile, total_tokens, num_sequences) if listed else num_sequences + 1
     return arguments, config, slots * config.split, listed

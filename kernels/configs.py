@@ -63,12 +63,25 @@ LONG = 192
 """Mean length from which tiles of 128 rows are filled well enough."""
 
 
-def attention_tile(max_seqlen: int, total_tokens: int, num_sequences: int) -> int:
-    """Rows of an attention tile: the smallest that holds the longest sequence, or one of several a sequence."""
+INVARIANT_TILE = 64
+"""Rows of a tile where nothing may depend on the batch."""
+
+
+def attention_tile(
+    max_seqlen: int, total_tokens: int, num_sequences: int, batch_invariant: bool = False
+) -> tuple[int, bool]:
+    """Rows of an attention tile, and whether a sequence may have several, so that there is a list of them.
+
+    The smallest tile that holds the longest sequence, or one of several a sequence; batch_invariant: one and the same
+    kernel for all batches.
+    """
+    if batch_invariant:
+        return INVARIANT_TILE, True
     for tile in TILES[:-1]:
         if max_seqlen <= tile:
-            return tile
-    return 128 if max_seqlen > 128 and total_tokens >= LONG * num_sequences else 64
+            return tile, False
+    tile = 128 if max_seqlen > 128 and total_tokens >= LONG * num_sequences else 64
+    return tile, max_seqlen > tile
 
 
 Key = tuple[str, str, int]
@@ -100,6 +113,7 @@ _WGMMA_64: Table = {
 _WGMMA = _wider(_WGMMA_64, {("columns", "16x128", 64): AttentionConfig(32, 8, 2)})
 
 _MMA: Table = _WGMMA | {
+    ("forward", "16x64", 32): AttentionConfig(32, 4),
     ("forward", "16x64", 64): AttentionConfig(64, 8, 2),
     ("rows", "16x64", 64): AttentionConfig(32, 4),
     ("rows", "16x64", 128): AttentionConfig(32, 8, 2),
@@ -199,7 +213,6 @@ ATTENTION: dict[str, Table] = {
     | _split("columns", "32x128", 16, AttentionConfig(32, 8))
     | {
         ("forward", "16x64", 16): AttentionConfig(16, 4, heads=2),
-        ("forward", "16x64", 32): AttentionConfig(32, 4),
     },
     "gfx942": _wider(_MFMA, {}),
 }
@@ -255,3 +268,47 @@ ROWS: dict[str, tuple[RowConfig, RowConfig]] = {
 def row_config(kernel: str, size: int) -> RowConfig:
     """How a kernel that works on rows of `size` columns is launched."""
     return ROWS[kernel][size > 1024]
+
+
+@dataclass(frozen=True)
+class LinearConfig:
+    """How a linear layer's kernel is launched.
+
+    Attributes:
+        rows, columns: of a tile of the result.
+        step: along in_features.
+        warps: a program.
+        stages: of the software pipeline.
+    """
+
+    rows: int
+    columns: int
+    step: int
+    warps: int
+    stages: int
+
+
+LINEAR: dict[str, tuple[LinearConfig, LinearConfig]] = {
+    # 16 bits, float32. One row whatever the sizes: results must not depend on the number of rows.
+    "sm_80": (LinearConfig(128, 128, 32, 8, 3), LinearConfig(64, 64, 32, 8, 2)),
+    "sm_90": (LinearConfig(128, 128, 64, 8, 4), LinearConfig(64, 64, 32, 8, 2)),
+    "sm_100": (LinearConfig(128, 128, 64, 8, 4), LinearConfig(64, 64, 32, 8, 2)),
+    "sm_120": (LinearConfig(128, 128, 64, 8, 3), LinearConfig(64, 64, 16, 8, 2)),
+    "gfx942": (LinearConfig(128, 128, 32, 8, 2), LinearConfig(64, 64, 16, 8, 2)),
+}
+
+
+def linear_config(device: torch.device, dtype: torch.dtype) -> LinearConfig:
+    """The row of the table for a linear layer."""
+    return LINEAR[_family(architecture(device))][dtype == torch.float32]
+
+
+FUSED_GELU: dict[str, int] = {}
+"""Rows from which linear1 with GELU in its epilogue is faster than cuBLAS and a pass for GELU, by architecture, in 16
+bits. Where nothing was measured, it is off."""
+
+
+def fuses_gelu(device: torch.device, dtype: torch.dtype, rows: int) -> bool:
+    """Whether linear1 and GELU are one kernel."""
+    least = FUSED_GELU.get(architecture(device))
+    return least is not None and dtype != torch.float32 and rows >= least

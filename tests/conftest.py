@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -49,6 +50,20 @@ def _poisoned() -> Iterator[None]:
     assert torch.empty(3).isnan().all()
     yield
     torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+@pytest.fixture
+def _one_order(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products of the interpreter add up in one order, as tensor cores do: numpy's depends on the place in the tile."""
+
+    def matmul(a: np.ndarray, b: np.ndarray, dtype: Any = None) -> np.ndarray:
+        out = np.zeros((a.shape[0], b.shape[1]), dtype or np.result_type(a, b))
+        for k in range(a.shape[1]):
+            out += a[:, k, None] * b[k]
+        return out
+
+    if device.type == "cpu":
+        monkeypatch.setattr("triton.runtime.interpreter.np.matmul", matmul)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from erniem_fast.kernels import (
     attention_forward,
     embedding,
     layer_norm,
+    linear,
     segment_sum,
 )
 from erniem_fast.kernels.configs import RowConfig
@@ -68,7 +69,7 @@ def check_attention(length: int, forward: range, backward: range) -> None:
     tiles = torch.tensor([[1, 0], [1, 1]], dtype=torch.int32)
     qkv, grad = far(total, 3, heads, dim), torch.empty(total, heads, dim)
     qkv[-length:], grad[-length:] = torch.randn(length, 3, heads, dim), torch.randn(length, heads, dim)
-    rest: Any = (offsets, tiles, length, None, 0.0, None, 0)
+    rest: Any = (offsets, tiles, length, None, 0.0, None, 0, False)
     out, lse = attention_forward.launch_forward(qkv, *rest)
     leaf = qkv[-length:].clone().requires_grad_()
     expected = attention.varlen_attention_oracle(leaf, torch.tensor([0, length], dtype=torch.int32))[0]
@@ -102,6 +103,14 @@ def check_rows() -> None:
     found, _, again = activation.bias_gelu_dropout_backward.forward(grad, x, bias, 0.0, None, 0, True)
     same(again[-last:, -1024:], expected[:, -1024:])
     same(found[-last:, -1024:], torch.autograd.grad(expected, leaf, grad[-last:])[0][:, -1024:])
+
+    linear._programs = lambda _: rows  # one a tile
+    linear._linear = Only(linear._linear, [-1])
+    square = torch.randn(size, size) / size**0.5
+    y, product = linear.launch_linear(x, square, bias, save=True)
+    expected = x[-last:] @ square.T
+    same(product[-last:, -64:], expected[:, -64:])
+    same(y[-last:, -64:], expected[:, -64:] + bias[-64:])
 
     ids = torch.arange(rows)
     positions = torch.randn(3, size)

@@ -142,7 +142,7 @@ def test_any_lengths(device: torch.device, data: st.DataObject) -> None:
 def test_the_mask_is_philox_bit_for_bit(length: int, tile: int, device: torch.device) -> None:
     """Equal scores give each column the probability 1 / length: values, or gradients, of one 1 each show the mask."""
     heads, head_dim, p, start = 1 if length > 200 else 2, 128, 0.3, 3
-    assert configs.attention_tile(length, start + length, 2) == tile
+    assert configs.attention_tile(length, start + length, 2)[0] == tile
     cu_seqlens = torch.tensor([0, start, start + length], dtype=torch.int32, device=device)
     seed = ops.draw_seed(device)
     for first in range(0, length, head_dim):
@@ -270,8 +270,8 @@ def test_many_sequences(device: torch.device) -> None:
 @given(lengths=st.lists(st.integers(0, 300), min_size=1, max_size=30), tail=st.integers(0, 200))
 def test_the_list_holds_every_tile_once_longest_first(device: torch.device, lengths: list[int], tail: int) -> None:
     total, longest = sum(lengths) + tail, max(lengths)
-    tile = configs.attention_tile(longest, total, len(lengths))
-    tiles = attention.attention_tiles(offsets(lengths, device), longest, total)
+    tile, _ = configs.attention_tile(longest, total, len(lengths))
+    tiles = attention.attention_tiles(offsets(lengths, device), longest, total, False)
     if longest <= tile:
         return
     used = tiles[: attention_tiles.tile_slots(tile, total, len(lengths))].tolist()

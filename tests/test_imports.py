@@ -15,7 +15,7 @@ LAYERS = [
     "kernels.dropout", "kernels.configs", "kernels.common",
     "kernels.attention_tiles", "kernels.attention_forward", "kernels.attention_backward", "kernels.attention",
     "kernels.segment_sum", "kernels.layer_norm", "kernels.activation", "kernels.embedding",
-    "torch_ops", "triton_ops", "ops",
+    "kernels.linear", "kernels.mlp", "batch_invariance", "torch_ops", "triton_ops", "ops",
     "checkpoints", "pretrained", "losses", "heads", "reference", "modeling", "__init__",
     "embedding", "verify", "demo", "warm_up", "cli",
 ]  # fmt: skip

@@ -16,7 +16,7 @@ pytest.importorskip("triton")
 
 import erniem_fast
 from erniem_fast import ErnieMConfig, PackedBatch, ops
-from erniem_fast.kernels import activation, attention, embedding, layer_norm
+from erniem_fast.kernels import activation, attention, embedding, layer_norm, linear, mlp
 
 ROOT = Path(__file__).parents[1]
 DROPOUT = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.3, "act_dropout": 0.1}
@@ -187,12 +187,12 @@ def operations(device: torch.device) -> list[tuple[Any, tuple[Any, ...]]]:
     seed, offsets = ops.draw_seed(device), torch.tensor([0, 5, 5, 8], dtype=torch.int32, device=device)
     tiles = ops.attention_tiles(offsets, 5, 8, backend="triton")
     prefixes = torch.tensor([2, 0, 3], dtype=torch.int32, device=device)
-    rest = (offsets, tiles, 5, prefixes, 0.2, seed, 3)
+    rest = (offsets, tiles, 5, prefixes, 0.2, seed, 3, False)
     out, lse = attention.varlen_attention.forward(plain(8, 3, 2, 16), *rest)
     ids = torch.randint(0, 5, (8,), device=device)
     float32 = torch.float32
     return [
-        (attention.attention_tiles, (offsets, 5, 8)),
+        (attention.attention_tiles, (offsets, 5, 8, False)),
         (attention.varlen_attention, (leaf(8, 3, 2, 16), *rest)),
         (attention.varlen_attention_backward, (plain(8, 2, 16), plain(8, 3, 2, 16), out, lse, *rest)),
         (
@@ -210,9 +210,10 @@ def operations(device: torch.device) -> list[tuple[Any, tuple[Any, ...]]]:
         (activation.bias_gelu_dropout, (leaf(8, 24), leaf(24), 0.2, seed, 3)),
         (activation.bias_gelu_dropout, (leaf(8, 24), None, 0.0, None, 0)),
         (activation.bias_gelu_dropout_backward, (plain(8, 24), plain(8, 24), plain(24), 0.2, seed, 3, True)),
-        (activation.mlp, (leaf(8, 24), leaf(40, 24), leaf(40), leaf(24, 40), 0.2, seed, 3, True)),
+        (linear.linear, (plain(8, 24), plain(40, 24), plain(40))),
+        (mlp.mlp, (leaf(8, 24), leaf(40, 24), leaf(40), leaf(24, 40), 0.2, seed, 3, True, False)),
         (
-            activation.mlp_backward,
+            mlp.mlp_backward,
             (
                 plain(8, 24), plain(8, 24), plain(8, 40), plain(40, 24), plain(40), plain(24, 40), 0.2, seed, 3,
                 True, True, False,
@@ -236,10 +237,10 @@ def operations(device: torch.device) -> list[tuple[Any, tuple[Any, ...]]]:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("index", range(14))
+@pytest.mark.parametrize("index", range(15))
 def test_opcheck(index: int, device: torch.device) -> None:
     checked = operations(device)
-    assert len(checked) == 14
+    assert len(checked) == 15
     operation, arguments = checked[index]
     torch.library.opcheck(operation.op, arguments)
 
