@@ -14,7 +14,6 @@ from transformers import (
     AutoTokenizer,
 )
 
-from .batch_invariance import batch_invariant
 from .configuration import ErnieMConfig
 from .modeling import (
     ErnieMForInformationExtraction,
@@ -25,6 +24,7 @@ from .modeling import (
     ErnieMForTokenClassification,
     ErnieMModel,
 )
+from .ops import batch_invariant
 from .packing import PackedBatch
 from .pretrained import ErnieMPreTrainedModel
 from .tokenization import ErnieMTokenizer

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from . import torch_ops
-from .batch_invariance import is_batch_invariant
+from .batch_invariance import BatchInvariant, is_batch_invariant
 
 BACKENDS = ("auto", "triton", "torch")
 
@@ -70,6 +70,29 @@ def _backend(backend: str, first: Tensor, *others: Tensor | None, head_dim: int 
                 return torch_ops
             raise ValueError(f"backend 'triton' needs a {name} of at most {most}, got {size}")
     return triton_ops
+
+
+def batch_invariant() -> BatchInvariant:
+    """Context in which a sequence's result is bitwise the same alone, in any batch and in any order.
+
+        with torch.inference_mode(), batch_invariant():
+            outputs = model(**batch)
+
+    Elsewhere sums over a row are split by how many rows there are, and results differ in the last bits. Here every
+    linear layer goes through the kernel of `kernels/linear.py`, which adds up in one order whatever the batch, and the
+    attention takes tiles of one size. It holds for the padding-free model and the operations of this module, in the
+    thread that enters it, without gradients. What can't be had raises a ValueError: other matrix products (dense
+    attention: output_attentions, head_mask, masks of 3 or 4 dimensions), the torch backend, a linear layer whose
+    in_features are no multiple of 16 bytes.
+
+    Raises:
+        ValueError: triton is not installed.
+    """
+    if find_spec("triton") is None:
+        raise ValueError("batch_invariant() needs the package triton, which is not installed")
+    from . import triton_ops
+
+    return BatchInvariant(triton_ops.linear)
 
 
 def fuses_bias(backend: str, rows: Tensor) -> bool:
