@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from .configuration import ErnieMConfig
+from .graphs import GraphedEncoder
 from .modeling import (
     ErnieMForInformationExtraction,
     ErnieMForMaskedLM,
@@ -41,6 +42,7 @@ __all__ = [
     "ErnieMModel",
     "ErnieMPreTrainedModel",
     "ErnieMTokenizer",
+    "GraphedEncoder",
     "PackedBatch",
     "__version__",
     "batch_invariant",

@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
-from erniem_fast import ErnieMConfig, ErnieMModel, PackedBatch, ops
+from erniem_fast import ErnieMConfig, ErnieMModel, GraphedEncoder, PackedBatch, batch_invariant, ops
+from erniem_fast.graphs import in_bucket
 from erniem_fast.kernels import (
     activation,
     attention,
@@ -21,6 +23,7 @@ from erniem_fast.kernels import (
     attention_tiles,
     embedding,
     layer_norm,
+    linear,
     segment_sum,
 )
 
@@ -50,6 +53,24 @@ MIXES = {
 
 def offsets(lengths: list[int]) -> Tensor:
     return torch.tensor([0, *lengths], device=CUDA).cumsum(0).int()
+
+
+@pytest.mark.parametrize(("gelu", "p"), [(False, 0.0), (True, 0.0), (True, 0.1)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("shape", [(1, 768, 2304), (5000, 768, 3072), (4096, 3072, 768), (300, 1024, 3)], ids=str)
+def test_linear_at_real_sizes(shape: tuple[int, int, int], dtype: torch.dtype, gelu: bool, p: float) -> None:
+    rows, size, out = shape
+    x = torch.randn(rows, size, device=CUDA).to(dtype)
+    weight, bias = (torch.randn(out, size, device=CUDA) / size**0.5).to(dtype), torch.randn(out, device=CUDA).to(dtype)
+    seed = ops.draw_seed(CUDA)
+    found, product = linear.launch_linear(x, weight, bias, gelu, p, seed, 3, save=True)
+    exact = linear.linear_oracle(x.double(), weight.double(), bias.double(), gelu, p, seed, 3)
+    plain = linear.linear_oracle(x, weight, bias, gelu, p, seed, 3)
+    for one, two, low in zip((found, product), exact, plain, strict=True):
+        largest = two.abs().max().item()
+        rounding = torch.finfo(dtype).eps / 2 * largest
+        most = 1e-5 * largest if dtype == torch.float32 else 2 * (low.double() - two).abs().max().item() + rounding
+        assert (one.double() - two).abs().max().item() <= most
 
 
 @pytest.mark.parametrize("head_dim", [64, 128])
@@ -178,35 +199,88 @@ def test_packed_input_never_waits(request: pytest.FixtureRequest) -> None:
     model(batch).last_hidden_state.sum().backward()
 
 
-def in_a_bucket(lengths: list[int], total: int, sequences: int) -> PackedBatch:
-    """Padded with empty sequences, and with rows that belong to none."""
-    ends = torch.tensor([0, *lengths]).cumsum(0)
-    offsets = torch.cat((ends, ends[-1:].expand(sequences - len(lengths)))).int()
-    return PackedBatch(
-        cu_seqlens=offsets,
-        max_seqlen=512,
-        position_ids=torch.cat(
-            [*(torch.arange(length) for length in lengths), torch.zeros(total - sum(lengths)).long()]
-        ),
-        input_ids=torch.randint(2, 1000, (total,)),
-    ).to(CUDA)
+def of_lengths(*lengths: int) -> PackedBatch:
+    return PackedBatch.from_sequences([torch.randint(2, 1000, (length,)) for length in lengths], CUDA)
 
 
-def test_a_graph_serves_its_bucket_bitwise() -> None:
+def test_graphs_serve_their_buckets_bitwise() -> None:
     model = make(torch.bfloat16).eval()
-    batch, other = in_a_bucket([300, 20, 111], 1024, 32), in_a_bucket([64, 64, 400, 1, 33, 200], 1024, 32)
+    encoder = GraphedEncoder(model, tokens=(64, 512, 1024), sequences=(4, 32), max_graphs=2)
+    batches = [
+        of_lengths(*lengths) for lengths in ((300, 20, 111), (5, 9), (64, 1, 0, 400, 33, 200), (200, 180), (64,))
+    ]
+    for batch in [*batches, *batches[::-1], of_lengths(500, 500, 500)]:  # the last beyond the buckets
+        found = encoder(batch)
+        with torch.no_grad():
+            expected = model(batch, return_packed=True)
+            sizes = {"tokens": 1024, "sequences": 32}
+            for name, own in (("tokens", batch.total_tokens), ("sequences", batch.num_sequences)):
+                sizes[name] = min((size for size in getattr(encoder, name) if size >= own), default=0)
+            if all(sizes.values()):
+                padded = model(in_bucket(batch, **sizes, max_tokens=512), return_packed=True)
+                assert torch.equal(found.last_hidden_state, padded.last_hidden_state[: batch.total_tokens])
+                assert torch.equal(found.pooler_output, padded.pooler_output[: batch.num_sequences])
+        torch.testing.assert_close(found.last_hidden_state, expected.last_hidden_state, rtol=0.05, atol=0.05)
+    assert len(encoder._graphs) == 2
+
+
+def test_graphs_share_their_memory() -> None:
+    model = make(torch.bfloat16).eval()
+    encoder = GraphedEncoder(model)
+    encoder(of_lengths(*[500] * 16))
+    largest = encoder.reserved_bytes
+    for count in (1, 2, 3, 5, 8, 11):
+        encoder(of_lengths(*[500] * count))
+    assert len(encoder._graphs) == 7
+    assert encoder.reserved_bytes <= 1.5 * largest + 64 * 2**20
+
+
+def test_a_graph_follows_its_weights() -> None:
+    model = make(torch.bfloat16).eval()
+    encoder, batch = GraphedEncoder(model), of_lengths(40, 30)
+    before = encoder(batch).last_hidden_state
     with torch.no_grad():
-        for _ in range(3):
-            model(batch)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            captured = model(batch).last_hidden_state
-        for name in ("input_ids", "position_ids", "cu_seqlens"):
-            getattr(batch, name).copy_(getattr(other, name))
-        expected = model(other).last_hidden_state
-        graph.replay()
-        torch.cuda.synchronize()
-        assert torch.equal(captured, expected)
+        for parameter in model.parameters():
+            parameter.mul_(0.5)
+    after = encoder(batch).last_hidden_state
+    assert not torch.equal(before, after)
+    with torch.no_grad():
+        torch.testing.assert_close(after, model(batch, return_packed=True).last_hidden_state, rtol=0.05, atol=0.05)
+
+
+def test_graphs_refuse_what_they_would_leave_out() -> None:
+    model = make(torch.bfloat16).eval()
+    encoder, batch = GraphedEncoder(model), of_lengths(40, 30)
+    with pytest.raises(ValueError, match="prefix_lens must be None"):
+        encoder(replace(batch, prefix_lens=torch.tensor([3, 4], dtype=torch.int32, device=CUDA)))
+    with pytest.raises(ValueError, match=r"batch must be on cuda:0, .* got cpu"):
+        encoder(batch.to("cpu"))
+    hook = model.encoder.register_forward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match="no forward hooks"):
+        encoder(batch)
+    hook.remove()
+    model.train()
+    with pytest.raises(ValueError, match="eval mode"):
+        encoder(batch)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_batches_change_no_bit(dtype: torch.dtype) -> None:
+    model = make(dtype).eval()
+    lengths = [1, 500, 33, 64, 65, 128, 7, 300, 16] * 20
+    rows = [torch.randint(2, 1000, (length,)) for length in lengths]
+    encoder = GraphedEncoder(model)
+    with torch.inference_mode(), batch_invariant():
+        batch = PackedBatch.from_sequences(rows, CUDA)
+        together = model(batch, return_packed=True)
+        starts = batch.cu_seqlens.tolist()
+        for place, row in enumerate(rows[:9]):
+            own = PackedBatch.from_sequences([row], CUDA)
+            for alone in (model(own, return_packed=True), encoder(own)):
+                assert torch.equal(
+                    alone.last_hidden_state, together.last_hidden_state[starts[place] : starts[place + 1]]
+                )
+                assert torch.equal(alone.pooler_output[0], together.pooler_output[place])
 
 
 def test_twenty_training_steps_are_bitwise_equal() -> None:

@@ -16,7 +16,7 @@ LAYERS = [
     "kernels.attention_tiles", "kernels.attention_forward", "kernels.attention_backward", "kernels.attention",
     "kernels.segment_sum", "kernels.layer_norm", "kernels.activation", "kernels.embedding",
     "kernels.linear", "kernels.mlp", "batch_invariance", "torch_ops", "triton_ops", "ops",
-    "checkpoints", "pretrained", "losses", "heads", "reference", "modeling", "__init__",
+    "checkpoints", "pretrained", "losses", "heads", "reference", "modeling", "graphs", "__init__",
     "embedding", "verify", "demo", "warm_up", "cli",
 ]  # fmt: skip
 MODULES = sorted(p for p in PACKAGE.rglob("*.py")) + sorted((ROOT / "kernels").glob("*.py"))
