@@ -112,7 +112,7 @@ def launch_forward(
 ) -> Tensor:
     y = torch.empty_like(x) if out is None else out
     rows, size = x.shape
-    config = row_config("gelu_forward", size)
+    config = row_config("gelu_forward", x.device, size)
     if x.numel():
         _forward[(triton.cdiv(rows, config.rows) * triton.cdiv(size, config.block),)](
             x, x if bias is None else bias, y, rows, BIAS=bias is not None, SIZE=size, BLOCK=config.block,
@@ -128,7 +128,7 @@ def launch_backward(
     rows, size = x.shape
     if not x.numel():
         return grad_x, grad_bias.zero_(), y
-    config = row_config("gelu_backward", size)
+    config = row_config("gelu_backward", x.device, size)
     chunks, per_program = partition(rows, config)
     partial = x.new_empty((chunks, size if bias is not None else 0), dtype=torch.float32)
     _backward[(chunks * triton.cdiv(size, config.block),)](

@@ -2,11 +2,15 @@
 
 Attention is tabulated by architecture, operands (16-bit or float32, head_dim to 64 or to 128), kernel, tile and
 dropout; what works on rows by architecture, kernel and whether a row is wide. The tables were chosen by what compiles
-without spilling a register (`python -m bench.compiled` renews that report); none was tuned on a GPU yet.
+without spilling a register (`python -m bench.compiled` renews that report). None was tuned on a GPU yet: `python -m
+bench.tune` does that, and writes what it finds to tuned.json beside this file, whose rows come first.
 """
 
 import functools
+import json
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -45,6 +49,24 @@ class RowConfig:
     warps: int
     programs: int = 528
     block: int = 0
+
+
+@dataclass(frozen=True)
+class LinearConfig:
+    """How a linear layer's kernel is launched.
+
+    Attributes:
+        rows, columns: of a tile of the result.
+        step: along in_features.
+        warps: a program.
+        stages: of the software pipeline.
+    """
+
+    rows: int
+    columns: int
+    step: int
+    warps: int
+    stages: int
 
 
 @functools.cache
@@ -251,7 +273,7 @@ def attention_config(
     operands = f"{8 * dtype.itemsize}x{64 if head_block <= 64 else 128}"
     family, key = _family(architecture(device)), (kernel, operands, tile)
     dropped = ATTENTION_DROPOUT.get(family, {}) if dropout else {}
-    return dropped.get(key) or ATTENTION[family][key]
+    return _tuned(device, ("attention", *key, dropout)) or dropped.get(key) or ATTENTION[family][key]
 
 
 ROWS: dict[str, tuple[RowConfig, RowConfig]] = {
@@ -265,27 +287,10 @@ ROWS: dict[str, tuple[RowConfig, RowConfig]] = {
 }
 
 
-def row_config(kernel: str, size: int) -> RowConfig:
+def row_config(kernel: str, device: torch.device, size: int) -> RowConfig:
     """How a kernel that works on rows of `size` columns is launched."""
-    return ROWS[kernel][size > 1024]
-
-
-@dataclass(frozen=True)
-class LinearConfig:
-    """How a linear layer's kernel is launched.
-
-    Attributes:
-        rows, columns: of a tile of the result.
-        step: along in_features.
-        warps: a program.
-        stages: of the software pipeline.
-    """
-
-    rows: int
-    columns: int
-    step: int
-    warps: int
-    stages: int
+    wide = size > 1024
+    return _tuned(device, ("rows", kernel, wide)) or ROWS[kernel][wide]
 
 
 LINEAR: dict[str, tuple[LinearConfig, LinearConfig]] = {
@@ -294,21 +299,52 @@ LINEAR: dict[str, tuple[LinearConfig, LinearConfig]] = {
     "sm_90": (LinearConfig(128, 128, 64, 8, 4), LinearConfig(64, 64, 32, 8, 2)),
     "sm_100": (LinearConfig(128, 128, 64, 8, 4), LinearConfig(64, 64, 32, 8, 2)),
     "sm_120": (LinearConfig(128, 128, 64, 8, 3), LinearConfig(64, 64, 16, 8, 2)),
-    "gfx942": (LinearConfig(128, 128, 32, 8, 2), LinearConfig(64, 64, 16, 8, 2)),
+    "gfx942": (LinearConfig(128, 64, 32, 8, 2), LinearConfig(64, 64, 16, 8, 2)),
 }
 
 
 def linear_config(device: torch.device, dtype: torch.dtype) -> LinearConfig:
     """The row of the table for a linear layer."""
-    return LINEAR[_family(architecture(device))][dtype == torch.float32]
-
-
-FUSED_GELU: dict[str, int] = {}
-"""Rows from which linear1 with GELU in its epilogue is faster than cuBLAS and a pass for GELU, by architecture, in 16
-bits. Where nothing was measured, it is off."""
+    bits = 8 * dtype.itemsize
+    return _tuned(device, ("linear", bits)) or LINEAR[_family(architecture(device))][bits == 32]
 
 
 def fuses_gelu(device: torch.device, dtype: torch.dtype, rows: int) -> bool:
-    """Whether linear1 and GELU are one kernel."""
+    """Whether linear1 takes GELU into its epilogue: where it was measured to be faster than cuBLAS and another pass."""
     least = FUSED_GELU.get(architecture(device))
     return least is not None and dtype != torch.float32 and rows >= least
+
+
+TUNED_FILE = Path(__file__).with_name("tuned.json")
+"""Rows that `python -m bench.tune` measured on some GPU, by architecture, with where and when. There need be none."""
+Entry = tuple[str | int | bool, ...]
+"""A row of the tables: ("attention", kernel, operands, tile, dropout), ("rows", kernel, wide) or ("linear", bits)."""
+_ROW: dict[str | int | bool, type] = {"attention": AttentionConfig, "rows": RowConfig, "linear": LinearConfig}
+TUNED: dict[str, dict[Entry, Any]] = {}
+"""They take the place of the rows above."""
+FUSED_GELU: dict[str, int] = {}
+"""Rows of x from which linear1 takes GELU into its epilogue, in 16 bits."""
+
+
+def _tuned(device: torch.device, entry: Entry) -> Any:
+    return TUNED.get(architecture(device), {}).get(entry)
+
+
+def load_tuned(path: Path) -> None:
+    """Put the rows of a file in place of those above.
+
+    Raises:
+        ValueError: the file holds something else.
+    """
+    try:
+        for name, found in json.loads(path.read_text(encoding="utf-8")).items():
+            rows = {tuple(entry): _ROW[entry[0]](**row) for entry, row in found["rows"]}
+            TUNED[name] = rows
+            if found["fused_gelu"] is not None:
+                FUSED_GELU[name] = int(found["fused_gelu"])
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} must be as `python -m bench.tune` writes it; remove or repair it: {error}") from error
+
+
+if TUNED_FILE.exists():
+    load_tuned(TUNED_FILE)

@@ -138,7 +138,7 @@ def _launch_forward(
         site, save,
     )  # fmt: skip
     rows, size = y.shape
-    config = row_config("embedding_forward", size)
+    config = row_config("embedding_forward", words.device, size)
     if y.numel():
         _forward[(triton.cdiv(rows, config.rows),)](
             position_ids if ids is None else ids, words, position_ids, positions, weight, bias, y, mean, rstd, rows,
@@ -166,7 +166,7 @@ def _launch_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     rows, size = grad.shape
     grad_z = torch.empty_like(grad)
-    config = row_config("embedding_backward", size)
+    config = row_config("embedding_backward", words.device, size)
     programs, per_program = partition(rows, config)
     partial = grad.new_empty((programs, 2, size), dtype=torch.float32)
     if grad.numel():

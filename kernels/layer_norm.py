@@ -150,7 +150,7 @@ def _launch_forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     y, z, mean, rstd = _fake_forward(x, residual, weight, bias, linear_bias, eps, dropout_p, seed, site, save)
     rows, size = x.shape
-    config = row_config("layer_norm_forward", size)
+    config = row_config("layer_norm_forward", weight.device, size)
     if x.numel():
         _forward[(triton.cdiv(rows, config.rows),)](
             x, residual, weight, bias, weight if linear_bias is None else linear_bias, y, z, mean, rstd, rows, eps,
@@ -179,7 +179,7 @@ def _launch_backward(
     rows, size = z.shape
     if not z.numel():
         return grad_x, grad_residual, sums.zero_()
-    config = row_config("layer_norm_backward", size)
+    config = row_config("layer_norm_backward", weight.device, size)
     programs, per_program = partition(rows, config)
     partial = sums.new_empty(programs, 3, size)
     _backward[(programs,)](
