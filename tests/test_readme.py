@@ -26,7 +26,7 @@ def checkpoint(tmp_path: Path) -> Path:
 
 def test_code_runs(checkpoint: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     assert len(blocks[0].splitlines()) <= 12
     names: dict[str, Any] = {}
     for block in blocks:
