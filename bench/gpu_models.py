@@ -14,7 +14,7 @@ from .compiling import compile_layers
 from .gpu_shapes import BASE_MODEL, LARGE_MODEL, TINY_MODEL, K, batched, mixed, single
 from .model_cases import linear_products
 from .model_inputs import ModelInputs, as_it_is, from_grid, packed_forward, padded_forward
-from .peers import UnpaddedModel, use_sdpa, xlm_roberta
+from .peers import UnpaddedModel, use_sdpa, varlen_attention, xlm_roberta
 from .registry import Operation, Prepared
 from .shapes import Setting, Shape, Sizes
 
@@ -108,10 +108,8 @@ def _(inputs: ModelInputs) -> Prepared:
 
 @provider("varlen_attn, compiled", devices=("cuda",), note=VARLEN_NOTE)
 def _(inputs: ModelInputs) -> Prepared:
-    from torch.nn.attention.varlen import varlen_attn
-
     base = inputs.model(reference.ErnieMModel)
-    model = UnpaddedModel(base, varlen_attn)
+    model = UnpaddedModel(base, varlen_attention)
     compile_layers(model.layers, inputs.setting.device)
     return inputs.prepare(model, lambda batch: model(batch.packed), as_it_is, base)
 
@@ -136,4 +134,5 @@ def _(inputs: ModelInputs) -> Prepared:
                 for weight, bias in products:
                     F.linear(rows[weight.shape[1]][:total], weight, bias)
 
-    return Prepared(run, None)
+    itemsize = rows[inputs.shape.sizes.hidden_size].element_size()
+    return Prepared(run, None, work=work.matrix_products(sum(totals), inputs.shape.sizes, itemsize))

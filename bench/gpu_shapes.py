@@ -10,6 +10,9 @@ from .shapes import BASE, LENGTHS_FILE, PAIR_LENGTHS_FILE, TINY, Shape, Sizes
 BASE_MODEL = Sizes(num_layers=12)
 LARGE_MODEL = Sizes(hidden_size=1024, num_heads=16, intermediate_size=4096, num_layers=24)
 TINY_MODEL = Sizes(hidden_size=32, num_heads=4, intermediate_size=64, vocab_size=100, num_layers=2)
+PARTS = ("kernels", "models")
+"""Of the suite, each run by itself."""
+DROPOUT_P = 0.1
 K = 1024
 UNIFORM = (512, 128, 64, 32, 16, 256)
 TEXTS_A_BATCH = 64

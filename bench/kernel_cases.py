@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from importlib.util import find_spec
 from typing import Any
 
@@ -11,11 +12,11 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from erniem_fast import ops
-from erniem_fast.kernels.common import INTERPRETED
 
 from .compiling import compiled
 from .gpu_shapes import ATTENTION_SHAPES, ROW_SHAPES, TINY_SHAPE
 from .kernel_inputs import EPS, SITE, AddNormInputs, AttentionInputs, Compute, EmbeddingInputs, GeluInputs, KernelInputs
+from .peers import varlen_attention
 from .registry import Operation, Prepared
 from .shapes import Setting, Shape
 
@@ -31,7 +32,11 @@ OPERATIONS = (ATTENTION, ADD_NORM, GELU, EMBEDDING)
 
 
 def needs_triton(shape: Shape, setting: Setting) -> str | None:
-    return None if setting.device == "cuda" or INTERPRETED else "needs a GPU, or TRITON_INTERPRET=1"
+    try:
+        ops.resolve_backend("triton", torch.device(setting.device), setting.dtype)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def needs_liger(shape: Shape, setting: Setting) -> str | None:
@@ -109,10 +114,8 @@ def _(inputs: AttentionInputs) -> Prepared:
 
 @ATTENTION.provider("varlen_attn", devices=("cuda",), note="has no dropout", needs=needs_no_dropout)
 def _(inputs: AttentionInputs) -> Prepared:
-    from torch.nn.attention.varlen import varlen_attn
-
     offsets, longest = inputs.batch.packed.cu_seqlens, inputs.batch.packed.max_seqlen
-    return _packed_parts(inputs, lambda _: lambda q, k, v: varlen_attn(q, k, v, offsets, offsets, longest, longest))
+    return _packed_parts(inputs, lambda _: lambda q, k, v: varlen_attention(q, k, v, offsets, longest))
 
 
 @ATTENTION.provider("nested sdpa", devices=("cuda",), note="jagged nested tensors")
@@ -121,12 +124,12 @@ def _(inputs: AttentionInputs) -> Prepared:
     shortest = min(inputs.shape.batches[0])
 
     def make(p: float) -> Compute:
-        def compute(*parts: Tensor) -> Tensor:
-            nested = (
-                torch.nested.nested_tensor_from_jagged(part, offsets, min_seqlen=shortest, max_seqlen=longest)
-                for part in parts
-            )
-            out = F.scaled_dot_product_attention(*(part.transpose(1, 2) for part in nested), dropout_p=p)
+        def nest(part: Tensor) -> Tensor:
+            nested = torch.nested.nested_tensor_from_jagged(part, offsets, min_seqlen=shortest, max_seqlen=longest)
+            return nested.transpose(1, 2)
+
+        def compute(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            out = F.scaled_dot_product_attention(nest(query), nest(key), nest(value), dropout_p=p)
             return out.transpose(1, 2).values()
 
         return compute
@@ -138,14 +141,11 @@ def _sdpa(inputs: AttentionInputs, backend: SDPBackend | None = None) -> Prepare
     mask = None if needs_one_length(inputs.shape, inputs.setting) is None else _mask(inputs)
 
     def make(p: float) -> Compute:
-        def compute(*parts: Tensor) -> Tensor:
-            return F.scaled_dot_product_attention(*parts, attn_mask=mask, dropout_p=p)
+        def compute(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            with nullcontext() if backend is None else sdpa_kernel(backend):
+                return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=p)
 
-        def compute_by_backend(*parts: Tensor) -> Tensor:
-            with sdpa_kernel(backend):
-                return compute(*parts)
-
-        return compute if backend is None else compute_by_backend
+        return compute
 
     return _padded_parts(inputs, make)
 
@@ -243,9 +243,12 @@ def _(inputs: EmbeddingInputs) -> Prepared:
     packed = inputs.batch.packed
 
     def make(p: float) -> Compute:
-        return lambda *tables: ops.embedding_layer_norm(
-            packed.input_ids, packed.position_ids, *tables, EPS, dropout_p=p, seed=inputs.seed, site=SITE,
-            backend="triton",
-        )  # fmt: skip
+        def compute(words: Tensor, positions: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+            return ops.embedding_layer_norm(
+                packed.input_ids, packed.position_ids, words, positions, weight, bias, EPS, dropout_p=p,
+                seed=inputs.seed, site=SITE, backend="triton",
+            )  # fmt: skip
+
+        return compute
 
     return inputs.prepare(make, same_mask=True)

@@ -229,8 +229,8 @@ class EmbeddingInputs(RowInputs):
     def make(cls, shape: Shape, setting: Setting) -> "EmbeddingInputs":
         sizes, batch = shape.sizes, _batch(shape, setting)
         size, total = sizes.hidden_size, batch.packed.total_tokens
-        leaves = (setting.randn(sizes.vocab_size, size), setting.randn(MAX_POSITIONS, size))
-        leaves += (setting.randn(size), setting.randn(size))
+        tables = setting.randn(sizes.vocab_size, size), setting.randn(MAX_POSITIONS, size)
+        leaves = (*tables, setting.randn(size), setting.randn(size))
         assert batch.packed.input_ids is not None
         amount = work.embedding_layer_norm(
             total, len(batch.packed.input_ids.unique()), max(shape.batches[0]), sizes.vocab_size, MAX_POSITIONS, size,

@@ -11,7 +11,17 @@ from transformers import XLMRobertaConfig, XLMRobertaModel
 from erniem_fast import ErnieMConfig, PackedBatch, reference
 from erniem_fast.configuration import POSITION_OFFSET
 
-Attend = Callable[..., Tensor]
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]
+"""From query, key, value (total_tokens, num_heads, head_dim), cu_seqlens and max_seqlen to the like of query."""
+
+
+def varlen_attention(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
+    """PyTorch's own attention of packed sequences. CUDA, 16 bits, no dropout."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    # Only what its versions since torch 2.10 have in common.
+    out: Any = varlen_attn(query, key, value, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen)
+    return out  # type: ignore[no-any-return]
 
 
 class SdpaSelfAttention(reference.ErnieMSelfAttention):
@@ -40,7 +50,7 @@ def use_sdpa(model: reference.ErnieMModel, unmasked: bool) -> None:
     for module in model.modules():
         if type(module) is reference.ErnieMSelfAttention:
             module.__class__ = SdpaSelfAttention
-            module.unmasked = unmasked
+            vars(module)["unmasked"] = unmasked
 
 
 class UnpaddedLayer(nn.Module):
@@ -57,7 +67,8 @@ class UnpaddedLayer(nn.Module):
         parts = (attention.q_proj, attention.k_proj, attention.v_proj)
         weight, bias = torch.cat([part.weight for part in parts]), torch.cat([part.bias for part in parts])
         qkv = F.linear(rows, weight, bias).unflatten(-1, (3, attention.num_attention_heads, attention.head_dim))
-        context = self.attend(*qkv.unbind(1), cu_seqlens, cu_seqlens, max_seqlen, max_seqlen).flatten(1)
+        query, key, value = qkv.unbind(1)
+        context = self.attend(query, key, value, cu_seqlens, max_seqlen).flatten(1)
         rows = layer.norm1(rows + layer.dropout1(layer.self_attn.out_proj(context)))
         inner = layer.dropout(layer.activation(layer.linear1(rows)))
         return layer.norm2(rows + layer.dropout2(layer.linear2(inner)))  # type: ignore[no-any-return]
@@ -68,8 +79,7 @@ class UnpaddedModel(nn.Module):
 
     Args:
         model: whose modules it uses.
-        attend: `(query, key, value, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen)`, the first three of shape
-            (total_tokens, num_heads, head_dim), to the like of query.
+        attend: the attention.
     """
 
     def __init__(self, model: reference.ErnieMModel, attend: Attend) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .shapes import Setting, Shape
+from .work import Work
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Prepared:
         results: the GPU suite's check: the output and, where the setting asks for them, gradients, in the form that
             all providers share; None: not compared.
         same_mask: whether `results` have dropout, with the oracle's mask; else they have none.
+        work: what it must do, where that is not what its operation must.
     """
 
     run: Callable[[], object]
@@ -36,6 +38,7 @@ class Prepared:
     memory: Callable[[], Mapping[str, int]] | None = None
     results: Callable[[], Sequence[Tensor]] | None = None
     same_mask: bool = False
+    work: Work | None = None
 
 
 def prepare(compute: Callable[[], Tensor], to_rows: Callable[[Tensor], Tensor] | None = None) -> Prepared:

@@ -4,6 +4,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import median
 from time import perf_counter
 
@@ -47,7 +48,7 @@ def in_turns(
     Args:
         runs: by name; each is called twice before, not timed.
         device: "cpu" or "cuda".
-        seconds: that all rounds together should take about.
+        seconds: that all rounds together should take about; 0: a dry run of two rounds.
         cold: whether to take the time on the device alone, by itself and with a flushed cache; else that is `wall_s`.
 
     Returns:
@@ -64,11 +65,12 @@ def in_turns(
 
     walls = {}
     for name, run in runs.items():
-        attempt(name, lambda run=run: _wall(run, device)[1])
-        walls[name] = attempt(name, lambda run=run: _wall(run, device)[1])
+        for _ in range(2):
+            walls[name] = attempt(name, partial(_warm_up, run, device))
     walls = {name: wall for name, wall in walls.items() if name not in failures}
     times = {name: Times() for name in walls}
-    rounds = min(MAX_ROUNDS, max(MIN_ROUNDS, int(seconds / ((1 + cold) * sum(walls.values()) + 1e-4))))
+    fewest = MIN_ROUNDS if seconds else 2
+    rounds = min(MAX_ROUNDS, max(fewest, int(seconds / ((1 + cold) * sum(walls.values()) + 1e-4))))
     flushed = torch.empty(FLUSHED_BYTES // 4, dtype=torch.int32, device=device) if device == "cuda" and cold else None
     for _ in range(rounds):
         for name, taken in list(times.items()):
@@ -94,6 +96,10 @@ def _wall(run: Callable[[], object], device: str) -> tuple[float, float]:
     host = perf_counter() - begin
     synchronize(device)
     return host, perf_counter() - begin
+
+
+def _warm_up(run: Callable[[], object], device: str) -> float:
+    return _wall(run, device)[1]
 
 
 def _device(run: Callable[[], object], flushed: torch.Tensor, host_s: float) -> float:

@@ -120,22 +120,34 @@ def linear(rows: int, size_in: int, size_out: int, itemsize: int, passes: str = 
     return _of(passes, Work(product, (x + y + weight) * itemsize), 0, backward)
 
 
-def matrix_products(rows: int, sizes: Sizes, itemsize: int, passes: str = FORWARD) -> Work:
-    """All linear layers of the encoder, q, k and v in one."""
+def _layer_products(rows: int, sizes: Sizes, itemsize: int, passes: str) -> list[Work]:
     hidden, inner = sizes.hidden_size, sizes.intermediate_size
     shapes = ((hidden, 3 * hidden), (hidden, hidden), (hidden, inner), (inner, hidden))
-    layer = sum((linear(rows, *shape, itemsize, passes) for shape in shapes), Work(0, 0))
-    return layer * sizes.num_layers
+    return [linear(rows, *shape, itemsize, passes) for shape in shapes]
 
 
-def encoder(lengths: Sequence[int], sizes: Sizes, itemsize: int, passes: str = FORWARD, dropout: bool = False) -> Work:
+def matrix_products(rows: int, sizes: Sizes, itemsize: int, passes: str = FORWARD) -> Work:
+    """All linear layers of the encoder, q, k and v in one."""
+    return sum(_layer_products(rows, sizes, itemsize, passes), Work(0, 0)) * sizes.num_layers
+
+
+def encoder_parts(
+    lengths: Sequence[int], sizes: Sizes, itemsize: int, passes: str = FORWARD, dropout: bool = False
+) -> list[Work]:
     """The whole encoder, each of its parts one pass over memory. Every token counts as a word of its own."""
     rows, hidden = sum(lengths), sizes.hidden_size
-    head_dim = hidden // sizes.num_heads
-    layer = attention(lengths, sizes.num_heads, head_dim, itemsize, passes)
-    layer += add_layer_norm(rows, hidden, itemsize, passes, dropout) * 2
-    layer += bias_gelu(rows, sizes.intermediate_size, itemsize, passes)
+    layer = [
+        attention(lengths, sizes.num_heads, hidden // sizes.num_heads, itemsize, passes),
+        *[add_layer_norm(rows, hidden, itemsize, passes, dropout)] * 2,
+        bias_gelu(rows, sizes.intermediate_size, itemsize, passes),
+        *_layer_products(rows, sizes, itemsize, passes),
+    ]
     embedding = embedding_layer_norm(
         rows, min(rows, sizes.vocab_size), max(lengths), sizes.vocab_size, 514, hidden, itemsize, passes
     )
-    return embedding + layer * sizes.num_layers + matrix_products(rows, sizes, itemsize, passes)
+    return [embedding, *layer * sizes.num_layers]
+
+
+def encoder(lengths: Sequence[int], sizes: Sizes, itemsize: int, passes: str = FORWARD, dropout: bool = False) -> Work:
+    """All of it together."""
+    return sum(encoder_parts(lengths, sizes, itemsize, passes, dropout), Work(0, 0))
