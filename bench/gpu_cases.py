@@ -65,15 +65,18 @@ def cases(part: str, device: str, tiny: bool) -> list[GpuCase]:
 
 def _kernels(device: str, tiny: bool) -> Iterator[GpuCase]:
     setting = Setting(device, torch.float32 if device == "cpu" else torch.bfloat16)
-    shapes = [(o.tiny,) if tiny else o.shapes for o in kernel_cases.OPERATIONS]
     if tiny:
-        shapes[0] = (*shapes[0], TINY_UNIFORM)
-    for rank in range(max(map(len, shapes))):
-        for operation, ranked in zip(kernel_cases.OPERATIONS, shapes, strict=True):
-            for passes, dropout_p in VARIANTS:
-                if rank < len(ranked) and (rank == 0 or not tiny or passes == work.FORWARD):
-                    varied = replace(setting, passes=passes, dropout_p=dropout_p)
-                    yield GpuCase("kernels", operation, ranked[rank], varied)
+        for operation in kernel_cases.OPERATIONS:
+            for passes, dropout_p in VARIANTS[:4]:
+                varied = replace(setting, passes=passes, dropout_p=dropout_p)
+                yield GpuCase("kernels", operation, operation.tiny, varied)
+        yield GpuCase("kernels", kernel_cases.ATTENTION, TINY_UNIFORM, setting)
+        return
+    for rank in range(max(len(operation.shapes) for operation in kernel_cases.OPERATIONS)):
+        for operation in kernel_cases.OPERATIONS:
+            for passes, dropout_p in VARIANTS if rank < len(operation.shapes) else ():
+                varied = replace(setting, passes=passes, dropout_p=dropout_p)
+                yield GpuCase("kernels", operation, operation.shapes[rank], varied)
 
 
 def _models(device: str, tiny: bool) -> Iterator[GpuCase]:

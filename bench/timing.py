@@ -46,7 +46,7 @@ def in_turns(
     """Time providers in turns, so that what else happens to the machine falls on all of them.
 
     Args:
-        runs: by name; each is called twice before, not timed.
+        runs: by name; each is called twice before, not timed (once in a dry run).
         device: "cpu" or "cuda".
         seconds: that all rounds together should take about; 0: a dry run of two rounds.
         cold: whether to take the time on the device alone, by itself and with a flushed cache; else that is `wall_s`.
@@ -65,7 +65,7 @@ def in_turns(
 
     walls = {}
     for name, run in runs.items():
-        for _ in range(2):
+        for _ in range(2 if seconds else 1):
             walls[name] = attempt(name, partial(_warm_up, run, device))
     walls = {name: wall for name, wall in walls.items() if name not in failures}
     times = {name: Times() for name in walls}

@@ -112,12 +112,13 @@ def embedding_layer_norm(
     return _of(passes, Work(0, wide + gathered + 2 * vector), statistics, backward)
 
 
-def linear(rows: int, size_in: int, size_out: int, itemsize: int, passes: str = FORWARD, bias: bool = True) -> Work:
-    """A linear layer; backward is the product with the weight and the one that is its gradient."""
+def linear(rows: int, size_in: int, size_out: int, itemsize: int, passes: str = FORWARD) -> Work:
+    """A linear layer with bias; backward is the product with the weight and the one that is its gradient."""
     product = 2 * rows * size_in * size_out
-    x, y, weight = rows * size_in, rows * size_out, size_in * size_out + (size_out if bias else 0)
-    backward = Work(2 * product, (2 * x + y + 2 * weight) * itemsize)
-    return _of(passes, Work(product, (x + y + weight) * itemsize), 0, backward)
+    x, y, weight, bias = rows * size_in, rows * size_out, size_in * size_out, size_out
+    # x, weight, bias, y; then x, weight, y's gradient, and the gradients of x, weight and bias.
+    backward = Work(2 * product, (2 * x + 2 * weight + y + bias) * itemsize)
+    return _of(passes, Work(product, (x + y + weight + bias) * itemsize), 0, backward)
 
 
 def _layer_products(rows: int, sizes: Sizes, itemsize: int, passes: str) -> list[Work]:
