@@ -9,7 +9,7 @@ from . import work
 from .gpu_shapes import DROPOUT_P, PARTS
 from .markdown import Goal, goals_table, markdown, seconds
 
-NOT_MEASURED = "Not yet measured on a GPU: `make gpu` measures, and this text then says what."
+NOT_MEASURED = "Not yet measured on a GPU: `make gpu` measures, and `make bench-table` then shows it here."
 ROW_OPERATIONS = ("add+layer-norm", "bias+gelu", "embedding+layer-norm")
 LENGTHS = (16, 32, 64, 128, 256, 512)
 MIX = "pairs-64k"

@@ -79,14 +79,11 @@ def _padded_parts(inputs: AttentionInputs, make: Callable[[float], Compute]) -> 
     """For peers that take them padded, (batch, num_heads, seq_len, head_dim)."""
     packed = inputs.batch.packed
 
-    def pad(rows: Tensor) -> Tensor:
-        return packed.to_grid(rows).transpose(1, 2).contiguous()
-
     def to_shared(results: list[Tensor]) -> list[Tensor]:
         rows = [packed.from_grid(padded.transpose(1, 2)) for padded in results]
         return [rows[0], torch.stack(rows[1:], 1)] if len(rows) > 1 else rows
 
-    return inputs.prepare(make, [pad(part) for part in inputs.leaves[0].unbind(1)], pad(inputs.grad), to_shared)
+    return inputs.prepare(make, *inputs.padded(), to_shared)
 
 
 def attention_chain(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout_p: float) -> Tensor:
@@ -118,7 +115,7 @@ def _(inputs: AttentionInputs) -> Prepared:
     return _packed_parts(inputs, lambda _: lambda q, k, v: varlen_attention(q, k, v, offsets, longest))
 
 
-@ATTENTION.provider("nested sdpa", devices=("cuda",), note="jagged nested tensors")
+@ATTENTION.provider("nested sdpa", note="jagged nested tensors")
 def _(inputs: AttentionInputs) -> Prepared:
     offsets, longest = inputs.batch.packed.cu_seqlens.long(), inputs.batch.packed.max_seqlen
     shortest = min(inputs.shape.batches[0])

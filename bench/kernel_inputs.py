@@ -141,8 +141,11 @@ def _itemsize(setting: Setting) -> int:
     return torch.finfo(setting.dtype).bits // 8
 
 
+@dataclass(frozen=True, eq=False)
 class AttentionInputs(KernelInputs):
     """leaves: qkv (total_tokens, 3, num_heads, head_dim)."""
+
+    made: list[Tensor] = field(default_factory=list)
 
     @classmethod
     def make(cls, shape: Shape, setting: Setting) -> "AttentionInputs":
@@ -152,6 +155,13 @@ class AttentionInputs(KernelInputs):
         grad = setting.randn(total, sizes.num_heads, head_dim)
         amount = work.attention(shape.batches[0], sizes.num_heads, head_dim, _itemsize(setting), setting.passes)
         return cls(shape, setting, batch, (qkv,), grad, _seed(setting), amount)
+
+    def padded(self) -> tuple[list[Tensor], Tensor]:
+        """Query, key, value and the output's gradient, (batch, num_heads, seq_len, head_dim); made once."""
+        if not self.made:
+            rows = [*self.leaves[0].unbind(1), self.grad]
+            self.made.extend(self.batch.packed.to_grid(one).transpose(1, 2).contiguous() for one in rows)
+        return self.made[:3], self.made[3]
 
     def checked_spans(self) -> list[tuple[int, int]]:
         """First and last row of each sequence that is compared."""

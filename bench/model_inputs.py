@@ -81,7 +81,7 @@ class ModelInputs:
         """The first sequences' rows and, where the setting asks for them, gradients of a few parameters."""
         tokens = self.checked.packed.total_tokens
         if self.setting.passes == work.FORWARD:
-            with torch.no_grad():
+            with torch.inference_mode():  # as what is timed: else it would be compiled twice
                 return [rows(self.batches[0])[:tokens]]
         with self.autocast():
             found = rows(self.checked)

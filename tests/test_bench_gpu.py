@@ -24,7 +24,7 @@ from erniem_fast import reference
 
 ROOT = Path(__file__).parent.parent
 CEILINGS = {"matrix_tflops": 1.0, "copy_gbps": 1.0}
-CUDA_ONLY = {"varlen_attn", "nested sdpa", "padded sdpa, flash", "padded sdpa, cudnn", "liger", "varlen_attn, compiled"}
+CUDA_ONLY = {"varlen_attn", "padded sdpa, flash", "padded sdpa, cudnn", "liger", "varlen_attn, compiled"}
 
 
 @pytest.fixture(scope="module")
@@ -206,6 +206,31 @@ def test_what_does_not_fit_is_listed_and_a_later_run_goes_on_with_it(
     assert [row["run"] for row in content["rows"]] == [0] * first + [1] * (4 - first)
     assert len(content["runs"]) == 2
     assert not again.continues(about), "nothing is left to go on with"
+
+
+def test_the_command_resumes_the_newest_file_of_the_same_code(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    chosen = some_cases(monkeypatch, "ab", lambda name: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(gpu, "cases", lambda part, device, tiny: chosen)
+    monkeypatch.setattr(gpu, "git", lambda *arguments: "" if arguments[0] == "status" else "0123abc")
+    arguments = ["kernels", "--tiny", "--output", str(tmp_path)]
+    assert gpu.main([*arguments, "--seconds", "0"]) == 0
+    (path,) = tmp_path.iterdir()
+    assert json.loads(path.read_text("utf-8"))["left_out"] == [case.name for case in chosen]
+    assert gpu.main([*arguments, "--resume"]) == 0
+    content = json.loads(path.read_text("utf-8"))
+    assert content["done"] == [case.name for case in chosen]
+    assert [row["run"] for row in content["rows"]] == [1, 1]
+    assert gpu.main([*arguments, "--resume"]) == 1
+    assert "nothing to go on with" in capsys.readouterr().err
+
+
+def test_the_suite_needs_no_benchmark_or_plot_package() -> None:
+    code = "import sys, bench.gpu; print({'pytest', 'pytest_benchmark', 'matplotlib'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "set()", done.stderr
 
 
 def test_an_interrupted_run_keeps_what_it_has(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
