@@ -94,6 +94,7 @@ def run(file: ResultFile, chosen: Sequence[GpuCase], seconds: float, tiny: bool,
         file.write()
         if not waiting or monotonic() - begun > seconds:
             return
+        release(device)
         case = waiting.pop(0)
         print(f"{monotonic() - begun:6.1f} s  {case.name}", flush=True)
         try:
@@ -105,7 +106,6 @@ def run(file: ResultFile, chosen: Sequence[GpuCase], seconds: float, tiny: bool,
         _print(measured)
         file.add(case.name, measured)
         del measured
-        release(device)
 
 
 def _print(measured: Measured) -> None:

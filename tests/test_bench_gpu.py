@@ -299,6 +299,55 @@ def test_turns_are_taken_and_rounds_counted() -> None:
     assert min(slow.host_s) >= 0.01
 
 
+def test_the_device_is_timed_with_a_cold_cache_and_a_full_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Any] = []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            told.append("event")
+
+        def elapsed_time(self, end: "Event") -> float:
+            return 2.0
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: told.append(("wait", cycles)))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: told.append("done"))
+    flushed = torch.ones(4, dtype=torch.int32)
+
+    def run() -> None:
+        told.append(("run", int(flushed.sum())))
+
+    assert timing._device(run, flushed, 1e-3) == 2e-3
+    assert told == [("wait", int(2e-3 * timing.CYCLES_PER_S)), "event", ("run", 0), "event", "done"]
+
+
+def test_kernels_are_timed_cold_and_models_from_call_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def fake(runs: Any, device: str, seconds: float, cold: bool) -> tuple[dict, dict]:
+        asked.append(cold)
+        return {}, {}
+
+    monkeypatch.setattr(gpu_cases, "in_turns", fake)
+    operation = an_operation(lambda: torch.ones(3))
+    for part in gpu_shapes.PARTS:
+        measure(GpuCase(part, operation, TINY_BATCH, Setting()), CEILINGS, 0.0)
+    assert asked == [True, False]
+
+
+def test_clocks_are_read_where_the_tool_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert timing.nvidia_smi(*timing.CLOCKS) is None
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho '1980 MHz, 3201 MHz'\n")
+    tool.chmod(0o755)
+    assert timing.nvidia_smi("clocks.sm", "clocks.mem") == {"clocks.sm": "1980 MHz", "clocks.mem": "3201 MHz"}
+    assert timing.nvidia_smi("clocks.sm") is None, "an answer that does not fit the question"
+
+
 def test_shapes_hold_the_tokens_that_their_names_say() -> None:
     for shape in gpu_shapes.ATTENTION_SHAPES + gpu_shapes.ROW_SHAPES:
         assert shape.real_tokens == int(shape.name.rsplit("-", 1)[1].removesuffix("k")) * 1024
