@@ -4,7 +4,7 @@ BIN := .venv/bin
 MODEL ?=
 OUT ?= demo-vectors.npy
 
-.PHONY: demo test test-all lint bench bench-table compiled gpu-check clean
+.PHONY: demo test test-all lint bench bench-table compiled gpu gpu-check gpu-kernels gpu-models clean
 .DEFAULT_GOAL := test
 
 # torch goes first: asked for by another package, pip would take the newest build instead of the one that is tested.
@@ -31,16 +31,31 @@ lint: .venv/.installed
 bench: .venv/.installed
 	$(BIN)/python -m bench.run
 
+# README's tables, the plots and the roofline page, from the result files.
 bench-table: .venv/.installed
 	$(BIN)/python -m bench.table --write README.md
+	$(BIN)/python -m bench.roofline --write
+	$(BIN)/python -m bench.plots
 
 # Registers, shared memory and instructions of every kernel, by compiling it: needs no GPU.
 compiled: .venv/.installed
 	$(BIN)/python -m bench.compiled --check
 
-# Installs nothing: PYTHON is whatever has torch and triton for this machine's GPU.
+# These install nothing: PYTHON is whatever has torch and triton for this machine's GPU. Each takes at most eight minutes.
+GPU_PYTHON = PYTHONPATH=. $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+
+# What fails in one part says nothing of the others: all are run.
+gpu:
+	@failed=0; for part in gpu-check gpu-kernels gpu-models; do $(MAKE) $$part || failed=1; done; exit $$failed
+
 gpu-check:
-	PYTHONPATH=. $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m bench.gpu_check
+	$(GPU_PYTHON) -m bench.gpu_check
+
+gpu-kernels:
+	$(GPU_PYTHON) -m bench.gpu kernels
+
+gpu-models:
+	$(GPU_PYTHON) -m bench.gpu models
 
 clean:
 	rm -rf .venv build dist *.egg-info

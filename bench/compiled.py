@@ -33,7 +33,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
-from .table import markdown
+from .markdown import markdown
 
 RESULTS = Path(__file__).parent / "results" / "compiled.md"
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942")

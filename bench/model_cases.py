@@ -134,7 +134,7 @@ def _(inputs: EncoderInputs) -> Prepared:
 @ENCODER.provider("matrix products")
 def _(inputs: EncoderInputs) -> Prepared:
     """The layers' linear products alone, q, k and v in one, on packed rows: a bound, with nothing to check."""
-    products = [product for layer in inputs.packed.encoder.layers for product in _products(layer)]
+    products = [product for layer in inputs.packed.encoder.layers for product in linear_products(layer)]
     totals = [batch.packed.total_tokens for batch in inputs.batches]
     # As in the model, each batch finds its rows where the one before has left its own.
     rows = {size: products[0][0].new_empty(max(totals), size).normal_() for size in {w.shape[1] for w, _ in products}}
@@ -147,7 +147,7 @@ def _(inputs: EncoderInputs) -> Prepared:
     return Prepared(run, None)
 
 
-def _products(layer: Any) -> list[tuple[Tensor, Tensor]]:
+def linear_products(layer: Any) -> list[tuple[Tensor, Tensor]]:
     attention = layer.self_attn.self_attn
     parts = (attention.q_proj, attention.k_proj, attention.v_proj)
     fused = torch.cat([part.weight for part in parts]).detach(), torch.cat([part.bias for part in parts]).detach()

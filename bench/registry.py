@@ -7,7 +7,7 @@ A new provider is one decorated function (see `op_cases`):
         return prepare(lambda: ops.varlen_attention(..., backend="triton"))
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .shapes import Setting, Shape
+from .work import Work
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,18 @@ class Prepared:
         rows: the result's real rows, packed, to be held against the oracle's; None for a bound, which computes
             something else.
         memory: what it holds, in bytes, by what is counted; None: not measured.
+        results: the GPU suite's check: the output and, where the setting asks for them, gradients, in the form that
+            all providers share; None: not compared.
+        same_mask: whether `results` have dropout, with the oracle's mask; else they have none.
+        work: what it must do, where that is not what its operation must.
     """
 
     run: Callable[[], object]
     rows: Callable[[], Tensor] | None
     memory: Callable[[], Mapping[str, int]] | None = None
+    results: Callable[[], Sequence[Tensor]] | None = None
+    same_mask: bool = False
+    work: Work | None = None
 
 
 def prepare(compute: Callable[[], Tensor], to_rows: Callable[[Tensor], Tensor] | None = None) -> Prepared:
@@ -46,11 +54,21 @@ class Provider:
         name: of the provider.
         build: from the operation's inputs. Not timed.
         devices: where it runs.
+        note: what a reader of its figures must know.
+        needs: what it lacks with a setting on a shape; None: nothing.
     """
 
     name: str
     build: Callable[[Any], Prepared]
     devices: tuple[str, ...]
+    note: str = ""
+    needs: Callable[[Shape, Setting], str | None] | None = None
+
+    def refusal(self, shape: Shape, setting: Setting) -> str | None:
+        """Why it can't run; None: it can."""
+        if setting.device not in self.devices:
+            return f"runs on {' and '.join(self.devices)} only"
+        return None if self.needs is None else self.needs(shape, setting)
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,14 +101,18 @@ class Operation:
     providers: dict[str, Provider] = field(default_factory=dict)
 
     def provider(
-        self, name: str, devices: tuple[str, ...] = ("cpu", "cuda")
+        self,
+        name: str,
+        devices: tuple[str, ...] = ("cpu", "cuda"),
+        note: str = "",
+        needs: Callable[[Shape, Setting], str | None] | None = None,
     ) -> Callable[[Callable[[Any], Prepared]], Callable[[Any], Prepared]]:
         """Decorator that registers `build(inputs)` as a provider."""
 
         def register(build: Callable[[Any], Prepared]) -> Callable[[Any], Prepared]:
             if name in self.providers:
                 raise ValueError(f"provider {name!r} of {self.name} is registered twice")
-            self.providers[name] = Provider(name, build, devices)
+            self.providers[name] = Provider(name, build, devices, note, needs)
             return build
 
         return register

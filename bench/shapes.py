@@ -11,7 +11,8 @@ from torch import Tensor
 from erniem_fast import ErnieMConfig, PackedBatch
 
 LENGTHS_FILE = Path(__file__).parent / "data" / "xquad_lengths.json"
-"""Made by `bench.make_lengths`."""
+PAIR_LENGTHS_FILE = Path(__file__).parent / "data" / "pair_lengths.json"
+"""Both made by `bench.make_lengths`."""
 BATCH_SIZE = 16
 NUM_BATCHES = 8
 SPECIAL_IDS = 4
@@ -50,11 +51,15 @@ class Shape:
         name: of the shape.
         batches: for each batch the length of each text.
         sizes: of the model.
+        histogram: where the lengths come from.
+        order: "arrival" or "sorted": how texts were put into batches.
     """
 
     name: str
     batches: tuple[tuple[int, ...], ...]
     sizes: Sizes = BASE
+    histogram: str = ""
+    order: str = "arrival"
 
     @property
     def real_tokens(self) -> int:
@@ -68,10 +73,19 @@ class Shape:
 
 @dataclass(frozen=True)
 class Setting:
-    """Where and in what precision the cases run."""
+    """Where, in what precision and how far the cases run.
+
+    Attributes:
+        device: "cpu" or "cuda".
+        dtype: of weights and activations; where a model trains, of autocast.
+        passes: "forward", "backward" or "forward+backward" (the GPU suite).
+        dropout_p: dropout probability (the GPU suite).
+    """
 
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
+    passes: str = "forward"
+    dropout_p: float = 0.0
 
     def randn(self, *shape: int) -> Tensor:
         return torch.randn(*shape, device=self.device, dtype=self.dtype)
@@ -94,7 +108,11 @@ class Batch:
     @classmethod
     def random(cls, lengths: tuple[int, ...], vocab_size: int, device: str) -> "Batch":
         """Random ids of these lengths: what stands in a text does not change the time."""
-        texts = [torch.randint(SPECIAL_IDS, vocab_size, (length,)) for length in lengths]
+        return cls.of([torch.randint(SPECIAL_IDS, vocab_size, (length,)) for length in lengths], device)
+
+    @classmethod
+    def of(cls, texts: list[Tensor], device: str) -> "Batch":
+        """From the ids (length,) of each text."""
         input_ids = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True, padding_value=1)
         mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(text) for text in texts], batch_first=True)
         return cls(input_ids.to(device), mask.to(device), PackedBatch.from_sequences(texts, device))

@@ -7,44 +7,18 @@ python -m bench.table --check README.md    # exits with 1 if that is not what th
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from . import gpu_tables
+from .markdown import Goal, goals_table, markdown, seconds, write_or_check
 
 RESULTS = Path(__file__).parent / "results"
 OF_THE_MODEL = ("encoder", "training-step")
 """What the README shows; single operations stand in the result files."""
 START, END = "<!-- bench:start -->", "<!-- bench:end -->"
 Cases = dict[tuple[str, str, str], dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Goal:
-    """A bar that the project has set itself.
-
-    Attributes:
-        what: is measured.
-        bar: at least (`more`) or at most.
-        value: from the cases; a KeyError where they were not run.
-        suffix: what stands behind the number.
-    """
-
-    what: str
-    bar: float
-    more: bool
-    value: Callable[[Cases], float]
-    suffix: str
-
-    def row(self, cases: Cases) -> list[str] | None:
-        """Cells of the table; None where the cases were not run."""
-        try:
-            value = self.value(cases)
-        except KeyError:
-            return None
-        met = value >= self.bar if self.more else value <= self.bar
-        bar = f"{'at least' if self.more else 'at most'} {self.bar:g}{self.suffix}"
-        return [self.what, f"{value:.2f}{self.suffix}", bar, "yes" if met else "no"]
 
 
 def _ratio(shape: str, provider: str) -> Callable[[Cases], float]:
@@ -67,19 +41,6 @@ GOALS = (
     Goal("The same, sorted by length", 1.3, False, _overhead("xquad-sorted"), "x"),
     Goal("Memory kept for backward against the padded reference, 1 long text of 16", 0.25, False, _memory, ""),
 )
-
-
-def markdown(head: list[str], rows: Iterable[list[str]]) -> str:
-    """A markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def seconds(value: float) -> str:
-    """A time with a fitting unit."""
-    if value >= 1:
-        return f"{value:.3g} s"
-    return f"{value * 1e3:.3g} ms" if value >= 1e-3 else f"{value * 1e6:.3g} µs"
 
 
 def cases_table(result: dict[str, Any]) -> str:
@@ -107,11 +68,9 @@ def memory_table(result: dict[str, Any]) -> str:
     return markdown(head, rows) if rows else ""
 
 
-def goals_table(result: dict[str, Any]) -> str:
-    """The goals whose cases were run."""
-    cases = {(case["operation"], case["shape"], case["provider"]): case for case in result["cases"]}
-    rows = [row for goal in GOALS if (row := goal.row(cases)) is not None]
-    return markdown(["what", "measured", "goal", "met"], rows) if rows else ""
+def index(result: dict[str, Any]) -> Cases:
+    """The cases by operation, shape and provider."""
+    return {(case["operation"], case["shape"], case["provider"]): case for case in result["cases"]}
 
 
 def describe(path: Path, result: dict[str, Any]) -> str:
@@ -151,8 +110,8 @@ def render(folder: Path) -> str:
     for path in paths:
         result = json.loads(path.read_text(encoding="utf-8"))
         models = result | {"cases": [case for case in result["cases"] if case["operation"] in OF_THE_MODEL]}
-        parts += [describe(path, result), goals_table(result), cases_table(models), memory_table(models)]
-    return "\n\n".join(part for part in parts if part)
+        parts += [describe(path, result), goals_table(GOALS, index(result)), cases_table(models), memory_table(models)]
+    return "\n\n".join(part for part in [*parts, gpu_tables.render(folder)] if part)
 
 
 def replace(text: str, table: str) -> str:
@@ -183,13 +142,7 @@ def main(argv: list[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(f"{path}: {error}", file=sys.stderr)
         return 1
-    if options.write:
-        path.write_text(expected, encoding="utf-8")
-        return 0
-    if text != expected:
-        print(f"{path} is stale: run `python -m bench.table --write {path}`", file=sys.stderr)
-        return 1
-    return 0
+    return write_or_check(path, expected, options.write is not None, f"python -m bench.table --write {path}")
 
 
 if __name__ == "__main__":
