@@ -4,7 +4,7 @@ BIN := .venv/bin
 MODEL ?=
 OUT ?= demo-vectors.npy
 
-.PHONY: demo test test-all lint bench bench-table compiled gpu gpu-check gpu-kernels gpu-models clean
+.PHONY: demo test test-all lint bench bench-table compiled gpu gpu-check gpu-kernels gpu-models gpu-tune clean
 .DEFAULT_GOAL := test
 
 # torch goes first: asked for by another package, pip would take the newest build instead of the one that is tested.
@@ -56,6 +56,10 @@ gpu-kernels:
 
 gpu-models:
 	$(GPU_PYTHON) -m bench.gpu models
+
+# Writes kernels/tuned.json.
+gpu-tune:
+	$(GPU_PYTHON) -m bench.tune
 
 clean:
 	rm -rf .venv build dist *.egg-info

@@ -146,12 +146,12 @@ def main(argv: list[str] | None = None) -> int:
         run(file, cases(part, device, options.tiny), options.seconds, options.tiny, begun)
         left, failed = file.content["left_out"], file.content["failed"]
         print(f"{len(file.content['rows'])} figures, {len(failed)} failures, {len(left)} cases left out: {file.path}")
-        failures += sum(row["provider"] in OURS for row in failed)
+        failures += sum(row["provider"].startswith(OURS) for row in failed)
     return 1 if failures else 0
 
 
-OURS = ("triton", "padding-free", "padding-free, packed input", "all")
-"""Providers whose failure is this project's."""
+OURS = ("triton", "padding-free", "all")
+"""How the names of providers begin whose failure is this project's."""
 
 if __name__ == "__main__":
     sys.exit(main())

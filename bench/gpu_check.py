@@ -26,7 +26,17 @@ import transformers
 
 from .run import RESULTS, ROOT, git
 
-TESTS = ("gpu", "attention_kernels", "row_kernels", "triton", "golden", "warm_up")
+TESTS = (
+    "gpu",
+    "attention_kernels",
+    "row_kernels",
+    "linear",
+    "triton",
+    "golden",
+    "batch_invariance",
+    "graphs",
+    "warm_up",
+)
 SECONDS = 420
 """All that the check may take, the import of torch aside."""
 SANITIZER_SECONDS = 100

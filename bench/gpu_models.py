@@ -6,19 +6,21 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from erniem_fast import modeling, reference
+from erniem_fast import GraphedEncoder, batch_invariant, modeling, reference
 
 from . import work
 from .compiling import compile_layers
 from .gpu_shapes import BASE_MODEL, LARGE_MODEL, TINY_MODEL, K, batched, mixed, single
+from .kernel_cases import needs_triton
 from .model_cases import linear_products
 from .model_inputs import ModelInputs, as_it_is, from_grid, packed_forward, padded_forward
 from .peers import UnpaddedModel, use_sdpa, varlen_attention, xlm_roberta
 from .registry import Operation, Prepared
-from .shapes import Setting, Shape, Sizes
+from .shapes import Batch, Setting, Shape, Sizes
 
-OURS = "padding-free"
+OURS, GRAPHS, INVARIANT = "padding-free", "padding-free, graphs", "padding-free, batch-invariant"
 VARLEN_NOTE = "packed; torch.compile layer by layer; attention has no dropout"
 
 
@@ -66,7 +68,11 @@ def provider(name: str, **options: Any) -> Callable[[Callable[[ModelInputs], Pre
 
 
 def needs_inference(shape: Shape, setting: Setting) -> str | None:
-    return None if setting.passes == work.FORWARD else "a bound of the forward pass"
+    return None if setting.passes == work.FORWARD else "for the forward pass only"
+
+
+def needs_inference_by_triton(shape: Shape, setting: Setting) -> str | None:
+    return needs_inference(shape, setting) or needs_triton(shape, setting)
 
 
 @provider(OURS, note="from padded input to padded output")
@@ -79,6 +85,24 @@ def _(inputs: ModelInputs) -> Prepared:
 def _(inputs: ModelInputs) -> Prepared:
     model = inputs.model(modeling.ErnieMModel)
     return inputs.prepare(model, partial(packed_forward, model), as_it_is)
+
+
+@provider(GRAPHS, devices=("cuda",), note="GraphedEncoder: CUDA graphs of buckets, packed input", needs=needs_inference)
+def _(inputs: ModelInputs) -> Prepared:
+    model = inputs.model(modeling.ErnieMModel)
+    encoder = GraphedEncoder(model)
+    return inputs.prepare(model, lambda batch: encoder(batch.packed).last_hidden_state, as_it_is)
+
+
+@provider(INVARIANT, note="batch_invariant(), packed input", needs=needs_inference_by_triton)
+def _(inputs: ModelInputs) -> Prepared:
+    model = inputs.model(modeling.ErnieMModel)
+
+    def forward(batch: Batch) -> Tensor:
+        with batch_invariant():
+            return packed_forward(model, batch)
+
+    return inputs.prepare(model, forward, as_it_is)
 
 
 @provider("padded", note="the reference, eager")

@@ -13,9 +13,20 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from erniem_fast import ops
 
+from . import work
 from .compiling import compiled
 from .gpu_shapes import ATTENTION_SHAPES, ROW_SHAPES, TINY_SHAPE
-from .kernel_inputs import EPS, SITE, AddNormInputs, AttentionInputs, Compute, EmbeddingInputs, GeluInputs, KernelInputs
+from .kernel_inputs import (
+    EPS,
+    SITE,
+    AddNormInputs,
+    AttentionInputs,
+    Compute,
+    EmbeddingInputs,
+    GeluInputs,
+    KernelInputs,
+    LinearGeluInputs,
+)
 from .peers import varlen_attention
 from .registry import Operation, Prepared
 from .shapes import Setting, Shape
@@ -28,7 +39,8 @@ ATTENTION = Operation("attention", AttentionInputs.make, ATTENTION_SHAPES, TINY_
 ADD_NORM = Operation("add+layer-norm", AddNormInputs.make, ROW_SHAPES, TINY_SHAPE, ORACLE, OURS, rounds=0)
 GELU = Operation("bias+gelu", GeluInputs.make, ROW_SHAPES, TINY_SHAPE, ORACLE, OURS, rounds=0)
 EMBEDDING = Operation("embedding+layer-norm", EmbeddingInputs.make, ROW_SHAPES, TINY_SHAPE, ORACLE, OURS, rounds=0)
-OPERATIONS = (ATTENTION, ADD_NORM, GELU, EMBEDDING)
+LINEAR_GELU = Operation("linear+gelu", LinearGeluInputs.make, ROW_SHAPES, TINY_SHAPE, ORACLE, OURS, rounds=0)
+OPERATIONS = (ATTENTION, ADD_NORM, GELU, EMBEDDING, LINEAR_GELU)
 
 
 def needs_triton(shape: Shape, setting: Setting) -> str | None:
@@ -172,6 +184,10 @@ def gelu_chain(x: Tensor, bias: Tensor, dropout_p: float) -> Tensor:
     return F.dropout(F.gelu(x + bias), dropout_p)
 
 
+def linear_gelu_chain(x: Tensor, weight: Tensor, bias: Tensor, dropout_p: float) -> Tensor:
+    return F.dropout(F.gelu(F.linear(x, weight, bias)), dropout_p)
+
+
 def embedding_chain(
     words: Tensor, positions: Tensor, weight: Tensor, bias: Tensor, ids: Tensor, places: Tensor, dropout_p: float
 ) -> Tensor:
@@ -194,6 +210,7 @@ def _peers(operation: Operation, chain: Callable[..., Tensor], extra: Callable[[
 
 _peers(ADD_NORM, add_norm_chain, lambda inputs: ())
 _peers(GELU, gelu_chain, lambda inputs: ())
+_peers(LINEAR_GELU, linear_gelu_chain, lambda inputs: ())
 _peers(EMBEDDING, embedding_chain, lambda inputs: (inputs.batch.packed.input_ids, inputs.batch.packed.position_ids))
 
 
@@ -231,6 +248,30 @@ def _(inputs: GeluInputs) -> Prepared:
         return lambda x, bias: ops.bias_gelu_dropout(
             x, bias, dropout_p=p, seed=inputs.seed, site=SITE, backend="triton"
         )
+
+    return inputs.prepare(make, same_mask=True)
+
+
+def needs_no_gradient(shape: Shape, setting: Setting) -> str | None:
+    return needs_triton(shape, setting) or (None if setting.passes == work.FORWARD else "has no backward of its own")
+
+
+@LINEAR_GELU.provider(OURS, note="cuBLAS and our pass for GELU", needs=needs_triton)
+def _(inputs: LinearGeluInputs) -> Prepared:
+    def make(p: float) -> Compute:
+        return lambda x, weight, bias: ops.bias_gelu_dropout(
+            F.linear(x, weight), bias, dropout_p=p, seed=inputs.seed, site=SITE, backend="triton"
+        )
+
+    return inputs.prepare(make, same_mask=True)
+
+
+@LINEAR_GELU.provider("triton, epilogue", note="one kernel: GELU in the product's epilogue", needs=needs_no_gradient)
+def _(inputs: LinearGeluInputs) -> Prepared:
+    from erniem_fast.kernels.linear import launch_linear
+
+    def make(p: float) -> Compute:
+        return lambda x, weight, bias: launch_linear(x, weight, bias, True, p, inputs.seed, SITE)[0]
 
     return inputs.prepare(make, same_mask=True)
 

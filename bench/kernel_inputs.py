@@ -232,6 +232,22 @@ class GeluInputs(RowInputs):
         return self.drop(F.gelu(leaves[0] + leaves[1]), dropout_p)
 
 
+class LinearGeluInputs(RowInputs):
+    """leaves: x (total_tokens, hidden_size), weight (intermediate_size, hidden_size), bias (intermediate_size,)."""
+
+    @classmethod
+    def make(cls, shape: Shape, setting: Setting) -> "LinearGeluInputs":
+        size, out, batch = shape.sizes.hidden_size, shape.sizes.intermediate_size, _batch(shape, setting)
+        total = batch.packed.total_tokens
+        leaves = (setting.randn(total, size), setting.randn(out, size) / size**0.5, setting.randn(out))
+        amount = work.linear_gelu(total, size, out, _itemsize(setting), setting.passes)
+        return cls(shape, setting, batch, leaves, setting.randn(total, out), _seed(setting), amount)
+
+    def formula(self, *leaves: Tensor, dropout_p: float) -> Tensor:
+        x, weight, bias = leaves
+        return self.drop(F.gelu(F.linear(x, weight) + bias), dropout_p)
+
+
 class EmbeddingInputs(RowInputs):
     """leaves: words (vocab_size, hidden_size), positions (514, hidden_size), weight, bias (hidden_size,)."""
 

@@ -89,6 +89,9 @@ def entries() -> Iterator[Entry]:
         amount = work.bias_gelu(TOKENS, sizes.intermediate_size, ITEMSIZE, passes)
         yield _kernel("bias+gelu", mix, passes, 0.0, amount)
     for passes in work.PASSES:
+        amount = work.linear_gelu(TOKENS, hidden, sizes.intermediate_size, ITEMSIZE, passes)
+        yield _kernel("linear+gelu", mix, passes, 0.0, amount)
+    for passes in work.PASSES:
         amount = work.embedding_layer_norm(
             TOKENS, TOKENS, max(lengths_of("pairs")), sizes.vocab_size, MAX_POSITIONS, hidden, ITEMSIZE, passes
         )

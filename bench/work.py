@@ -121,6 +121,15 @@ def linear(rows: int, size_in: int, size_out: int, itemsize: int, passes: str = 
     return _of(passes, Work(product, (x + y + weight + bias) * itemsize), 0, backward)
 
 
+def linear_gelu(rows: int, size_in: int, size_out: int, itemsize: int, passes: str = FORWARD) -> Work:
+    """dropout(gelu(x weight^T + bias)). Keeps the product."""
+    product = 2 * rows * size_in * size_out
+    x, y, weight, bias = rows * size_in, rows * size_out, size_in * size_out, size_out
+    # x, weight, bias, y; then x, weight, bias, the product, y's gradient, and the gradients of x, weight and bias.
+    backward = Work(2 * product, 2 * (x + weight + bias + y) * itemsize)
+    return _of(passes, Work(product, (x + y + weight + bias) * itemsize), y * itemsize, backward)
+
+
 def _layer_products(rows: int, sizes: Sizes, itemsize: int, passes: str) -> list[Work]:
     hidden, inner = sizes.hidden_size, sizes.intermediate_size
     shapes = ((hidden, 3 * hidden), (hidden, hidden), (hidden, inner), (inner, hidden))

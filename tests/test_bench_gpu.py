@@ -24,7 +24,10 @@ from erniem_fast import reference
 
 ROOT = Path(__file__).parent.parent
 CEILINGS = {"matrix_tflops": 1.0, "copy_gbps": 1.0}
-CUDA_ONLY = {"varlen_attn", "padded sdpa, flash", "padded sdpa, cudnn", "liger", "varlen_attn, compiled"}
+CUDA_ONLY = {
+    "varlen_attn", "padded sdpa, flash", "padded sdpa, cudnn", "liger", "varlen_attn, compiled", "padding-free, graphs"
+}  # fmt: skip
+FORWARD_ONLY = {"matrix products", "triton, epilogue", "padding-free, batch-invariant"}
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +54,9 @@ def test_the_dry_run_goes_through_every_provider(dry_run: dict[str, dict[str, An
         skipped = {(one["case"], one["provider"]) for one in content["skipped"]}
         assert timed | skipped == expected
         assert not timed & skipped
-        assert {name for _, name in skipped} <= CUDA_ONLY | {"matrix products"}
+        assert {name for _, name in skipped} <= CUDA_ONLY | FORWARD_ONLY
+        assert not {one["provider"] for one in content["rows"]} & CUDA_ONLY
+        assert {one["provider"] for one in content["rows"]} >= FORWARD_ONLY & {name for _, name in expected}
         assert all(one["reason"] for one in content["skipped"])
 
 
@@ -430,7 +435,12 @@ def test_goals_read_the_right_figures() -> None:
             row_of("varlen_attn", shape="pairs-64k", ratio=1.4),
             *(row_of("triton", shape=f"{n}-64k", passes=work.BOTH, time_s=1.0) for n in short),
             *(row_of("triton", shape=f"{n}-64k", passes=work.BOTH, dropout_p=0.1, time_s=1 + n / 1000) for n in short),
-            *(row_of("padding-free", shape=f"1x{n}", time_s=n * 1e-5, **model) for n in singles),
+            *(row_of("padding-free, graphs", shape=f"1x{n}", time_s=n * 1e-5, **model) for n in singles),
+            *(
+                row_of(f"padding-free, {name}", shape=f"{mix}-64k", time_s=time_s, **model | {"operation": "inference"})
+                for mix, times in (("pairs", (1.1, 1.0)), ("xquad", (2.5, 2.0)))
+                for name, time_s in zip(("batch-invariant", "packed input"), times, strict=True)
+            ),
         ]
     )
     goals = [goal for part in gpu_tables.GOALS.values() for goal in part]
@@ -438,7 +448,8 @@ def test_goals_read_the_right_figures() -> None:
         ["Attention forward, length 512", "310.00 TFLOP/s", "at least 300 TFLOP/s", "yes"],
         ["Attention forward on sentence pairs against varlen_attn", "1.40x", "at least 1.5x", "no"],
         ["Attention with dropout against without, 16 to 128", "1.13x", "at most 1.25x", "yes"],
-        ["One sequence of 32 to 128 tokens", "1.28 ms", "at most 0.35 ms", "no"],
+        ["One sequence of 32 to 128 tokens, CUDA graphs", "1.28 ms", "at most 0.35 ms", "no"],
+        ["Batch-invariant mode, 64 k tokens, slower by", "25.00 %", "at most 20 %", "no"],
     ]
 
 

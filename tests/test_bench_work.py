@@ -119,6 +119,18 @@ def test_linear() -> None:
     assert backward.bytes == (x.nbytes + weight.nbytes + y) + (x.nbytes + weight.nbytes + bias.nbytes)
 
 
+def test_linear_gelu() -> None:
+    x, weight, bias = torch.randn(5, 3, requires_grad=True), torch.randn(4, 3, requires_grad=True), torch.randn(4)
+    forward, backward, both = (work.linear_gelu(5, 3, 4, 4, p) for p in PASSES)
+    assert counted(lambda: F.gelu(F.linear(x, weight, bias))) == forward.flops
+    assert counted(lambda: F.gelu(F.linear(x, weight, bias)).sum().backward()) == both.flops
+    y, operands = nbytes((5, 4), dtype=torch.float32), x.nbytes + weight.nbytes + bias.nbytes
+    assert forward.bytes == operands + y
+    # Read: operands, the product, y's gradient. Written: gradients of the operands.
+    assert backward.bytes == operands + y + y + operands
+    assert both.bytes == forward.bytes + y + backward.bytes
+
+
 @pytest.mark.parametrize("passes", [FORWARD, BOTH])
 def test_encoder_flops_are_what_torch_counts_of_the_reference(passes: str) -> None:
     sizes, batch, length = Sizes(32, 4, 48, 50, 2), 3, 8
