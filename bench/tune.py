@@ -255,6 +255,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="begin of the rows' names; all")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="that it may take")
+    parser.add_argument("--output", type=Path, help="file that is written; kernels/tuned.json")
     options = parser.parse_args(argv)
     if not torch.cuda.is_available():
         print("SKIPPED: no CUDA device, nothing was tuned")
@@ -293,7 +294,7 @@ def main(argv: list[str] | None = None) -> int:
                 tuned[entry] = before
 
     def write() -> None:
-        write_tuned(configs.TUNED_FILE, architecture, about)
+        write_tuned(options.output or configs.TUNED_FILE, architecture, about)
 
     left_out = tune(architecture, chosen, sound, trials, seconds_of, write, end)
     if not options.only and time.monotonic() < end:
