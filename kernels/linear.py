@@ -11,6 +11,9 @@ number of rows. So a row of y depends on its row of x alone, not on how many row
 (batch invariance: He et al., "Defeating Nondeterminism in LLM Inference", thinkingmachines.ai, 2025); cuBLAS picks
 other sums for other sizes. Each program takes one tile after another, so that the next one's loads overlap with this
 one's epilogue; operands come through tensor descriptors (TMA from sm_90 on).
+
+Residual and layer-norm are left to a pass of their own: for inference an epilogue that adds the residual would move as
+many bytes (it reads the residual and writes the sum, which the layer-norm then reads) as the pass that does both.
 """
 
 import functools
