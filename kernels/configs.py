@@ -60,6 +60,7 @@ class LinearConfig:
         step: along in_features.
         warps: a program.
         stages: of the software pipeline.
+        flatten: whether that pipeline goes on from one tile into the next.
     """
 
     rows: int
@@ -67,6 +68,7 @@ class LinearConfig:
     step: int
     warps: int
     stages: int
+    flatten: bool = True
 
 
 @functools.cache
@@ -299,7 +301,7 @@ LINEAR: dict[str, tuple[LinearConfig, LinearConfig]] = {
     "sm_90": (LinearConfig(128, 128, 64, 8, 4), LinearConfig(64, 64, 32, 8, 2)),
     "sm_100": (LinearConfig(128, 128, 64, 8, 4), LinearConfig(64, 64, 32, 8, 2)),
     "sm_120": (LinearConfig(128, 128, 64, 8, 3), LinearConfig(64, 64, 16, 8, 2)),
-    "gfx942": (LinearConfig(128, 64, 32, 8, 2), LinearConfig(64, 64, 16, 8, 2)),
+    "gfx942": (LinearConfig(128, 64, 32, 8, 2, False), LinearConfig(64, 64, 16, 8, 2, False)),
 }
 
 

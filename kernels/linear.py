@@ -51,11 +51,12 @@ def _linear(
     x_desc, weight_desc, bias_ptr, y_ptr, product_ptr, rows, seed_ptr, site, threshold, keep_scale,
     DROPOUT: tl.constexpr, BIAS: tl.constexpr, GELU: tl.constexpr, SAVE: tl.constexpr, PRECISION: tl.constexpr,
     IN: tl.constexpr, OUT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr,
+    FLATTEN: tl.constexpr,
 ):  # fmt: skip
     """SAVE: the product is stored, too."""
     down = tl.cdiv(rows, ROWS)
     across: tl.constexpr = (OUT + COLUMNS - 1) // COLUMNS
-    for tile in tl.range(tl.program_id(0), down * across, tl.num_programs(0)):
+    for tile in tl.range(tl.program_id(0), down * across, tl.num_programs(0), flatten=FLATTEN):
         group = tile // (_GROUP * across) * _GROUP
         height = tl.minimum(down - group, _GROUP)
         place = tile - group * across
@@ -122,8 +123,8 @@ def launch_linear(
         TensorDescriptor.from_tensor(weight, [config.columns, config.step]),
         weight if bias is None else bias, y, product, rows, BIAS=bias is not None, GELU=gelu, SAVE=save,
         PRECISION=precision(x.dtype, x.device), IN=weight.shape[1], OUT=size, ROWS=config.rows,
-        COLUMNS=config.columns, STEP=config.step, num_warps=config.warps, num_stages=config.stages,
-        **dropout_arguments(dropout_p, seed, site, y),
+        COLUMNS=config.columns, STEP=config.step, FLATTEN=config.flatten,
+        num_warps=config.warps, num_stages=config.stages, **dropout_arguments(dropout_p, seed, site, y),
     )  # fmt: skip
     return y, product
 
