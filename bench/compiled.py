@@ -303,10 +303,14 @@ def call(case: Case, record: Record) -> None:
         LAUNCHES[case.launch](case, dtype, DROPOUT * case.dropout, empty(1, dtype=torch.int64))
 
 
+def kernel_name(kernel: JITFunction) -> str:
+    """Of its file, and its own."""
+    return f"{kernel.fn.__module__.rpartition('.')[2]} {kernel.fn.__name__.strip('_')}"
+
+
 def describe(case: Case, kernel: JITFunction, options: dict[str, Any]) -> Launch:
     """What is known of a launch before it is compiled."""
-    name = f"{kernel.fn.__module__.rpartition('.')[2]} {kernel.fn.__name__.strip('_')}"
-    label = case.label
+    name, label = kernel_name(kernel), case.label
     for launch, word in (("nothing saved", "unsaved"), ("gelu", "gelu")):
         label += f" {word}" * case.launch.endswith(f", {launch}")
     if case.launch == "tiles":

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from erniem_fast import GraphedEncoder, batch_invariant, modeling, reference
+from erniem_fast.graphs import SEQUENCES, TOKENS
 
 from . import work
 from .compiling import compile_layers
@@ -90,8 +91,16 @@ def _(inputs: ModelInputs) -> Prepared:
 @provider(GRAPHS, devices=("cuda",), note="GraphedEncoder: CUDA graphs of buckets, packed input", needs=needs_inference)
 def _(inputs: ModelInputs) -> Prepared:
     model = inputs.model(modeling.ErnieMModel)
-    encoder = GraphedEncoder(model)
-    return inputs.prepare(model, lambda batch: encoder(batch.packed).last_hidden_state, as_it_is)
+    # Batches beyond the usual buckets get some of their own: no figure of graphs is one of eager launches.
+    tokens = {batch.packed.total_tokens for batch in inputs.batches} - set(range(TOKENS[-1] + 1))
+    sequences = {batch.packed.num_sequences for batch in inputs.batches} - set(range(SEQUENCES[-1] + 1))
+    encoder = GraphedEncoder(model, (*TOKENS, *sorted(tokens)), (*SEQUENCES, *sorted(sequences)))
+    return inputs.prepare(
+        model,
+        lambda batch: encoder(batch.packed).last_hidden_state,
+        as_it_is,
+        held=lambda: {"graphs": encoder.reserved_bytes},
+    )
 
 
 @provider(INVARIANT, note="batch_invariant(), packed input", needs=needs_inference_by_triton)

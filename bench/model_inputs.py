@@ -121,6 +121,7 @@ class ModelInputs:
         rows: Callable[[Tensor, Batch], Tensor],
         base: nn.Module | None = None,
         compared: bool = True,
+        held: Callable[[], dict[str, int]] = dict,
     ) -> Prepared:
         """A provider of the encoder.
 
@@ -130,6 +131,7 @@ class ModelInputs:
             rows: from what that returns to (total_tokens, hidden_size).
             base: the model that holds the reference's parameters under their names; None: `model`.
             compared: whether it has the shared weights.
+            held: bytes that it holds between rounds beside weights and optimizer, by what they are for.
         """
         training = self.setting.passes != work.FORWARD
         optimizers: list[torch.optim.Optimizer] = []
@@ -167,10 +169,10 @@ class ModelInputs:
             weights = sum(parameter.nbytes for parameter in model.parameters())
             states = [state for optimizer in optimizers for state in optimizer.state.values()]
             kept = sum(value.nbytes for state in states for value in state.values() if isinstance(value, Tensor))
-            found = {"peak": peak_bytes(run), "weights": weights, "optimizer": kept}
+            found = {"peak": peak_bytes(run), "weights": weights, "optimizer": kept, **held()}
             if training and self.setting.device == "cuda":
                 found["activations"] = max(_activation_bytes(partial(loss, batch)) for batch in self.batches)
-            return found | {"total": found["peak"] + weights + kept}
+            return found | {"total": found["peak"] + weights + kept + sum(held().values())}
 
         return Prepared(run, None, memory, results if compared else None)
 

@@ -2,30 +2,39 @@
 
 import functools
 from collections.abc import Callable
+from statistics import median
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from .timing import in_turns
 
 TOKENS, HEADS, HEAD_DIM = 65536, 12, 64
 DTYPE = torch.bfloat16
 LENGTHS = {16: (16,), 32: (32,), 64: (64, 128), 128: (512,)}
 """Lengths of sequences that take a tile; the longer ones of 64 have several tiles a sequence."""
-LINEARS = ((768, 2304), (768, 768), (768, 3072), (3072, 768), (1024, 4096))
-"""in_features, out_features."""
+SECONDS = 1.0
+"""Of timing the epilogue at each of these numbers of rows."""
+FUSED_ROWS = (512, 2048, 8192, 32768, TOKENS)
 
 
-def seconds(run: Callable[[], object]) -> float:
-    """Median time on the GPU, with a cold L2 cache."""
-    from triton.testing import do_bench
+def linears(gelu: bool) -> tuple[tuple[int, int], ...]:
+    """(in_features, out_features) of the linear layers of base and large; with GELU: linear1."""
+    first = ((768, 3072), (1024, 4096))
+    return first if gelu else ((768, 2304), (768, 768), (3072, 768), (1024, 1024), (4096, 1024), *first)
 
-    return float(do_bench(run, warmup=5, rep=30, return_mode="median")) / 1e3
 
-
-def workload(entry: tuple[Any, ...], device: torch.device) -> Callable[[], float]:
-    """Times all that takes a row of the tables; seconds."""
+def workload(entry: tuple[Any, ...], device: torch.device) -> Callable[[], None]:
+    """Runs all that takes a row of the tables."""
     runs = _runs(entry, device)
-    return lambda: sum(seconds(run) for run in runs)
+
+    def run() -> None:
+        for one in runs:
+            one()
+
+    return run
 
 
 @functools.lru_cache(maxsize=4)
@@ -36,7 +45,7 @@ def _runs(entry: tuple[Any, ...], device: torch.device) -> tuple[Callable[[], ob
         chosen = lengths.get(kernel, LENGTHS[tile])
         return tuple(_attention(length, 0.1 * dropout, kernel != "forward", device) for length in chosen)
     if entry[0] == "linear":
-        return tuple(_linear(size, out, device) for size, out in LINEARS)
+        return tuple(_linear(size, out, entry[2], device) for size, out in linears(entry[2]))
     return tuple(_rows(entry[1], entry[2], p, device) for p in (0.0, 0.1))
 
 
@@ -57,11 +66,11 @@ def _attention(length: int, p: float, backward: bool, device: torch.device) -> C
     return lambda: attention.varlen_attention_backward.forward(grad, qkv, out, lse, *rest)
 
 
-def _linear(size: int, out: int, device: torch.device) -> Callable[[], object]:
+def _linear(size: int, out: int, gelu: bool, device: torch.device) -> Callable[[], object]:
     from erniem_fast.kernels import linear
 
     x, weight, bias = (_randn(*shape, device=device) for shape in ((TOKENS, size), (out, size), (out,)))
-    return lambda: linear.launch_linear(x, weight, bias)
+    return lambda: linear.launch_linear(x, weight, bias, gelu)
 
 
 def _rows(kernel: str, wide: bool, p: float, device: torch.device) -> Callable[[], object]:
@@ -100,13 +109,22 @@ def fused_gelu_times(device: torch.device) -> list[tuple[int, float, float]]:
     from erniem_fast.kernels import activation, linear
 
     found = []
-    for rows in (512, 2048, 8192, 32768, TOKENS):
-        fused = apart = 0.0
-        for size, out in ((768, 3072), (1024, 4096)):
-            x, weight, bias = (_randn(*shape, device=device) for shape in ((rows, size), (out, size), (out,)))
-            fused += seconds(lambda: linear.launch_linear(x, weight, bias, True))  # noqa: B023, it runs at once
-            apart += seconds(
-                lambda: activation.launch_forward(torch.nn.functional.linear(x, weight), bias, 0.0, None, 0)  # noqa: B023
-            )
-        found.append((rows, fused, apart))
+    for rows in FUSED_ROWS:
+        layers = [
+            [_randn(*shape, device=device) for shape in ((rows, size), (out, size), (out,))]
+            for size, out in linears(True)
+        ]
+
+        def fused(layers: list[list[Tensor]] = layers) -> None:
+            for x, weight, bias in layers:
+                linear.launch_linear(x, weight, bias, True)
+
+        def apart(layers: list[list[Tensor]] = layers) -> None:
+            for x, weight, bias in layers:
+                activation.launch_forward(F.linear(x, weight), bias, 0.0, None, 0)
+
+        times, failures = in_turns({"fused": fused, "apart": apart}, device.type, SECONDS)
+        if failures:
+            raise RuntimeError("; ".join(failures.values()))
+        found.append((rows, median(times["fused"].device_s), median(times["apart"].device_s)))
     return found

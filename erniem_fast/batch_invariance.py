@@ -8,9 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
-VARYING = {
-    torch.matmul, torch.bmm, torch.mm, torch.addmm, torch.baddbmm, torch.einsum, F.scaled_dot_product_attention,
-    Tensor.matmul, Tensor.__matmul__, Tensor.bmm, Tensor.mm,
+_PRODUCTS = (
+    "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "mv", "addmm", "addmv", "addbmm", "baddbmm", "inner", "einsum",
+    "tensordot", "chain_matmul",
+)  # fmt: skip
+VARYING = {getattr(home, name) for home in (torch, Tensor) for name in _PRODUCTS if hasattr(home, name)} | {
+    F.scaled_dot_product_attention, F.multi_head_attention_forward, F.bilinear, F.conv1d, F.conv2d, F.conv3d,
+    torch.linalg.multi_dot,
 }  # fmt: skip
 """Products by libraries that choose by the size of the whole batch how to add up."""
 

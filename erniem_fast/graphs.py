@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .batch_invariance import is_batch_invariant
 from .modeling import ErnieMModel, PackedModelOutput
@@ -45,18 +46,29 @@ def in_bucket(batch: PackedBatch, tokens: int, sequences: int, max_tokens: int) 
 
 @dataclass(frozen=True, eq=False)
 class Captured:
-    """What computes a batch that lies in fixed memory: `graph.replay()`."""
+    """What computes a batch that lies in fixed memory: `graph.replay()`.
+
+    Attributes:
+        graph: of the encoder.
+        batch: that it reads.
+        rows, pooled: that it writes; they hold the largest bucket.
+    """
 
     graph: torch.cuda.CUDAGraph
     batch: PackedBatch
+    rows: Tensor
+    pooled: Tensor
 
 
 class GraphedEncoder:
     """An encoder that replays a CUDA graph for each bucket of tokens and sequences.
 
-    A bucket is captured when it is first met. All graphs share their memory, so that together they hold little more
-    than the largest; `reserved_bytes` says how much. A batch beyond the buckets runs without a graph. Weights may be
-    changed in place, not replaced. Not for several threads at once.
+    A bucket is captured when it is first met. All graphs share one pool of memory, in which each may use what others
+    have used, since no two run at once: capture the largest bucket first, and the others need little more.
+    `reserved_bytes` says what the pool and the captures took. A batch beyond the buckets runs without a graph.
+
+    Weights may be changed in place; a parameter, or a module, that was replaced goes unnoticed, and so do hooks that a
+    replaced module carries. Not for several threads at once.
 
     Results equal those of the model on the same bucket (`in_bucket`) bit for bit, and those of the batch by itself but
     for rounding: cuBLAS may add up in another order where there are other numbers of rows.
@@ -91,9 +103,14 @@ class GraphedEncoder:
         self.tokens, self.sequences, self.max_graphs = tuple(tokens), tuple(sequences), max_graphs
         self.reserved_bytes = 0
         self._graphs: OrderedDict[Key, Captured] = OrderedDict()
+        self._hooks = [
+            hooks for module in model.modules() for hooks in (module._forward_hooks, module._forward_pre_hooks)
+        ]
+        # Memory of a pool belongs to the stream that it was first taken on: one stream captures all.
+        self._stream: Any = None
         self._pool: Any = None
-        # Every graph copies its results here and frees its own memory for the next one's.
-        self._rows = self._pooled = torch.empty(0)
+        # By dtype. Every graph copies its results here, and leaves its own memory to the next one.
+        self._results: dict[torch.dtype, tuple[Tensor, Tensor]] = {}
 
     @torch.inference_mode()
     def __call__(self, batch: PackedBatch) -> PackedModelOutput:
@@ -110,20 +127,23 @@ class GraphedEncoder:
         if tokens is None or sequences is None or batch.max_seqlen > self.model.config.max_tokens:
             output: PackedModelOutput = self.model(batch, return_packed=True)
             return output
-        kind = batch.position_ids.device.type
+        kind = self.device_type
         autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         key = tokens, sequences, is_batch_invariant(), autocast
         captured = self._graphs.get(key)
         if captured is None:
-            captured = self._graphs[key] = self._capture(in_bucket(batch, *key[:2], self.model.config.max_tokens))
+            bucket = in_bucket(batch, *key[:2], self.model.config.max_tokens)
+            # Autocast's cache would free the copies of weights that a graph reads.
+            with torch.autocast(kind, autocast, enabled=autocast is not None, cache_enabled=False):
+                captured = self._graphs[key] = self._capture(bucket)
             if len(self._graphs) > self.max_graphs:
                 self._graphs.popitem(last=False)
         self._graphs.move_to_end(key)
         _refill(captured.batch, batch)
         captured.graph.replay()
         return PackedModelOutput(
-            last_hidden_state=self._rows[: batch.total_tokens].clone(),
-            pooler_output=None if self.model.pooler is None else self._pooled[: batch.num_sequences].clone(),
+            last_hidden_state=captured.rows[: batch.total_tokens].clone(),
+            pooler_output=None if self.model.pooler is None else captured.pooled[: batch.num_sequences].clone(),
             batch=batch,
         )
 
@@ -133,44 +153,48 @@ class GraphedEncoder:
                 raise ValueError(f"{name} must be None: graphs take tokens only")
         if self.model.training:
             raise ValueError("model must be in eval mode, got training mode")
-        if any(module._forward_hooks or module._forward_pre_hooks for module in self.model.modules()):
+        if any(self._hooks):
             raise ValueError("model must have no forward hooks, which a graph would leave out")
-        if batch.position_ids.device != self.model.device:
-            raise ValueError(
-                f"batch must be on {self.model.device}, where the model is, got {batch.position_ids.device}"
-            )
+        device, given = self.model.device, batch.position_ids.device
+        if given != device:
+            raise ValueError(f"batch must be on {device}, where the model is, got {given}")
 
-    def _run(self, batch: PackedBatch) -> None:
-        output = self.model(batch, return_packed=True)
-        self._rows[: batch.total_tokens].copy_(output.last_hidden_state)
-        if output.pooler_output is not None:
-            self._pooled[: batch.num_sequences].copy_(output.pooler_output)
-
-    def _capture(self, batch: PackedBatch) -> Captured:
-        # What is captured must find its kernels compiled and its libraries ready.
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            self._make_room(batch)
-            self._run(batch)
-        torch.cuda.current_stream().wait_stream(stream)
-        before = torch.cuda.memory_reserved()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=stream):
-            self._run(batch)
-        self._pool = graph.pool()
-        self.reserved_bytes += torch.cuda.memory_reserved() - before
-        return Captured(graph, batch)
-
-    def _make_room(self, batch: PackedBatch) -> None:
-        """For the results of the largest bucket; it never moves again, since graphs know its address."""
+    def _room(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+        """For the results of the largest bucket, in the dtype of this batch's; runs the model."""
         output = self.model(batch, return_packed=True)
         rows = output.last_hidden_state
-        if self._rows.dtype != rows.dtype or not self._rows.numel():
-            self._graphs.clear()
-            self._rows = rows.new_empty(self.tokens[-1], rows.shape[1])
+        if rows.dtype not in self._results:
             pooled = rows if output.pooler_output is None else output.pooler_output
-            self._pooled = pooled.new_empty(self.sequences[-1], pooled.shape[1])
+            self._results[rows.dtype] = (
+                rows.new_empty(self.tokens[-1], rows.shape[1]),
+                pooled.new_empty(self.sequences[-1], pooled.shape[1]),
+            )
+        return self._results[rows.dtype]
+
+    def _run(self, batch: PackedBatch, rows: Tensor, pooled: Tensor) -> None:
+        output = self.model(batch, return_packed=True)
+        rows[: batch.total_tokens].copy_(output.last_hidden_state)
+        if output.pooler_output is not None:
+            pooled[: batch.num_sequences].copy_(output.pooler_output)
+
+    def _capture(self, batch: PackedBatch) -> Captured:
+        with torch.cuda.device(self.model.device):
+            self._stream = self._stream or torch.cuda.Stream()
+            self._stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._stream):
+                # What is captured must find its kernels compiled and its libraries ready.
+                room = self._room(batch)
+                self._run(batch, *room)
+            torch.cuda.current_stream().wait_stream(self._stream)
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+            before = torch.cuda.memory_reserved()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+                self._run(batch, *room)
+            self._pool = graph.pool()
+            self.reserved_bytes += torch.cuda.memory_reserved() - before
+            return Captured(graph, batch, *room)
 
 
 def _bucket(sizes: Sequence[int], size: int) -> int | None:

@@ -168,11 +168,11 @@ def varlen_attention(
                 f"got {prefix_lens.dtype} {tuple(prefix_lens.shape)}"
             )
         prefix_lens = prefix_lens.to(torch.int32)
-    slots = (qkv.shape[0] // 16 + num_sequences + 1, 2)
+    slots = (qkv.shape[0] // 16 + num_sequences + 1 + is_batch_invariant(), 2)
     if tiles is not None and (tiles.shape != slots or tiles.dtype != torch.int32):
         raise ValueError(
-            f"tiles must be int32 of shape {slots}, as attention_tiles makes them of the same cu_seqlens, "
-            f"got {tiles.dtype} {tuple(tiles.shape)}"
+            f"tiles must be int32 of shape {slots}, as attention_tiles makes them of the same cu_seqlens and in "
+            f"the same mode, got {tiles.dtype} {tuple(tiles.shape)}"
         )
     _check_devices(qkv=qkv, cu_seqlens=cu_seqlens, prefix_lens=prefix_lens, seed=seed, tiles=tiles)
     _check_dropout(dropout_p, seed)

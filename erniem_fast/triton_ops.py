@@ -80,12 +80,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ValueError: operands that the kernel doesn't take, or a gradient is asked for.
     """
     x, weight, bias = _autocast(x, weight, bias)
-    _check_linear(x, weight)
-    if bias is not None and bias.dtype != x.dtype:
-        raise ValueError(f"batch_invariant() needs a bias of {x.dtype}, the operands' dtype, got {bias.dtype}")
-    if _needs_grad(x, weight, bias):
-        raise ValueError("batch_invariant() is for inference: use torch.inference_mode() or torch.no_grad()")
-    y = linear_kernel.linear(x.flatten(0, -2), weight, bias)
+    _check_linear(x, weight, bias)
+    y = linear_kernel.linear(x.reshape(x.shape[:-1].numel(), x.shape[-1]), weight, bias)
     return y.view(*x.shape[:-1], weight.shape[0])  # type: ignore[no-any-return]
 
 
@@ -95,8 +91,8 @@ def mlp(
     x, weight1, bias1, weight2 = _autocast(x, weight1, bias1, weight2)
     batch_invariant = is_batch_invariant()
     if batch_invariant:
-        _check_linear(x, weight1)
-        _check_linear(x, weight2)
+        _check_linear(x, weight1, bias1)
+        _check_linear(x, weight2, None)
     save = _needs_grad(x, weight1, bias1, weight2)
     return mlp_kernel.mlp(x, weight1, bias1, weight2, dropout_p, seed, site, save, batch_invariant)[0]  # type: ignore[no-any-return]
 
@@ -134,7 +130,7 @@ def _autocast(*operands: Any) -> Any:
     return tuple(None if operand is None else operand.to(dtype) for operand in operands)
 
 
-def _check_linear(x: Tensor, weight: Tensor) -> None:
+def _check_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     refused = refusal(x.device, x.dtype)
     if refused is not None:
         raise ValueError(f"batch_invariant() needs {refused}")
@@ -144,6 +140,10 @@ def _check_linear(x: Tensor, weight: Tensor) -> None:
             f"batch_invariant() needs linear layers of the operand's dtype whose in_features are a multiple of {step} "
             f"in {x.dtype}, got {weight.dtype} {tuple(weight.shape)}"
         )
+    if bias is not None and bias.dtype != x.dtype:
+        raise ValueError(f"batch_invariant() needs a bias of {x.dtype}, the operands' dtype, got {bias.dtype}")
+    if _needs_grad(x, weight, bias):
+        raise ValueError("batch_invariant() is for inference: use torch.inference_mode() or torch.no_grad()")
 
 
 def _needs_grad(*tensors: Tensor | None) -> bool:

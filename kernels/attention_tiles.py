@@ -82,8 +82,10 @@ def zero_rows_of_no_sequence(
         rows = length - tile * TILE
         if LISTED:
             rows = tl.minimum(rows, TILE)
+        elif tile > 0:
+            rows = length * 0
         _zero_rows(ptr, start + tile * TILE, rows, group, parts, width, share, BLOCK)
-    if rest > 0:
+    if (rest > 0) & (tile == 0):
         _zero_rows(ptr, start + TILE * SPLIT, rest, group, parts, width, share, BLOCK)
 
 
@@ -139,8 +141,9 @@ def tile_slots(tile: int, total_tokens: int, num_sequences: int) -> int:
 
 
 def fake_tiles(cu_seqlens: Tensor, max_seqlen: int, total_tokens: int, batch_invariant: bool) -> Tensor:
-    # Of one size whatever the longest sequence: a compiled graph serves all.
-    slots = total_tokens // 16 + cu_seqlens.shape[0]
+    # Of one size whatever the longest sequence: a compiled graph serves all. Of another size in the batch-invariant
+    # mode, so that neither takes the other's.
+    slots = total_tokens // 16 + cu_seqlens.shape[0] + batch_invariant
     return torch.empty((slots, 2), dtype=torch.int32, device=cu_seqlens.device)
 
 

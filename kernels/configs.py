@@ -305,10 +305,10 @@ LINEAR: dict[str, tuple[LinearConfig, LinearConfig]] = {
 }
 
 
-def linear_config(device: torch.device, dtype: torch.dtype) -> LinearConfig:
-    """The row of the table for a linear layer."""
+def linear_config(device: torch.device, dtype: torch.dtype, gelu: bool) -> LinearConfig:
+    """The row of the table for a linear layer, with or without GELU in its epilogue."""
     bits = 8 * dtype.itemsize
-    return _tuned(device, ("linear", bits)) or LINEAR[_family(architecture(device))][bits == 32]
+    return _tuned(device, ("linear", bits, gelu)) or LINEAR[_family(architecture(device))][bits == 32]
 
 
 def fuses_gelu(device: torch.device, dtype: torch.dtype, rows: int) -> bool:
@@ -320,7 +320,8 @@ def fuses_gelu(device: torch.device, dtype: torch.dtype, rows: int) -> bool:
 TUNED_FILE = Path(__file__).with_name("tuned.json")
 """Rows that `python -m bench.tune` measured on some GPU, by architecture, with where and when. There need be none."""
 Entry = tuple[str | int | bool, ...]
-"""A row of the tables: ("attention", kernel, operands, tile, dropout), ("rows", kernel, wide) or ("linear", bits)."""
+"""A row of the tables: ("attention", kernel, operands, tile, dropout), ("rows", kernel, wide) or ("linear", bits,
+gelu)."""
 _ROW: dict[str | int | bool, type] = {"attention": AttentionConfig, "rows": RowConfig, "linear": LinearConfig}
 TUNED: dict[str, dict[Entry, Any]] = {}
 """They take the place of the rows above."""

@@ -116,7 +116,7 @@ def launch_linear(
     if not y.numel():
         return y, product
     x, weight = (tensor.clone() if tensor.data_ptr() % ALIGNMENT else tensor for tensor in (x, weight))
-    config = linear_config(x.device, x.dtype)
+    config = linear_config(x.device, x.dtype, gelu)
     tiles = triton.cdiv(rows, config.rows) * triton.cdiv(size, config.columns)
     _linear[(min(tiles, _programs(x.device)),)](
         TensorDescriptor.from_tensor(x, [config.rows, config.step]),

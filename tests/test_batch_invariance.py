@@ -157,11 +157,31 @@ def test_what_cannot_be_had_is_refused(make: Callable[..., Any], device: torch.d
             F.linear(torch.randn(2, 6, device=device), torch.randn(3, 6, device=device))
         with pytest.raises(ValueError, match=r"float32, bfloat16 or float16, got torch\.float64"):
             model.double()(ids)
+        rows = torch.randn(4, 8, device=device)
+        for product in (rows.__matmul__, rows.addmm, lambda other: torch.tensordot(rows, other, 1), rows.mv):
+            operands = (rows.T, rows) if product == rows.addmm else (rows.T,)
+            with pytest.raises(ValueError, match="linear layers and the fused attention only"):
+                product(*operands)
+        assert F.linear(rows[0], rows).shape == (4,)
+        assert F.linear(rows.view(2, 2, 8), rows).shape == (2, 2, 4)
         offsets = torch.tensor([0, 4], dtype=torch.int32, device=device)
         with pytest.raises(ValueError, match="head_dim of at most 128"):
             ops.varlen_attention(torch.randn(4, 3, 1, 136, device=device), offsets, 4)
     with batch_invariant(), pytest.raises(ValueError, match=r"use torch.inference_mode\(\) or torch.no_grad\(\)"):
         make()(ids)
+
+
+def test_tiles_of_one_mode_are_refused_in_the_other(device: torch.device) -> None:
+    qkv, offsets = torch.randn(200, 3, 1, 16, device=device), torch.tensor([0, 200], dtype=torch.int32, device=device)
+    tiles = ops.attention_tiles(offsets, 200, 200, backend="triton")
+    with batch_invariant():
+        own = ops.attention_tiles(offsets, 200, 200)
+        with pytest.raises(ValueError, match="of the same cu_seqlens and in the same mode"):
+            ops.varlen_attention(qkv, offsets, 200, tiles=tiles)
+        found = ops.varlen_attention(qkv, offsets, 200, tiles=own)
+    with pytest.raises(ValueError, match="of the same cu_seqlens and in the same mode"):
+        ops.varlen_attention(qkv, offsets, 200, tiles=own, backend="triton")
+    torch.testing.assert_close(found, ops.varlen_attention(qkv, offsets, 200, tiles=tiles, backend="triton"))
 
 
 def test_autocast(make: Callable[..., Any], device: torch.device) -> None:

@@ -229,6 +229,7 @@ def test_graphs_share_their_memory() -> None:
     encoder = GraphedEncoder(model)
     encoder(of_lengths(*[500] * 16))
     largest = encoder.reserved_bytes
+    assert largest > 0
     for count in (1, 2, 3, 5, 8, 11):
         encoder(of_lengths(*[500] * count))
     assert len(encoder._graphs) == 7
@@ -246,6 +247,18 @@ def test_a_graph_follows_its_weights() -> None:
     assert not torch.equal(before, after)
     with torch.no_grad():
         torch.testing.assert_close(after, model(batch, return_packed=True).last_hidden_state, rtol=0.05, atol=0.05)
+
+
+def test_a_graph_outlives_autocast() -> None:
+    model, batch = make(torch.float32).eval(), of_lengths(40, 30)
+    encoder = GraphedEncoder(model)
+    with torch.autocast("cuda", torch.bfloat16):
+        expected = encoder(batch).last_hidden_state
+    filled = [torch.full((768, 768), torch.nan, device=CUDA, dtype=torch.bfloat16) for _ in range(500)]
+    with torch.autocast("cuda", torch.bfloat16):
+        assert torch.equal(encoder(batch).last_hidden_state, expected)
+    assert len(encoder._graphs) == 1
+    assert len(filled) == 500
 
 
 def test_graphs_refuse_what_they_would_leave_out() -> None:

@@ -67,8 +67,8 @@ class Replayed(GraphedEncoder):
 
     def _capture(self, batch: PackedBatch) -> Captured:
         self.captures += 1
-        self._make_room(batch)
-        return Captured(SimpleNamespace(replay=lambda: self._run(batch)), batch)  # type: ignore[arg-type]
+        room = self._room(batch)
+        return Captured(SimpleNamespace(replay=lambda: self._run(batch, *room)), batch, *room)  # type: ignore[arg-type]
 
 
 def test_batches_find_their_buckets(make_pair: Callable[..., Any], monkeypatch: Any) -> None:
