@@ -26,8 +26,8 @@ def warm_up(
 ) -> None:
     """Run each kernel of a model once, on small batches of all kinds.
 
-    Left out, since few ask for them: the kernels of `prefix_lens`, `inputs_embeds` and `batch_invariant()`, compiled when
-    first used.
+    Left out, since few ask for them: the kernels of `prefix_lens`, `inputs_embeds` and `batch_invariant()`, compiled
+    when first used.
 
     Args:
         config: of the model; its sizes and dropout probabilities count.
