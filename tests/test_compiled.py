@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from bench import compiled
 
 ROOT = Path(__file__).parents[1]
 OVERLAYS = ROOT / ".pytest_cache"
+OTHERS = [pair for pair in product(compiled.ARCHITECTURES, compiled.DTYPES) if pair != ("sm_90", "bfloat16")]
 GOOD = compiled.Compiled(
     architecture="sm_90", dtype="bfloat16", kernel="attention_forward forward", case="d64 tile 64", warps=4, stages=2,
     matrix=True, registers=112, stack=0, spills=0, scalar_spills=0, shared=24576, tensor_memory=0, instructions=839,
@@ -42,15 +44,8 @@ def test_kernels_for_sm_90_have_no_fault() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("architecture", "dtype"),
-    [
-        ("sm_90", "float16"), ("sm_90", "float32"), ("sm_80", "bfloat16"), ("sm_100", "bfloat16"),
-        ("sm_120", "bfloat16"), ("gfx942", "bfloat16"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("architecture", "dtype"), OTHERS)
 def test_kernels_for_other_architectures_and_dtypes_have_no_fault(architecture: str, dtype: str) -> None:
-    """The other pairs take some ten minutes more: `make compiled`."""
     check("--architecture", architecture, "--dtype", dtype)
 
 
