@@ -2,12 +2,18 @@
 
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel, initialization
 from transformers.modeling_utils import load_state_dict
 
 from . import checkpoints
 from .configuration import ErnieMConfig
+
+
+def _require_grad(module: nn.Module, args: Any, output: Tensor) -> None:
+    if torch.is_grad_enabled() and not output.requires_grad:
+        output.requires_grad_()
 
 
 class ErnieMPreTrainedModel(PreTrainedModel):
@@ -28,6 +34,16 @@ class ErnieMPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if type(module).__name__ == "ErnieMLMHead":
             initialization.zeros_(module.bias)
+
+    def enable_input_require_grads(self) -> None:
+        """Makes what enters the encoder require gradients, as adapters under reentrant checkpointing need.
+
+        transformers hooks the word embeddings, and enables this with any gradient checkpointing. A hook there would
+        take them out of the fused operation, so it is the whole of the embeddings that is hooked.
+        """
+        self.disable_input_require_grads()
+        self._require_grads_hooks = [self.base_model.embeddings.register_forward_hook(_require_grad)]
+        self._require_grads_hook = self._require_grads_hooks[0]
 
     @staticmethod
     def _load_pretrained_model(

@@ -418,6 +418,33 @@ def test_gradient_checkpointing_of_dropouts_that_are_called(use_reentrant: bool)
     assert all(torch.equal(results[1][name], grad) for name, grad in results[0].items())
 
 
+@pytest.mark.parametrize("models", ["fast", "reference"])
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_gradient_checkpointing_above_frozen_embeddings(models: str, use_reentrant: bool) -> None:
+    """Reentrant checkpointing needs an input that requires gradients."""
+    plain, fast = make("ErnieMForTokenClassification", hidden_dropout_prob=0.3)
+    model = (fast if models == "fast" else plain).train()
+    model.ernie_m.embeddings.requires_grad_(False)
+    inputs = batch()
+    inputs |= labels_for("ErnieMForTokenClassification", inputs)
+    results = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            for _ in range(2):
+                model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": use_reentrant})
+        model.zero_grad(set_to_none=True)
+        torch.manual_seed(3)
+        model(**inputs).loss.backward()
+        results.append(gradients(model))
+    assert results[0].keys() == results[1].keys()
+    assert all(torch.equal(results[1][name], grad) for name, grad in results[0].items())
+    with torch.no_grad():
+        hidden = model(**inputs, output_hidden_states=True).hidden_states[0]
+    assert not hidden.requires_grad
+    model.disable_input_require_grads()
+    assert not any(module._forward_hooks for module in model.modules())
+
+
 @pytest.mark.parametrize("name", CLASSES[1:])
 def test_training_is_governed_by_manual_seed(name: str) -> None:
     """Bitwise the same again, otherwise with another seed, and no dropout in eval mode."""
