@@ -12,22 +12,10 @@ from torch import Tensor, nn
 from erniem_fast import modeling, reference
 
 from .memory import training_memory
+from .model_inputs import packed_forward, padded_forward
+from .peers import use_sdpa
 from .registry import Operation, Prepared
 from .shapes import ARRIVAL, SKEWED, SORTED, TINY_SHAPE, Batch, Setting, Shape, Sizes
-
-
-class _SdpaSelfAttention(reference.ErnieMSelfAttention):
-    def attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        head_mask: Tensor | None,
-        real: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        return context.transpose(1, 2).flatten(2), context
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,9 +57,7 @@ def _models(
         model.load_state_dict(padded.state_dict(), assign=True)
         model.embeddings.word_embeddings.requires_grad_(False)
     padded_sdpa, packed = others
-    for module in padded_sdpa.modules():
-        if type(module) is reference.ErnieMSelfAttention:
-            module.__class__ = _SdpaSelfAttention
+    use_sdpa(padded_sdpa, unmasked=False)
     return padded, padded_sdpa, packed
 
 
@@ -84,25 +70,17 @@ TRAINING = Operation(
 OPERATIONS = (ENCODER, TRAINING)
 
 
-def _padded_forward(model: nn.Module, batch: Batch) -> Tensor:
-    return model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state  # type: ignore[no-any-return]
-
-
-def _packed_forward(model: nn.Module, batch: Batch) -> Tensor:
-    return model(input_ids=batch.packed, return_packed=True).last_hidden_state  # type: ignore[no-any-return]
-
-
 def _rows(model: nn.Module, batches: list[Batch]) -> Tensor:
     """The real rows of all batches, without dropout, from padded input and output."""
     model.eval()
     with torch.no_grad():
-        return torch.cat([batch.packed.from_grid(_padded_forward(model, batch)) for batch in batches])
+        return torch.cat([batch.packed.from_grid(padded_forward(model, batch)) for batch in batches])
 
 
 def _inference(model: nn.Module, batches: list[Batch]) -> Prepared:
     def run() -> None:
         for batch in batches:
-            _padded_forward(model, batch)
+            padded_forward(model, batch)
 
     return Prepared(run, lambda: _rows(model, batches))
 
@@ -116,9 +94,9 @@ def _(inputs: EncoderInputs) -> Prepared:
 def _(inputs: EncoderInputs) -> Prepared:
     def run() -> None:
         for batch in inputs.batches:
-            _packed_forward(inputs.packed, batch)
+            packed_forward(inputs.packed, batch)
 
-    return Prepared(run, lambda: torch.cat([_packed_forward(inputs.packed, batch) for batch in inputs.batches]))
+    return Prepared(run, lambda: torch.cat([packed_forward(inputs.packed, batch) for batch in inputs.batches]))
 
 
 @ENCODER.provider("padded")
@@ -159,7 +137,7 @@ def _training(model: nn.Module, batches: list[Batch]) -> Prepared:
     """Forward, with dropout, and backward, batch by batch."""
 
     def forward(batch: Batch) -> Tensor:
-        return _padded_forward(model, batch)
+        return padded_forward(model, batch)
 
     def step(batch: Batch) -> None:
         forward(batch).square().mean().backward()
