@@ -42,7 +42,7 @@ compiled: .venv/.installed
 	$(BIN)/python -m bench.compiled --check
 
 # These install nothing: PYTHON is whatever has torch and triton for this machine's GPU. Each takes at most eight minutes.
-GPU_PYTHON = PYTHONPATH=. $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+GPU_PYTHON = PYTHONPATH=.$${PYTHONPATH:+:$$PYTHONPATH} $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
 # What fails in one part says nothing of the others: all are run.
 gpu:

@@ -15,6 +15,7 @@ def _prepare() -> None:
     torch._functorch.config.donated_buffer = False
     torch._dynamo.config.recompile_limit = 64
     torch._dynamo.config.fail_on_recompile_limit_hit = True  # else it would go on in eager mode
+    torch._dynamo.config.specialize_float = True  # a dropout probability is known, as in a model
 
 
 def backend(device: str) -> str:
@@ -23,10 +24,25 @@ def backend(device: str) -> str:
 
 
 @lru_cache
-def compiled(function: Callable[..., Any], device: str) -> Callable[..., Any]:
-    """`function` compiled, with sizes that may change."""
+def compiled(function: Callable[..., Any], device: str, varying: tuple[tuple[int, ...], ...]) -> Callable[..., Any]:
+    """`function` compiled once for any batch, and for each size of the model by itself.
+
+    Args:
+        function: of tensors, then numbers.
+        device: "cpu" or "cuda".
+        varying: of each tensor, the dimensions whose sizes differ from batch to batch.
+    """
     _prepare()
-    return torch.compile(function, fullgraph=True, dynamic=True, backend=backend(device))
+    inner = torch.compile(function, fullgraph=True, dynamic=True, backend=backend(device))
+
+    def call(*arguments: Any) -> Any:
+        for argument, dims in zip(arguments, varying, strict=False):
+            if not hasattr(argument, "_dynamo_static_indices"):
+                for dim in set(range(argument.dim())).difference(dims):
+                    torch._dynamo.mark_static(argument, dim)
+        return inner(*arguments)
+
+    return call
 
 
 def compile_layers(layers: Any, device: str) -> None:

@@ -1,7 +1,8 @@
 """The GPU suite: `python -m bench.gpu kernels` and `python -m bench.gpu models`; needs a checkout, no installation.
 
 Each takes less than eight minutes. Cases come in order of importance; those that no longer fit are listed as left
-out, and `--resume` goes on with them. Results are written after every case. Every figure's result has been compared
+out, and `--resume` goes on with them. Results are written after every case; one that breaks the CUDA context is the
+last of its process, and another one goes on. Every figure's result has been compared
 with the oracle in the same run. `--tiny` is a dry run on tiny shapes, on a CPU too; without it and without a GPU
 nothing is done.
 
@@ -10,7 +11,9 @@ nothing is done.
 
 import argparse
 import datetime
+import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,7 +30,7 @@ from .gpu_cases import SECONDS_A_CASE, GpuCase, Measured, cases, measure, releas
 from .gpu_results import ResultFile, newest
 from .gpu_shapes import PARTS
 from .run import RESULTS, git, processor
-from .timing import CLOCKS, ceilings, nvidia_smi
+from .timing import CLOCKS, ceilings, message, nvidia_smi, synchronize
 
 SECONDS = 420.0
 """After which no case is begun."""
@@ -37,6 +40,22 @@ GRACE_SECONDS = 40.0
 
 class OutOfTime(BaseException):
     """The time that the whole part has is over."""
+
+
+class LostContext(Exception):  # noqa: N818
+    """A kernel broke the CUDA context: nothing that this process launches runs any more."""
+
+
+def context_is_lost(device: str) -> bool:
+    try:
+        synchronize(device)
+    except Exception:
+        return True
+    return False
+
+
+def _broken(case: GpuCase, text: str) -> Measured:
+    return Measured(failed=[{"case": case.name, "provider": "all", "message": text}])
 
 
 @contextmanager
@@ -80,6 +99,9 @@ def run(file: ResultFile, chosen: Sequence[GpuCase], seconds: float, tiny: bool,
         seconds: since `begun`, after which no case is begun.
         tiny: whether times mean nothing and should be few.
         begun: `time.monotonic()` of the beginning.
+
+    Raises:
+        LostContext: after a case that left the device of no use to this process; it is written all the same.
     """
     device = file.content["device"]
     waiting = [case for case in chosen if case.name not in file.content["done"]]
@@ -88,24 +110,37 @@ def run(file: ResultFile, chosen: Sequence[GpuCase], seconds: float, tiny: bool,
     reached = ceilings(device, torch.float32 if device == "cpu" else torch.bfloat16, tiny)
     about: dict[str, Any] = {"date": date, "clocks_before": clocks, "ceilings": reached}
     file.begin(about)
+    first = True
     while True:
         about |= {"clocks_after": nvidia_smi(*CLOCKS), "seconds": round(monotonic() - begun, 1)}
         file.content["left_out"] = [case.name for case in waiting]
         file.write()
         if not waiting or monotonic() - begun > seconds:
             return
-        release(device)
         case = waiting.pop(0)
         print(f"{monotonic() - begun:6.1f} s  {case.name}", flush=True)
         try:
             with time_limit(begun + seconds + GRACE_SECONDS - monotonic()):
+                release(device)
                 measured = measure(case, reached, 0.0 if tiny else SECONDS_A_CASE[case.part])
         except OutOfTime:
-            why = {"case": case.name, "provider": "all", "message": "broken off: the time was over"}
-            measured = Measured(failed=[why])
+            if not first:
+                waiting.insert(0, case)
+                continue
+            measured = _broken(case, "broken off: it alone takes longer than all the time there is")
+        except Exception as error:  # of the suite itself: whatever a provider raises is in its results
+            measured = _broken(case, message(error))
+        first, lost = False, context_is_lost(device)
+        if lost:  # what came after the first such error is none of its own
+            errors = [failure for failure in measured.failed if "CUDA" in failure["message"]]
+            measured.failed = measured.failed[: measured.failed.index(errors[0]) + 1] if errors else measured.failed
         _print(measured)
         file.add(case.name, measured)
         del measured
+        if lost:
+            file.content["left_out"] = [case.name for case in waiting]
+            file.write()
+            raise LostContext(f"the CUDA context was lost in {case.name}")
 
 
 def _print(measured: Measured) -> None:
@@ -132,24 +167,32 @@ def main(argv: list[str] | None = None) -> int:
     folder = options.output or RESULTS
     if options.tiny and options.output is None:
         parser.error("--tiny needs --output: its figures mean nothing, and must not lie among the results")
-    failures = 0
-    for part in [options.part] if options.part else PARTS:
-        begun, about = monotonic(), describe(part, device, options.tiny)
-        name = about["processor"].lower().replace("nvidia ", "").replace(" ", "-") if device == "cuda" else "cpu"
-        file = ResultFile.new(folder / f"gpu-{part}-{name}-{about['date'][:10]}.json", about)
-        if options.resume and (path := newest(folder, part, name)) is not None:
-            before = ResultFile.read(path)
-            if not before.continues(about):
-                print(f"{path} is whole, or of other code or another machine: nothing to go on with", file=sys.stderr)
-                return 1
-            file = before
+    if options.part is None:
+        given = sys.argv[1:] if argv is None else argv
+        return max([subprocess.run([*COMMAND, part, *given], check=False).returncode for part in PARTS])
+    part, begun, about = options.part, monotonic(), describe(options.part, device, options.tiny)
+    name = about["processor"].lower().replace("nvidia ", "").replace(" ", "-") if device == "cuda" else "cpu"
+    file = ResultFile.new(folder / f"gpu-{part}-{name}-{about['date'][:10]}.json", about)
+    if options.resume and (path := newest(folder, part, name)) is not None:
+        before = ResultFile.read(path)
+        if not before.continues(about):
+            print(f"{path} is whole, or of other code or another machine: nothing to go on with", file=sys.stderr)
+            return 1
+        file = before
+    try:
         run(file, cases(part, device, options.tiny), options.seconds, options.tiny, begun)
-        left, failed = file.content["left_out"], file.content["failed"]
-        print(f"{len(file.content['rows'])} figures, {len(failed)} failures, {len(left)} cases left out: {file.path}")
-        failures += sum(row["provider"].startswith(OURS) for row in failed)
-    return 1 if failures else 0
+    except LostContext as error:
+        seconds = options.seconds - (monotonic() - begun)
+        print(f"{error}; {len(file.content['left_out'])} cases are left", flush=True)
+        if file.content["left_out"] and seconds > 0:
+            again = [*COMMAND, part, "--resume", "--seconds", f"{seconds:.0f}", "--output", str(folder)]
+            os.execv(sys.executable, again + ["--tiny"] * options.tiny)
+    left, failed = file.content["left_out"], file.content["failed"]
+    print(f"{len(file.content['rows'])} figures, {len(failed)} failures, {len(left)} cases left out: {file.path}")
+    return int(any(row["provider"].startswith(OURS) for row in failed))
 
 
+COMMAND = (sys.executable, "-m", "bench.gpu")
 OURS = ("triton", "padding-free", "all")
 """How the names of providers begin whose failure is this project's."""
 

@@ -95,6 +95,8 @@ def _(inputs: ModelInputs) -> Prepared:
     tokens = {batch.packed.total_tokens for batch in inputs.batches} - set(range(TOKENS[-1] + 1))
     sequences = {batch.packed.num_sequences for batch in inputs.batches} - set(range(SEQUENCES[-1] + 1))
     encoder = GraphedEncoder(model, (*TOKENS, *sorted(tokens)), (*SEQUENCES, *sorted(sequences)))
+    for batch in inputs.batches:  # captured now: what is compared is a replay, after those of other batches
+        encoder(batch.packed)
     return inputs.prepare(
         model,
         lambda batch: encoder(batch.packed).last_hidden_state,

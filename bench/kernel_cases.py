@@ -117,7 +117,7 @@ def _(inputs: AttentionInputs) -> Prepared:
 
 @ATTENTION.provider(COMPILED, note="padded, the chain of `torch` compiled")
 def _(inputs: AttentionInputs) -> Prepared:
-    mask, chain = _mask(inputs), compiled(attention_chain, inputs.setting.device)
+    mask, chain = _mask(inputs), compiled(attention_chain, inputs.setting.device, (*[(0, 2)] * 3, (0, 3)))
     return _padded_parts(inputs, lambda p: lambda q, k, v: chain(q, k, v, mask, p))
 
 
@@ -195,8 +195,13 @@ def embedding_chain(
     return F.dropout(F.layer_norm(rows, weight.shape, weight, bias, EPS), dropout_p)
 
 
-def _peers(operation: Operation, chain: Callable[..., Tensor], extra: Callable[[Any], tuple[Any, ...]]) -> None:
-    """Registers `chain(*leaves, *extra(inputs), dropout_p)`, eager and compiled."""
+def _peers(
+    operation: Operation,
+    chain: Callable[..., Tensor],
+    varying: tuple[tuple[int, ...], ...],
+    extra: Callable[[Any], tuple[Any, ...]] = lambda inputs: (),
+) -> None:
+    """Registers `chain(*leaves, *extra(inputs), dropout_p)`, eager and compiled; `varying` as in `compiled`."""
 
     @operation.provider(EAGER, note="packed, unfused")
     def _(inputs: KernelInputs) -> Prepared:
@@ -204,14 +209,19 @@ def _peers(operation: Operation, chain: Callable[..., Tensor], extra: Callable[[
 
     @operation.provider(COMPILED, note="packed, the chain of `torch` compiled")
     def _(inputs: KernelInputs) -> Prepared:
-        function = compiled(chain, inputs.setting.device)
+        function = compiled(chain, inputs.setting.device, varying)
         return inputs.prepare(lambda p: lambda *leaves: function(*leaves, *extra(inputs), p))
 
 
-_peers(ADD_NORM, add_norm_chain, lambda inputs: ())
-_peers(GELU, gelu_chain, lambda inputs: ())
-_peers(LINEAR_GELU, linear_gelu_chain, lambda inputs: ())
-_peers(EMBEDDING, embedding_chain, lambda inputs: (inputs.batch.packed.input_ids, inputs.batch.packed.position_ids))
+_peers(ADD_NORM, add_norm_chain, ((0,), (0,), (), (), ()))
+_peers(GELU, gelu_chain, ((0,), ()))
+_peers(LINEAR_GELU, linear_gelu_chain, ((0,), (), ()))
+_peers(
+    EMBEDDING,
+    embedding_chain,
+    ((), (), (), (), (0,), (0,)),
+    lambda inputs: (inputs.batch.packed.input_ids, inputs.batch.packed.position_ids),
+)
 
 
 @ADD_NORM.provider("liger", devices=("cuda",), note="its layer-norm in the unfused chain", needs=needs_liger)

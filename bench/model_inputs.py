@@ -155,7 +155,8 @@ class ModelInputs:
             model.zero_grad()
 
         def run() -> None:
-            model.train(training)
+            if model.training != training:  # once: it walks through all modules
+                model.train(training)
             if training:
                 for batch in self.batches:
                     step(batch)

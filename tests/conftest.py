@@ -2,6 +2,7 @@
 
 import copy
 import os
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -33,6 +34,21 @@ def _fresh_randomness() -> None:
     seed = torch.seed() % 2**31
     print(f"torch seed {seed}")
     torch.manual_seed(seed)
+
+
+@pytest.fixture(autouse=True)
+def _device_errors_stay_here() -> Iterator[None]:
+    """A kernel that goes wrong is seen in its own test, and takes with it only the process whose context it broke."""
+    yield
+    if not torch.cuda.is_initialized():
+        return
+    try:
+        torch.cuda.synchronize()
+    except Exception as error:
+        print(f"the CUDA context is lost: {error}", file=sys.stderr, flush=True)
+        if "PYTEST_XDIST_WORKER" in os.environ:
+            os._exit(70)  # xdist names the test and starts another worker
+        pytest.exit(f"the CUDA context is lost: {error}", 70)
 
 
 @pytest.fixture(scope="session")

@@ -258,9 +258,9 @@ def test_a_backend_that_cannot_be_had(device: torch.device) -> None:
         ops.dropout_add_layer_norm(wide, wide, vector, vector, 1e-5, backend="triton")
 
 
-def test_operands_of_one_dtype_too_many() -> None:
+def test_operands_of_one_dtype_too_many(device: torch.device) -> None:
     """A float64 operand among others is not computed in float32 in silence."""
-    x, vector = torch.randn(2, 16), torch.randn(16)
+    x, vector = torch.randn(2, 16, device=device), torch.randn(16, device=device)
     with pytest.raises(ValueError, match=r"got torch\.float64"):
         ops.dropout_add_layer_norm(x, x.double(), vector, vector, 1e-5, backend="triton")
 
