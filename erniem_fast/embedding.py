@@ -129,7 +129,7 @@ def encode(
     lengths = [len(sequence) for sequence in sequences]
     with progress_bar(sum(lengths), description, " tokens", progress) as bar:
         for indices in plan(lengths, batch_tokens):
-            batch = PackedBatch.from_sequences((sequences[i].tolist() for i in indices), model.device)
+            batch = PackedBatch.from_sequences((torch.from_numpy(sequences[i]) for i in indices), model.device)
             with torch.inference_mode():
                 rows = model(batch, return_dict=True).last_hidden_state[0]
             yield indices, batch, rows

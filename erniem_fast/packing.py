@@ -275,8 +275,10 @@ class PackedBatch:
 
     def mean(self, rows: Tensor) -> Tensor:
         """(total_tokens, hidden) to (num_sequences, hidden) float32: each sequence's mean; zeros for an empty one."""
-        sums = torch.segment_reduce(rows.float(), "sum", lengths=self.lengths)
-        return sums / self.lengths.clamp(min=1)[:, None]
+        # By offsets, not lengths, whose checks wait for the device; in bounds whatever the offsets hold.
+        offsets = self.cu_seqlens.long().clamp(0, rows.shape[0]).cummax(0).values
+        sums = torch.segment_reduce(rows.float(), "sum", offsets=offsets)
+        return sums / offsets.diff().clamp(min=1)[:, None]
 
 
 def _check_offsets(name: str, cu_seqlens: Tensor) -> None:

@@ -1,5 +1,6 @@
 """The Triton backend of `ops`: what the kernels take, and the door to each. Shapes and meanings stand in `ops`."""
 
+import functools
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ def refusal(device: torch.device, dtype: torch.dtype) -> str | None:
     return None
 
 
+@functools.cache
 def is_at_home(device: torch.device) -> bool:
     """Whether `auto` picks the kernels: on NVIDIA GPUs that have bfloat16 tensor cores."""
     return device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0)

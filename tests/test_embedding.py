@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from erniem_fast import ErnieMConfig, ErnieMModel, ErnieMTokenizer
+from erniem_fast import ErnieMConfig, ErnieMModel, ErnieMTokenizer, PackedBatch
 from erniem_fast.embedding import InputError, allocate, embed, encode, plan, replacing, tokenize
 from erniem_fast.verify import reference_of, sample
 
@@ -53,6 +53,21 @@ def test_vectors_are_those_of_each_sequence_alone(model, sequences, pooling, bat
     for sequence, vector in zip(sequences, out, strict=True):
         expected = alone(plain, sequence, pooling) if len(sequence) else np.zeros(32)
         np.testing.assert_allclose(vector, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("lengths", [(3, 0, 5, 1), (0,), (4, 4)], ids=str)
+def test_pooling_on_rows(lengths):
+    """Rows behind the last offset, which buckets leave, belong to no sequence."""
+    batch = PackedBatch.from_sequences([torch.arange(length) for length in lengths])
+    rows = torch.randn(sum(lengths) + 2, 6, dtype=torch.float64)
+    expected = [part.mean(0) if len(part) else torch.zeros(6) for part in rows[: sum(lengths)].split(lengths)]
+    torch.testing.assert_close(batch.mean(rows).double(), torch.stack(expected).double(), rtol=1e-6, atol=1e-6)
+    first = [part[0] if len(part) else torch.zeros(6) for part in rows[: sum(lengths)].split(lengths)]
+    assert torch.equal(batch.first(rows), torch.stack(first).double())
+    rows = rows.float().requires_grad_()
+    batch.mean(rows).sum().backward()
+    weights = torch.cat([torch.full((length,), 1 / length) for length in lengths if length] + [torch.zeros(2)])
+    torch.testing.assert_close(rows.grad, weights[:, None].expand(-1, 6))
 
 
 def test_batches_are_never_padded(model, sequences):
