@@ -88,6 +88,11 @@ def is_aligned(x: Tensor, weight: Tensor) -> bool:
     return weight.shape[1] * weight.dtype.itemsize % ALIGNMENT == 0 and x.dtype == weight.dtype
 
 
+def _descriptor(matrix: Tensor, block: list[int]) -> TensorDescriptor:
+    """Of a contiguous matrix: a lone row may have any stride, but a descriptor asks for an aligned one."""
+    return TensorDescriptor(matrix, list(matrix.shape), [matrix.shape[1], 1], block)
+
+
 @functools.cache
 def _programs(device: torch.device) -> int:
     """One a multiprocessor; where there are none, few enough that each takes several tiles."""
@@ -119,8 +124,8 @@ def launch_linear(
     config = linear_config(x.device, x.dtype, gelu)
     tiles = triton.cdiv(rows, config.rows) * triton.cdiv(size, config.columns)
     _linear[(min(tiles, _programs(x.device)),)](
-        TensorDescriptor.from_tensor(x, [config.rows, config.step]),
-        TensorDescriptor.from_tensor(weight, [config.columns, config.step]),
+        _descriptor(x, [config.rows, config.step]),
+        _descriptor(weight, [config.columns, config.step]),
         weight if bias is None else bias, y, product, rows, BIAS=bias is not None, GELU=gelu, SAVE=save,
         PRECISION=precision(x.dtype, x.device), IN=weight.shape[1], OUT=size, ROWS=config.rows,
         COLUMNS=config.columns, STEP=config.step, FLATTEN=config.flatten,

@@ -72,6 +72,9 @@ def test_operands_in_odd_places(device: torch.device) -> None:
     wide = torch.full((20, 30), torch.nan, device=device)
     wide[:, 3:27] = x
     assert torch.equal(linear.linear(wide[:, 3:27], weight, bias), expected)
+    lone = torch.full((1, 25), torch.nan, device=device)[:, :24]  # contiguous, and its row is no multiple of 16 bytes
+    lone[:] = x[:1]
+    assert torch.equal(linear.linear(lone, weight, bias), expected[:1])
     late = torch.full((20 * 24 + 1,), torch.nan, device=device)
     late[1:] = x.flatten()
     assert torch.equal(linear.linear(late[1:].view(20, 24), weight, bias), expected)
