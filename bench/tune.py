@@ -114,11 +114,12 @@ def candidates(entry: Entry, row: Any) -> list[Any]:
                 for block, warps, stages in product(blocks, (4, 8), (1, 2, 3))
             ]
     elif entry[0] == "rows":
-        programs = (264, 528, 1056) if entry[1].endswith("backward") else (row.programs,)
+        backward = entry[1].endswith("backward")
+        programs, stages = ((264, 528, 1056), (1, 2, 3)) if backward else ((row.programs,), (row.stages,))
         blocks = [512, 1024, 2048] if entry[1].startswith("gelu") else [row.block]
         changes = [
-            {"rows": rows, "warps": warps, "programs": number, "block": block}
-            for rows, warps, number, block in product((1, 2, 4, 8), (2, 4, 8), programs, blocks)
+            {"rows": rows, "warps": warps, "programs": number, "block": block, "stages": depth}
+            for rows, warps, number, block, depth in product((1, 2, 4, 8), (2, 4, 8), programs, blocks, stages)
             if rows * (block or 1024) <= 8192
         ]
     else:

@@ -70,6 +70,7 @@ def _backward(
     grad_ptr, x_ptr, bias_ptr, grad_x_ptr, y_ptr, sums_ptr, total_rows, rows_per_program, seed_ptr, site, threshold,
     keep_scale, DROPOUT: tl.constexpr,
     BIAS: tl.constexpr, AGAIN: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
     """AGAIN: y is computed again and stored, too."""
     blocks: tl.constexpr = (SIZE + BLOCK - 1) // BLOCK
@@ -86,7 +87,7 @@ def _backward(
         bias = tl.load(bias_ptr + columns, mask=columns < SIZE, other=0.0).to(tl.float32)
     grad_bias = tl.zeros((BLOCK,), tl.float32)
     offsets = rows[:, None] * SIZE + columns[None, :]
-    for first in range(begin, end, ROWS):
+    for first in tl.range(begin, end, ROWS, num_stages=STAGES):
         mask = (first + rows < end)[:, None] & (columns < SIZE)[None, :]
         base = tl.cast(first, tl.int64) * SIZE
         x = tl.load(x_ptr + base + offsets, mask=mask, other=0.0).to(tl.float32) + bias[None, :]
@@ -133,7 +134,7 @@ def launch_backward(
     partial = x.new_empty((chunks, size if bias is not None else 0), dtype=torch.float32)
     _backward[(chunks * triton.cdiv(size, config.block),)](
         grad, x, x if bias is None else bias, grad_x, y, partial, rows, per_program, BIAS=bias is not None,
-        AGAIN=again, SIZE=size, BLOCK=config.block, ROWS=config.rows, num_warps=config.warps,
+        AGAIN=again, SIZE=size, BLOCK=config.block, ROWS=config.rows, STAGES=config.stages, num_warps=config.warps,
         **dropout_arguments(dropout_p, seed, site, x),
     )  # fmt: skip
     return grad_x, partial.sum(0).to(grad_bias.dtype), y

@@ -134,7 +134,7 @@ def _backward_rows(
             seed, site, threshold, keep_scale, DROPOUT, width, HEAD_DIM, BLOCK_D, PREFIX, PRECISION, BLOCK,
             MASKED=False,
         )  # fmt: skip
-    for first_column in tl.range(whole, columns, BLOCK, num_stages=1):
+    for first_column in tl.range(whole, columns, BLOCK, num_stages=None if PREFIX else 1):
         acc = _backward_rows_step(
             acc, query, grad, lse, delta, base, rows, first_row, first_column, head, columns, prefix, start, scale,
             seed, site, threshold, keep_scale, DROPOUT, width, HEAD_DIM, BLOCK_D, PREFIX, PRECISION, BLOCK,

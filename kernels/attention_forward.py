@@ -69,7 +69,7 @@ def _forward(
             seed, site, threshold, DROPOUT, width, NUM_HEADS, HEAD_DIM, BLOCK_D, PREFIX, PRECISION, TILE, HEADS, BLOCK,
             MASKED=False,
         )  # fmt: skip
-    for first_column in tl.range(whole, columns, BLOCK, num_stages=1):
+    for first_column in tl.range(whole, columns, BLOCK, num_stages=None if PREFIX and LISTED else 1):
         acc, total, highest = _forward_step(
             acc, total, highest, query, base, rows, first_row, first_column, head, group, columns, prefix, start, scale,
             seed, site, threshold, DROPOUT, width, NUM_HEADS, HEAD_DIM, BLOCK_D, PREFIX, PRECISION, TILE, HEADS, BLOCK,

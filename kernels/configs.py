@@ -43,12 +43,14 @@ class RowConfig:
         warps: a program.
         programs: most of a backward pass, which each leave one row of partial sums.
         block: columns a program; 0: all.
+        stages: of the software pipeline of a backward pass.
     """
 
     rows: int
     warps: int
     programs: int = 528
     block: int = 0
+    stages: int = 1
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,15 @@ _WGMMA_64: Table = {
 }
 """16 bits; products of four warps at once."""
 _WGMMA = _wider(_WGMMA_64, {("columns", "16x128", 64): AttentionConfig(32, 8, 2)})
+_WGMMA_AHEAD: Table = {
+    key: replace(_WGMMA[key], stages=3)
+    for key in (
+        ("forward", "16x64", 128), ("rows", "16x64", 64), ("rows", "16x64", 128), ("columns", "16x64", 128),
+        ("forward", "16x128", 128), ("rows", "16x128", 128), ("columns", "16x128", 128),
+    )
+}  # fmt: skip
+"""Three stages where a multiprocessor holds as many programs with them as with two, whose loops wait for each block
+right after they have asked for it."""
 
 _MMA: Table = _WGMMA | {
     ("forward", "16x64", 32): AttentionConfig(32, 4),
@@ -227,7 +238,7 @@ _TCGEN05: Table = _WGMMA | {
 
 ATTENTION: dict[str, Table] = {
     "sm_80": _MMA | _TF32X3_MMA | _TF32X3_WIDE | {("forward", "16x128", 64): AttentionConfig(64, 8, 2)},
-    "sm_90": _WGMMA | _TF32X3 | _TF32X3_WIDE,
+    "sm_90": _WGMMA | _WGMMA_AHEAD | _TF32X3 | _TF32X3_WIDE,
     "sm_100": _TCGEN05 | _TF32X3_MMA | _TF32X3_WIDE,
     "sm_120": _MMA
     | _TF32X3_MMA
@@ -241,7 +252,7 @@ ATTENTION: dict[str, Table] = {
     "gfx942": _wider(_MFMA, {}),
 }
 ATTENTION_DROPOUT: dict[str, Table] = {
-    "sm_90": {("rows", "16x64", 64): AttentionConfig(32, 4, 2)},
+    "sm_90": {("rows", "16x64", 64): AttentionConfig(32, 4, 3)},
     "sm_100": {
         ("forward", "16x64", 64): AttentionConfig(64, 4),
         ("rows", "16x64", 128): AttentionConfig(16, 8, 2),
@@ -281,11 +292,11 @@ def attention_config(
 ROWS: dict[str, tuple[RowConfig, RowConfig]] = {
     # rows of up to 1024 columns, and wider ones
     "layer_norm_forward": (RowConfig(2, 4), RowConfig(1, 8)),
-    "layer_norm_backward": (RowConfig(2, 4), RowConfig(1, 8)),
+    "layer_norm_backward": (RowConfig(2, 4, stages=3), RowConfig(1, 8, stages=3)),
     "embedding_forward": (RowConfig(2, 4), RowConfig(1, 8)),
-    "embedding_backward": (RowConfig(2, 4), RowConfig(1, 8)),
+    "embedding_backward": (RowConfig(2, 4, stages=2), RowConfig(1, 8, stages=2)),
     "gelu_forward": (RowConfig(2, 4, block=1024), RowConfig(2, 4, block=1024)),
-    "gelu_backward": (RowConfig(2, 4, block=1024), RowConfig(2, 4, block=1024)),
+    "gelu_backward": (RowConfig(2, 4, block=1024, stages=3), RowConfig(2, 4, block=1024, stages=3)),
 }
 
 

@@ -93,6 +93,7 @@ def _backward(
     grad_ptr, ids_ptr, words_ptr, position_ids_ptr, positions_ptr, weight_ptr, mean_ptr, rstd_ptr, grad_z_ptr,
     sums_ptr, total_rows, rows_per_program, vocab_size, positions, seed_ptr, site, threshold, keep_scale,
     DROPOUT: tl.constexpr, GATHER: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
     begin = tl.program_id(0) * rows_per_program
     end = tl.minimum(begin + rows_per_program, total_rows)
@@ -104,7 +105,7 @@ def _backward(
     grad_weight = tl.zeros((BLOCK,), tl.float32)
     grad_bias = tl.zeros((BLOCK,), tl.float32)
     offsets = rows[:, None] * SIZE + columns[None, :]
-    for first in range(begin, end, ROWS):
+    for first in tl.range(begin, end, ROWS, num_stages=STAGES):
         there = first + rows < end
         mask = there[:, None] & (columns < SIZE)[None, :]
         base = tl.cast(first, tl.int64) * SIZE
@@ -173,7 +174,7 @@ def _launch_backward(
         _backward[(programs,)](
             grad, position_ids if ids is None else ids, words, position_ids, positions, weight, mean, rstd, grad_z,
             partial, rows, per_program, words.shape[0], positions.shape[0], GATHER=ids is not None, SIZE=size,
-            BLOCK=triton.next_power_of_2(size), ROWS=config.rows, num_warps=config.warps,
+            BLOCK=triton.next_power_of_2(size), ROWS=config.rows, STAGES=config.stages, num_warps=config.warps,
             **dropout_arguments(dropout_p, seed, site, position_ids),
         )  # fmt: skip
     grad_words, grad_positions = words.new_empty(0), positions.new_empty(0)

@@ -103,6 +103,7 @@ def _backward(
     grad_ptr, z_ptr, weight_ptr, mean_ptr, rstd_ptr, grad_x_ptr, grad_residual_ptr, sums_ptr, total_rows,
     rows_per_program, seed_ptr, site, threshold, keep_scale, DROPOUT: tl.constexpr,
     LINEAR_BIAS: tl.constexpr, TWO: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
     """TWO: dx is not dresidual and is stored by itself."""
     begin = tl.program_id(0) * rows_per_program
@@ -116,7 +117,7 @@ def _backward(
     grad_bias = tl.zeros((BLOCK,), tl.float32)
     grad_linear_bias = tl.zeros((BLOCK,), tl.float32)
     offsets = rows[:, None] * SIZE + columns[None, :]
-    for first in range(begin, end, ROWS):
+    for first in tl.range(begin, end, ROWS, num_stages=STAGES):
         there = first + rows < end
         mask = there[:, None] & (columns < SIZE)[None, :]
         base = tl.cast(first, tl.int64) * SIZE
@@ -185,7 +186,8 @@ def _launch_backward(
     _backward[(programs,)](
         grad, z, weight, mean, rstd, grad_x, grad_residual, partial, rows, per_program,
         LINEAR_BIAS=linear_bias, TWO=grad_x.numel() > 0, SIZE=size, BLOCK=triton.next_power_of_2(size),
-        ROWS=config.rows, num_warps=config.warps, **dropout_arguments(dropout_p, seed, site, mean),
+        ROWS=config.rows, STAGES=config.stages, num_warps=config.warps,
+        **dropout_arguments(dropout_p, seed, site, mean),
     )  # fmt: skip
     torch.sum(partial[:, : len(sums)], 0, out=sums)
     return grad_x, grad_residual, sums
