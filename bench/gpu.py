@@ -12,6 +12,7 @@ nothing is done.
 import argparse
 import datetime
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -44,6 +45,10 @@ class OutOfTime(BaseException):
 
 class LostContext(Exception):  # noqa: N818
     """A kernel broke the CUDA context: nothing that this process launches runs any more."""
+
+
+CUDA_ERROR = re.compile(r"CUDA error|\[CUDA\]")
+"""As PyTorch and Triton begin them; "CUDA out of memory" is none that stays."""
 
 
 def context_is_lost(device: str) -> bool:
@@ -132,8 +137,8 @@ def run(file: ResultFile, chosen: Sequence[GpuCase], seconds: float, tiny: bool,
             measured = _broken(case, message(error))
         first, lost = False, context_is_lost(device)
         if lost:  # what came after the first such error is none of its own
-            errors = [failure for failure in measured.failed if "CUDA" in failure["message"]]
-            measured.failed = measured.failed[: measured.failed.index(errors[0]) + 1] if errors else measured.failed
+            places = [i for i, failure in enumerate(measured.failed) if CUDA_ERROR.search(failure["message"])]
+            measured.failed = measured.failed[: places[0] + 1] if places else measured.failed
         _print(measured)
         file.add(case.name, measured)
         del measured

@@ -115,7 +115,7 @@ def candidates(entry: Entry, row: Any) -> list[Any]:
             ]
     elif entry[0] == "rows":
         backward = entry[1].endswith("backward")
-        programs, stages = ((264, 528, 1056), (1, 2, 3)) if backward else ((row.programs,), (row.stages,))
+        programs, stages = ((528, 1056), (1, 3)) if backward else ((row.programs,), (row.stages,))
         blocks = [512, 1024, 2048] if entry[1].startswith("gelu") else [row.block]
         changes = [
             {"rows": rows, "warps": warps, "programs": number, "block": block, "stages": depth}

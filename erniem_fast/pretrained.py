@@ -39,11 +39,15 @@ class ErnieMPreTrainedModel(PreTrainedModel):
         """Makes what enters the encoder require gradients, as adapters under reentrant checkpointing need.
 
         transformers hooks the word embeddings, and enables this with any gradient checkpointing. A hook there would
-        take them out of the fused operation, so it is the whole of the embeddings that is hooked.
+        take them out of the fused operation, so it is the whole of the embeddings that is hooked, of every encoder in
+        this model.
         """
         self.disable_input_require_grads()
-        self._require_grads_hooks = [self.base_model.embeddings.register_forward_hook(_require_grad)]
-        self._require_grads_hook = self._require_grads_hooks[0]
+        self._require_grads_hooks = [
+            module.embeddings.register_forward_hook(_require_grad)
+            for module in self.modules()
+            if isinstance(module, ErnieMPreTrainedModel) and hasattr(module, "embeddings")
+        ]
 
     @staticmethod
     def _load_pretrained_model(

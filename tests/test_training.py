@@ -21,6 +21,8 @@ from pairs import (
 from torch import Tensor, nn
 from transformers import DataCollatorWithFlattening, Trainer, TrainingArguments
 
+import erniem_fast
+
 
 def train(model: Any, folder: Path, data: list[dict[str, Any]], collator: Any = None, **options: Any) -> list[float]:
     """Train with plain gradient descent; the losses that were logged, one an optimiser step."""
@@ -196,6 +198,23 @@ def test_gradient_checkpointing_above_frozen_embeddings(models: str, use_reentra
     with torch.no_grad():
         hidden = model(**inputs, output_hidden_states=True).hidden_states[0]
     assert not hidden.requires_grad
+    model.disable_input_require_grads()
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_every_encoder_of_a_model_is_checkpointed_above_frozen_embeddings() -> None:
+    class Two(erniem_fast.ErnieMPreTrainedModel):
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            self.left, self.right = (erniem_fast.ErnieMModel(config, add_pooling_layer=False) for _ in range(2))
+
+    _, single = make(**NO_DROPOUT)
+    model = Two(single.config).double().train()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+    for encoder in (model.left, model.right):
+        encoder.embeddings.requires_grad_(False)
+        encoder(**batch()).last_hidden_state.square().sum().backward()
+        assert encoder.encoder.layers[0].linear1.weight.grad.abs().max() > 0
     model.disable_input_require_grads()
     assert not any(module._forward_hooks for module in model.modules())
 
