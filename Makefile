@@ -18,10 +18,10 @@ demo: .venv/.installed
 	$(BIN)/erniem-fast demo --out "$(OUT)" $(if $(MODEL),--model "$(MODEL)")
 
 test: .venv/.installed
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n 2
 
-test-all: .venv/.installed
-	$(BIN)/python -m pytest
+test-all: test
+	$(BIN)/python -m pytest -m slow
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

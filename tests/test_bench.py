@@ -19,7 +19,9 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture(scope="module")
 def dry_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("results")
-    assert run.main(["--tiny", "--threads", "1", "--output", str(folder)]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("PYTEST_XDIST_WORKER", raising=False)  # else pytest-benchmark would measure nothing
+        assert run.main(["--tiny", "--threads", "1", "--output", str(folder)]) == 0
     (path,) = folder.iterdir()
     return path, json.loads(path.read_text(encoding="utf-8"))
 
