@@ -1,6 +1,5 @@
 """Fixtures that several test modules share."""
 
-import copy
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -13,10 +12,12 @@ import torch
 # Without a GPU the kernels are interpreted; triton asks when it defines them.
 os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
 
-import erniem_fast
-from erniem_fast import ErnieMConfig, reference
+from pairs import SIZES, make
+
+from erniem_fast import ErnieMConfig
 
 Pair = tuple[Any, Any]
+VOCABULARY = {"vocab_size": 97}
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -84,33 +85,10 @@ def _one_order(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def tiny_config() -> Callable[..., ErnieMConfig]:
-    def make(**changes: Any) -> ErnieMConfig:
-        sizes: dict[str, Any] = {
-            "vocab_size": 97,
-            "hidden_size": 32,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "intermediate_size": 48,
-            "max_position_embeddings": 66,
-            "initializer_range": 0.2,
-        }
-        return ErnieMConfig(**(sizes | changes))
-
-    return make
+    return lambda **changes: ErnieMConfig(**(SIZES | VOCABULARY | changes))
 
 
 @pytest.fixture
-def make_pair(tiny_config: Callable[..., ErnieMConfig]) -> Callable[..., Pair]:
+def make_pair() -> Callable[..., Pair]:
     """The reference and the padding-free model of one class with the same random weights, in eval mode."""
-
-    def make(name: str = "ErnieMModel", dtype: torch.dtype = torch.float64, noise: float = 0.1, **changes: Any) -> Pair:
-        config = tiny_config(**changes)
-        plain = getattr(reference, name)(config).to(dtype).eval()
-        with torch.no_grad():
-            for parameter in plain.parameters():
-                parameter.add_(torch.randn_like(parameter), alpha=noise)
-        fast = getattr(erniem_fast, name)(copy.deepcopy(config)).to(dtype).eval()
-        fast.load_state_dict(plain.state_dict())
-        return plain, fast
-
-    return make
+    return lambda *arguments, **changes: make(*arguments, **(VOCABULARY | changes))

@@ -34,12 +34,14 @@ LENGTHS = (7, 3, 10, 1)
 TEXTS = ["The cat sat on the mat.", "Paris", "Où est la gare la plus proche, s'il vous plaît ?", "今日は良い天気です。"]
 
 
-def make(name: str = "ErnieMModel", dtype: torch.dtype = torch.float64, **changes: Any) -> tuple[Any, Any]:
+def make(
+    name: str = "ErnieMModel", dtype: torch.dtype = torch.float64, noise: float = 0.1, **changes: Any
+) -> tuple[Any, Any]:
     """The reference and the fast model with the same random parameters, none of them zero, in eval mode."""
     plain = getattr(reference, name)(ErnieMConfig(**(SIZES | changes))).to(dtype).eval()
     with torch.no_grad():
         for parameter in plain.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+            parameter.add_(torch.randn_like(parameter), alpha=noise)
     return plain, as_fast(plain)
 
 

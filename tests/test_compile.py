@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from pairs import NO_DROPOUT, SIZES
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -19,7 +20,6 @@ SPECIAL_LENGTHS = [(7,), (1, 1)]
 MOST_GRAPHS = 2
 """One for the first sizes seen, one for all."""
 DROPOUT = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.3, "act_dropout": 0.1}
-NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
 @pytest.fixture(autouse=True)
@@ -30,16 +30,7 @@ def _fresh_compiler() -> Iterator[None]:
 
 
 def make(name: str = "ErnieMModel", **changes: Any) -> Any:
-    sizes: dict[str, Any] = {
-        "vocab_size": 100,
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "intermediate_size": 48,
-        "max_position_embeddings": 66,
-        "initializer_range": 0.2,
-    }
-    model = getattr(erniem_fast, name)(ErnieMConfig(**(sizes | changes))).eval()
+    model = getattr(erniem_fast, name)(ErnieMConfig(**(SIZES | changes))).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.1)
