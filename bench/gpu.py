@@ -2,9 +2,8 @@
 
 Each takes less than eight minutes. Cases come in order of importance; those that no longer fit are listed as left
 out, and `--resume` goes on with them. Results are written after every case; one that breaks the CUDA context is the
-last of its process, and another one goes on. Every figure's result has been compared
-with the oracle in the same run. `--tiny` is a dry run on tiny shapes, on a CPU too; without it and without a GPU
-nothing is done.
+last of its process, and another one goes on. Every figure's result has been compared with the oracle in the same run.
+`--tiny` is a dry run on tiny shapes, on a CPU too; without it and without a GPU nothing is done.
 
 `bench/results/README.md` says what the fields mean.
 """
@@ -115,11 +114,13 @@ def run(file: ResultFile, chosen: Sequence[GpuCase], seconds: float, tiny: bool,
     reached = ceilings(device, torch.float32 if device == "cpu" else torch.bfloat16, tiny)
     about: dict[str, Any] = {"date": date, "clocks_before": clocks, "ceilings": reached}
     file.begin(about)
-    first = True
+    first, lost = True, False
     while True:
         about |= {"clocks_after": nvidia_smi(*CLOCKS), "seconds": round(monotonic() - begun, 1)}
         file.content["left_out"] = [case.name for case in waiting]
         file.write()
+        if lost:
+            raise LostContext(f"the CUDA context was lost in {file.content['done'][-1]}")
         if not waiting or monotonic() - begun > seconds:
             return
         case = waiting.pop(0)
@@ -142,10 +143,6 @@ def run(file: ResultFile, chosen: Sequence[GpuCase], seconds: float, tiny: bool,
         _print(measured)
         file.add(case.name, measured)
         del measured
-        if lost:
-            file.content["left_out"] = [case.name for case in waiting]
-            file.write()
-            raise LostContext(f"the CUDA context was lost in {case.name}")
 
 
 def _print(measured: Measured) -> None:

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ CEILINGS = {"matrix_tflops": 1.0, "copy_gbps": 1.0}
 CUDA_ONLY = {
     "varlen_attn", "padded sdpa, flash", "padded sdpa, cudnn", "liger", "varlen_attn, compiled", "padding-free, graphs"
 }  # fmt: skip
+DYNAMO_SETTINGS = ("recompile_limit", "fail_on_recompile_limit_hit", "specialize_float")
 FORWARD_ONLY = {"matrix products", "triton, epilogue", "padding-free, batch-invariant"}
 
 
@@ -320,11 +321,27 @@ def test_an_error_of_the_suite_itself_does_not_end_it(monkeypatch: pytest.Monkey
     assert {failure["message"] for failure in file.content["failed"]} == {"OutOfMemoryError: no memory for the suite"}
 
 
+@pytest.fixture
+def _settings_of_the_compiler() -> Iterator[None]:
+    """What the suite sets for its whole process stays in this test."""
+
+    def forget() -> None:
+        torch._dynamo.reset()
+        compiling.compiled.cache_clear()
+        compiling._prepare.cache_clear()
+
+    forget()
+    dynamo, functorch = torch._dynamo.config, torch._functorch.config
+    settings = {name: getattr(dynamo, name) for name in DYNAMO_SETTINGS}
+    with dynamo.patch(settings), functorch.patch(donated_buffer=functorch.donated_buffer):
+        yield
+    forget()
+
+
+@pytest.mark.usefixtures("_settings_of_the_compiler")
 def test_compiled_peers_know_the_model_s_sizes_but_not_the_batch_s(monkeypatch: pytest.MonkeyPatch) -> None:
     counter = CompileCounterWithBackend("aot_eager")
     monkeypatch.setattr(compiling, "backend", lambda device: counter)
-    compiling.compiled.cache_clear()
-    torch._dynamo.reset()
     chain = compiling.compiled(kernel_cases.add_norm_chain, "cpu", ((0,), (0,), (), (), ()))
     frames = []
     for rows, size, p in ((8, 16, 0.1), (9, 16, 0.1), (700, 16, 0.1), (8, 32, 0.1), (11, 32, 0.1), (12, 32, 0.0)):
@@ -332,7 +349,6 @@ def test_compiled_peers_know_the_model_s_sizes_but_not_the_batch_s(monkeypatch: 
         chain(x, x.clone(), vector, vector.clone(), vector.clone(), p)
         frames.append(counter.frame_count)
     assert frames == [1, 1, 1, 2, 2, 3]
-    compiling.compiled.cache_clear()
 
 
 def test_a_case_that_hangs_is_broken_off(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
