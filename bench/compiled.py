@@ -399,7 +399,8 @@ def report(kernels: Iterable[Compiled], command: str) -> str:
         "Cases: head_dim (d) or columns (n), tile of the attention, whether some sequence is longer than it (list), "
         "dropout, prefix lengths. Stack: bytes a thread (AMD: scratch). Spills: loads and stores of local memory (AMD: "
         "vector + scalar registers spilt). Shared: bytes. mma: instructions on tensor cores, wgmma before all where "
-        "there are any. Loads: from global memory, those of at least 128 bits before all. No stages: Triton's default, or those of the kernel's own loop.",
+        "there are any. Loads: from global memory, those of at least 128 bits before all. No stages: Triton's default, "
+        "or those of the kernel's own loop.",
     ]
     for (architecture, dtype), rows in tables.items():
         rows.sort(key=lambda kernel: kernel.kernel)
