@@ -27,15 +27,15 @@ import transformers
 from .run import RESULTS, ROOT, git
 
 TESTS = (
-    "gpu",
-    "attention_kernels",
-    "row_kernels",
-    "linear",
-    "triton",
-    "golden",
-    "batch_invariance",
-    "graphs",
-    "warm_up",
+    "gpu/test_gpu",
+    "kernels/test_attention",
+    "kernels/test_rows",
+    "kernels/test_linear",
+    "kernels/test_backend",
+    "model/test_golden",
+    "inference/test_batch_invariance",
+    "inference/test_graphs",
+    "cli/test_warm_up",
 )
 SECONDS = 420
 """All that the check may take, the import of torch aside."""
@@ -43,7 +43,7 @@ SANITIZER_SECONDS = 100
 SANITIZED = """
 import torch
 from erniem_fast import ErnieMConfig
-from erniem_fast.warm_up import warm_up
+from erniem_fast.cli.warm_up import warm_up
 torch.manual_seed(0)
 sizes = dict(hidden_size=128, num_attention_heads=2, intermediate_size=256, max_position_embeddings=514)
 warm_up(ErnieMConfig(act_dropout=0.1, **sizes), torch.device("cuda"), torch.bfloat16, training=True)
@@ -55,7 +55,7 @@ def run_tests(timeout: float) -> dict[str, Any]:
     """Counts, and the names and messages of what failed."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        files = [f"tests/test_{name}.py" for name in TESTS]
+        files = [f"tests/{name}.py" for name in TESTS]
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--durations=15"]
         command += ["-m", "not slow", f"--junitxml={report}", *files]
         if find_spec("xdist"):  # most of the time goes into compiling

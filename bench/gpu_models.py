@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from erniem_fast import GraphedEncoder, batch_invariant, modeling, reference
-from erniem_fast.graphs import SEQUENCES, TOKENS
+from erniem_fast.inference.graphs import SEQUENCES, TOKENS
 
 from . import work
 from .compiling import compile_layers

@@ -8,7 +8,7 @@ Padding counts for nothing. Passes:
     backward            reads what forward kept
     forward+backward    both, and what forward writes in order to keep it
 
-`tests/test_bench_work.py` holds every formula against a count by brute force.
+`tests/bench/test_work.py` holds every formula against a count by brute force.
 """
 
 from collections.abc import Sequence

@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from .configuration import ErnieMConfig
-from .graphs import GraphedEncoder
+from .inference.graphs import GraphedEncoder
 from .modeling import (
     ErnieMForInformationExtraction,
     ErnieMForMaskedLM,

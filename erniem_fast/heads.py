@@ -19,9 +19,9 @@ from transformers.modeling_outputs import (
 )
 
 from .configuration import ErnieMConfig
-from .inputs import check_device, check_shape
 from .losses import BoundaryCheck, Layout, boundary_loss, cross_entropy, label_checks, span_loss, token_loss
 from .pretrained import ErnieMPreTrainedModel
+from .validation import check_device, check_shape
 
 
 class _HeadBase(ErnieMPreTrainedModel):

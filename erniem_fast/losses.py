@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .inputs import RangeCheck, check_device, check_integers, check_shape
+from .validation import RangeCheck, check_device, check_integers, check_shape
 
 IGNORED = -100
 

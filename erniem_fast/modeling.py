@@ -17,9 +17,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAtte
 
 from . import heads, ops, reference
 from .configuration import POSITION_OFFSET, ErnieMConfig
-from .inputs import ValueCheck, check_encoder_only, check_one_source, check_padded
 from .packing import PackedBatch
 from .reference import OutputOptions, base_tuple, split_head_mask, warn_once, warn_token_types
+from .validation import ValueCheck, check_encoder_only, check_one_source, check_padded
 
 SITES_PER_LAYER = 4
 """Dropouts of a layer; the embedding's is site 0."""

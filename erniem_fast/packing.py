@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .configuration import ErnieMConfig
-from .inputs import (
+from .validation import (
     PaddedInputs,
     ValueCheck,
     check_device,

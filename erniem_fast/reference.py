@@ -17,8 +17,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAtte
 
 from . import heads
 from .configuration import POSITION_OFFSET, ErnieMConfig
-from .inputs import PaddedInputs, ValueCheck, check_encoder_only, check_padded
 from .pretrained import ErnieMPreTrainedModel
+from .validation import PaddedInputs, ValueCheck, check_encoder_only, check_padded
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .batch_invariance import is_batch_invariant
+from .inference.batch_invariance import is_batch_invariant
 from .kernels import activation, attention, embedding, layer_norm
 from .kernels import linear as linear_kernel
 from .kernels import mlp as mlp_kernel

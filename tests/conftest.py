@@ -12,7 +12,7 @@ import torch
 # Without a GPU the kernels are interpreted; triton asks when it defines them.
 os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
 
-from pairs import SIZES, make
+from helpers.pairs import SIZES, make
 
 from erniem_fast import ErnieMConfig
 

@@ -6,13 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.paths import GOLDEN_TOKENIZER, ROOT
 
 from bench import table
 from erniem_fast import ErnieMConfig, ErnieMModel, ErnieMTokenizer
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-GOLDEN_TOKENIZER = Path(__file__).parent / "golden" / "tokenizer"
 
 
 @pytest.fixture

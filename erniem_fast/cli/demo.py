@@ -1,0 +1,149 @@
+"""The demo: real text in 23 languages through the padded reference and through the padding-free model."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from ..configuration import ErnieMConfig
+from ..inference.embed import allocate, encode, pad, pool, progress_bar, replacing, tokenize
+from ..modeling import ErnieMModel
+from ..tokenization import ErnieMTokenizer
+from .verify import load_config, load_encoder, load_tokenizer, reference_of, sample
+
+SEED = 0
+REFERENCE_BATCH = 16
+BATCH_TOKENS = 8192
+TOKENIZER = Path(__file__).parents[1] / "demo_data" / "tokenizer"
+
+
+class Pass(NamedTuple):
+    """One model's way through the sample.
+
+    Attributes:
+        computed: tokens that it computed, padding included.
+        seconds: that it took.
+        states: (length, hidden_size) float32 for each sequence, the last hidden states.
+        vectors: (n, hidden_size) float32, their means; of the padding-free model only.
+    """
+
+    computed: int
+    seconds: float
+    states: list[torch.Tensor]
+    vectors: np.ndarray
+
+
+def demo(folder: Path | None, out: Path, device: torch.device, say: Callable[[str], None]) -> None:
+    """Encode the sample by both models, say how they compare, and write the vectors.
+
+    Args:
+        folder: of a checkpoint; None: ernie-m-base's sizes, with random weights.
+        out: the .npy file to write, (96, hidden_size) float32.
+        device: where both models run, in float32.
+        say: is given the report, line by line.
+
+    Raises:
+        InputError: `folder` holds no usable checkpoint, or `out` can't be written.
+    """
+    with replacing(out) as temporary:
+        documents = sample()
+        model, tokenizer = _random_base() if folder is None else _checkpoint(folder)
+        model = model.to(device)
+        texts = [text for _, text in documents]
+        sequences = tokenize(texts, tokenizer, model.config.max_tokens).sequences
+        languages = len({language for language, _ in documents})
+        say(
+            f"{len(texts)} documents in {languages} languages, {sum(map(len, sequences)):,} tokens. "
+            f"ErnieM of {model.num_parameters() / 1e6:.1f} M parameters, float32 on {_name(device)}, "
+            f"{'random weights' if folder is None else f'weights of {folder}'}."
+        )
+        plain = reference_of(model)
+        # The first run starts threads, and on a GPU compiles kernels: it is not what is measured.
+        warm_up = sequences if device.type == "cuda" else sorted(sequences, key=len)[:4]
+        _padded(plain, warm_up, progress=False)
+        _packed(model, warm_up, progress=False)
+        padded = _padded(plain, sequences, progress=True)
+        packed = _packed(model, sequences, progress=True)
+        vectors = allocate(temporary, packed.vectors.shape, out)
+        vectors[:] = packed.vectors
+        vectors.flush()
+    for line in _table(padded, packed):
+        say(line)
+    say(f"Wrote {out}: {vectors.shape[0]} vectors of {vectors.shape[1]} numbers, the mean of each document's tokens.")
+    if folder is None:
+        say("THE WEIGHTS ARE RANDOM: speed and agreement are real, the vectors mean nothing.")
+        say("With a real checkpoint: make demo MODEL=dir, or erniem-fast demo --model dir.")
+
+
+def _random_base() -> tuple[ErnieMModel, ErnieMTokenizer]:
+    torch.manual_seed(SEED)
+    model = ErnieMModel(ErnieMConfig()).eval()
+    return model, ErnieMTokenizer(TOKENIZER / "sentencepiece.bpe.model", TOKENIZER / "vocab.txt")
+
+
+def _checkpoint(folder: Path) -> tuple[ErnieMModel, ErnieMTokenizer]:
+    config = load_config(folder)
+    tokenizer = load_tokenizer(folder, config)
+    return load_encoder(folder, torch.float32, torch.device("cpu")), tokenizer
+
+
+def _padded(plain: Any, sequences: list[np.ndarray], progress: bool) -> Pass:
+    """The reference, in batches of `REFERENCE_BATCH` in arrival order, each padded to its longest."""
+    states: list[torch.Tensor] = []
+    computed = 0
+    start = time.perf_counter()
+    name = "Reference".ljust(12)
+    with progress_bar(sum(map(len, sequences)), name, " tokens", progress) as bar:
+        for begin in range(0, len(sequences), REFERENCE_BATCH):
+            batch = sequences[begin : begin + REFERENCE_BATCH]
+            ids, mask = pad(batch, plain.config.pad_token_id, plain.device)
+            with torch.inference_mode():
+                hidden = plain(ids, attention_mask=mask, return_dict=True).last_hidden_state
+                rows = hidden[mask.bool()].float().cpu()
+            states += rows.split([len(sequence) for sequence in batch])
+            computed += ids.numel()
+            bar.update(len(rows))
+    return Pass(computed, time.perf_counter() - start, states, np.empty(0))
+
+
+def _packed(model: ErnieMModel, sequences: list[np.ndarray], progress: bool) -> Pass:
+    """The padding-free model, in batches of at most `BATCH_TOKENS` tokens."""
+    states = [torch.empty(0)] * len(sequences)
+    vectors = np.zeros((len(sequences), model.config.hidden_size), dtype=np.float32)
+    computed = 0
+    start = time.perf_counter()
+    for indices, batch, rows in encode(model, sequences, BATCH_TOKENS, progress, "Padding-free".ljust(12)):
+        vectors[indices] = pool(batch, rows, "mean")
+        lengths = [len(sequences[i]) for i in indices]
+        for index, state in zip(indices, rows.float().cpu().split(lengths), strict=True):
+            states[index] = state
+        computed += batch.total_tokens
+    return Pass(computed, time.perf_counter() - start, states, vectors)
+
+
+def _table(padded: Pass, packed: Pass) -> list[str]:
+    real = packed.computed
+    pairs = zip(packed.states, padded.states, strict=True)
+    largest = max((fast - slow).abs().max().item() for fast, slow in pairs)
+    rows = [("", "reference, padded", "padding-free")]
+    for name, form in (
+        ("tokens computed", lambda p: f"{p.computed:,}"),
+        ("of them padding", lambda p: f"{1 - real / p.computed:.1%}"),
+        ("seconds", lambda p: f"{p.seconds:.2f}"),
+        ("real tokens/s", lambda p: f"{real / p.seconds:,.0f}"),
+        ("speed", lambda p: f"{padded.seconds / p.seconds:.1f}x"),
+    ):
+        rows.append((name, form(padded), form(packed)))
+    rows.append(("largest difference", "", f"{largest:.1e}"))
+    line = "-" * 56
+    body = [f"{name:<20}{left:>19}{right:>17}" for name, left, right in rows]
+    return ["", body[0], line, *body[1:], line, ""]
+
+
+def _name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"the CPU ({torch.get_num_threads()} threads)"

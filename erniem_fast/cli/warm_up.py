@@ -1,0 +1,73 @@
+"""Compile the kernels that a model will need, before it needs them: triton keeps them on disk."""
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from .. import ops
+from ..configuration import ErnieMConfig
+from ..modeling import ErnieMModel
+from ..packing import PackedBatch
+
+BATCHES = ((16, 16, 8), (32, 16), (64, 20), (100, 20, 1), (512,))
+"""Lengths of sequences: one batch for each choice of attention tiles."""
+
+
+def warm_up(
+    config: ErnieMConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    training: bool,
+    backend: str = "triton",
+    progress: bool = False,
+) -> None:
+    """Run each kernel of a model once, on small batches of all kinds.
+
+    Left out, since few ask for them: the kernels of `prefix_lens`, `inputs_embeds` and `batch_invariant()`, compiled
+    when first used.
+
+    Args:
+        config: of the model; its sizes and dropout probabilities count.
+        device: a CUDA device.
+        dtype: of the weights; in training, of autocast, too.
+        training: forward with dropout and backward as well, in weights of `dtype` and, unless that is float32, in
+            float32 weights under autocast.
+        backend: of the operations.
+        progress: show a bar.
+
+    Raises:
+        ValueError: the backend can't run on this device, or in this dtype.
+    """
+    ops.resolve_backend(backend, device, dtype)
+    runs = [(dtype, False, False)]
+    if training:
+        runs += [(dtype, True, False)] + ([(torch.float32, True, True)] if dtype != torch.float32 else [])
+    # Kernels depend on neither the vocabulary nor the depth.
+    changes = {"vocab_size": 128, "num_hidden_layers": 1, "pad_token_id": 1}
+    small = ErnieMConfig(**{**config.to_dict(), **changes})
+    batches = list(_batches(small.max_tokens))
+    bar = tqdm(total=len(runs) * len(batches), desc="compiling", unit="batch", disable=not progress)
+    for weights, train, autocast in runs:
+        model = ErnieMModel(small).to(device, weights).train(train)
+        model.backend = backend
+        for lengths in batches:
+            rows = [torch.randint(2, small.vocab_size, (length,)) for length in lengths]
+            _run(model, PackedBatch.from_sequences(rows, device), train, dtype if autocast else None)
+            bar.update()
+    bar.close()
+
+
+def _batches(longest: int) -> Iterator[tuple[int, ...]]:
+    for lengths in BATCHES:
+        yield tuple(min(length, longest) for length in lengths)
+
+
+def _run(model: Any, batch: PackedBatch, train: bool, autocast: torch.dtype | None) -> None:
+    device = batch.position_ids.device
+    with torch.autocast(device.type, autocast) if autocast else nullcontext(), torch.set_grad_enabled(train):
+        rows = model(batch).last_hidden_state
+    if train:
+        rows.sum().backward()

@@ -1,0 +1,1 @@
+"""Inference: texts to vectors, CUDA graphs, results that no batch changes."""

@@ -1,0 +1,328 @@
+"""The kernels of varlen attention: compiled where there is a GPU, else interpreted."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from helpers import philox
+from helpers.closeness import assert_right
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+pytest.importorskip("triton")
+
+from erniem_fast import ops
+from erniem_fast.kernels import attention, attention_tiles, configs
+
+pytestmark = pytest.mark.usefixtures("_poisoned")
+
+CASES = {
+    "16: four heads a tile": [16, 3, 0, 1, 9],
+    "32: two heads a tile": [32, 20, 17, 1],
+    "64: one tile": [64, 33, 50, 1, 0],
+    "several tiles, mixed": [100, 33, 64, 0, 65, 1],
+    "tiles of 128 rows": [200, 210],
+    "tiles of 128 rows and a short sequence": [390, 20],
+    "exact tiles of 64": [128, 64, 10, 10, 10],
+    "one sequence": [77],
+    "one token": [1],
+}
+
+
+def offsets(lengths: list[int], device: torch.device) -> Tensor:
+    return torch.tensor([0, *lengths], device=device).cumsum(0).int()
+
+
+def check(
+    device: torch.device,
+    lengths: list[int],
+    heads: int = 2,
+    head_dim: int = 16,
+    dtype: torch.dtype = torch.float32,
+    p: float = 0.0,
+    prefixes: list[int] | None = None,
+    tail: int = 0,
+) -> None:
+    cu_seqlens, max_seqlen, total = offsets(lengths, device), max(lengths), sum(lengths) + tail
+    prefix_lens = None if prefixes is None else torch.tensor(prefixes, dtype=torch.int32, device=device)
+    seed = ops.draw_seed(device)
+    rest = {"prefix_lens": prefix_lens, "dropout_p": p, "seed": seed, "site": 7}
+
+    def kernel(qkv: Tensor) -> Tensor:
+        return ops.varlen_attention(qkv, cu_seqlens, max_seqlen, backend="triton", **rest)
+
+    def oracle(qkv: Tensor) -> Tensor:
+        out = attention.varlen_attention_oracle(qkv, cu_seqlens, **rest)[0]
+        return torch.cat((out, out.new_zeros(tail, heads, head_dim)))
+
+    qkv = torch.randn(total, 3, heads, head_dim, device=device).to(dtype)
+    out, grad = assert_right(kernel, oracle, [qkv], (total, heads, head_dim))
+    assert (out[sum(lengths) :] == 0).all()
+    assert (grad[sum(lengths) :] == 0).all()
+
+
+@pytest.mark.parametrize("p", [0.0, 0.3])
+@pytest.mark.parametrize("lengths", CASES.values(), ids=CASES)
+def test_float32(lengths: list[int], p: float, device: torch.device) -> None:
+    check(device, lengths, p=p)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.3])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", ["16: four heads a tile", "several tiles, mixed"])
+def test_16_bit(name: str, dtype: torch.dtype, p: float, device: torch.device) -> None:
+    check(device, CASES[name], heads=3, head_dim=64, dtype=dtype, p=p)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.3])
+@pytest.mark.parametrize(
+    ("lengths", "prefixes"),
+    [
+        ([16, 9, 4, 0], [7, 9, 0, 0]),
+        ([64, 30, 1], [40, 7, 1]),
+        ([100, 65, 20, 70, 64], [70, 65, 5, 0, 64]),
+        ([200, 210], [70, 130]),
+    ],
+)
+def test_prefix(lengths: list[int], prefixes: list[int], p: float, device: torch.device) -> None:
+    check(device, lengths, p=p, prefixes=prefixes)
+
+
+@pytest.mark.parametrize("head_dim", [4, 20, 64, 80, 128])
+def test_head_dims(head_dim: int, device: torch.device) -> None:
+    check(device, [70, 20], heads=1, head_dim=head_dim, p=0.2)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.2])
+@pytest.mark.parametrize(
+    ("lengths", "prefixes"),
+    [([20, 9], None), ([40, 64, 17], None), ([33, 100, 70, 1], [20, 40, 70, 0]), ([300, 17], None)],
+)
+def test_tiles_whose_rows_several_programs_share(
+    lengths: list[int], prefixes: list[int] | None, p: float, monkeypatch: pytest.MonkeyPatch, device: torch.device
+) -> None:
+    """float32 where the products of a warp leave room for few rows."""
+    monkeypatch.setattr(configs, "architecture", lambda _: "sm_80")
+    check(device, lengths, p=p, prefixes=prefixes, tail=40)
+
+
+@pytest.mark.parametrize("heads", [1, 3, 5])
+def test_heads_that_fill_no_tile(heads: int, device: torch.device) -> None:
+    check(device, [11, 16, 2], heads=heads, p=0.2)
+
+
+@pytest.mark.parametrize("lengths", [[5, 2], [40, 70]])
+def test_rows_of_no_sequence_are_zero(lengths: list[int], device: torch.device) -> None:
+    check(device, lengths, p=0.2, tail=70)
+
+
+@settings(max_examples=12, deadline=None)
+@given(data=st.data())
+def test_any_lengths(device: torch.device, data: st.DataObject) -> None:
+    longest = data.draw(st.sampled_from([16, 32, 64, 150]))
+    lengths = data.draw(st.lists(st.integers(0, longest), min_size=1, max_size=5))
+    prefixed = data.draw(st.booleans())
+    prefixes = [data.draw(st.integers(0, length)) for length in lengths] if prefixed else None
+    check(
+        device,
+        lengths,
+        heads=data.draw(st.integers(1, 3)),
+        head_dim=data.draw(st.sampled_from([8, 16, 24])),
+        p=data.draw(st.sampled_from([0.0, 0.1, 0.5])),
+        prefixes=prefixes,
+        tail=data.draw(st.integers(0, 20)),
+    )
+
+
+@pytest.mark.parametrize(("length", "tile"), [(9, 16), (30, 32), (64, 64), (120, 64), (385, 128)])
+def test_the_mask_is_philox_bit_for_bit(length: int, tile: int, device: torch.device) -> None:
+    """Equal scores give each column the probability 1 / length: values, or gradients, of one 1 each show the mask."""
+    heads, head_dim, p, start = 1 if length > 200 else 2, 128, 0.3, 3
+    assert configs.attention_tile(length, start + length, 2)[0] == tile
+    cu_seqlens = torch.tensor([0, start, start + length], dtype=torch.int32, device=device)
+    seed = ops.draw_seed(device)
+    for first in range(0, length, head_dim):
+        shown = torch.eye(length, device=device)[:, first : first + head_dim]
+        qkv = torch.zeros(start + length, 3, heads, head_dim, device=device, dtype=torch.bfloat16)
+        qkv[start:, 2, :, : shown.shape[1]] = shown[:, None]
+        qkv.requires_grad_()
+        out = ops.varlen_attention(qkv, cu_seqlens, length, dropout_p=p, seed=seed, site=11, backend="triton")
+        columns = range(first, min(first + head_dim, length))
+        (grad,) = torch.autograd.grad(out, qkv, torch.zeros_like(out).index_copy(
+            0, torch.arange(start, start + length, device=device), qkv.detach()[start:, 2]
+        ))  # fmt: skip
+        for head in range(heads):
+            expected = philox.keep_scores(seed.cpu(), 11, start, head, length, length, p).to(device)
+            forward = out[start:, head, : len(columns)] * length / philox.scale(p)
+            assert torch.equal(forward.round().bool(), expected[:, columns])
+            backward = grad[start:, 2, head, : len(columns)] * length / philox.scale(p)
+            assert torch.equal(backward.round().bool(), expected[columns].T)
+
+
+def test_operands_need_not_be_contiguous(device: torch.device) -> None:
+    lengths = [20, 70]
+    wide = torch.randn(90, 3, 2, 40, device=device)
+    arguments: Any = (offsets(lengths, device), 70)
+    found = ops.varlen_attention(wide[..., ::2], *arguments, backend="triton")
+    assert torch.equal(found, ops.varlen_attention(wide[..., ::2].contiguous(), *arguments, backend="triton"))
+    strided = torch.stack((arguments[0], arguments[0] * 0), 1)[:, 0]
+    assert torch.equal(found, ops.varlen_attention(wide[..., ::2], strided, 70, backend="triton"))
+    leaf = wide[..., :20].detach().requires_grad_()
+    ops.varlen_attention(leaf, *arguments, backend="triton").sum().backward()  # a gradient of stride 0
+    assert leaf.grad is not None
+    assert leaf.grad.isfinite().all()
+
+
+def test_an_infinite_sequence_stays_by_itself(device: torch.device) -> None:
+    for lengths in ([3, 5, 2], [3, 100, 70]):
+        qkv = torch.randn(sum(lengths), 3, 2, 16, device=device)
+        first, last = lengths[0], lengths[0] + lengths[1]
+        qkv[last:] = torch.inf
+        qkv.requires_grad_()
+        out = ops.varlen_attention(qkv, offsets(lengths, device), max(lengths), backend="triton")
+        assert out[:last].isfinite().all()
+        (grad,) = torch.autograd.grad(out[first:last].sum(), qkv)
+        assert grad[:last].isfinite().all()
+
+
+@pytest.mark.parametrize("architecture", ["sm_90", "sm_80"])
+def test_a_longest_that_is_too_long_or_too_short(
+    architecture: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(configs, "architecture", lambda _: architecture)
+    lengths = [30, 70, 5]
+    qkv = torch.randn(sum(lengths), 3, 2, 16, device=device, requires_grad=True)
+    cu_seqlens = offsets(lengths, device)
+    expected = attention.varlen_attention_oracle(qkv, cu_seqlens)[0]
+    for longest in (70, 128, 500):
+        found = ops.varlen_attention(qkv, cu_seqlens, longest, backend="triton")
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    # A lie gives wrong rows of the sequences lied about, but neither NaN nor a neighbour's rows.
+    found = ops.varlen_attention(qkv, cu_seqlens, 64, backend="triton")
+    torch.testing.assert_close(found[:30], expected[:30], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found[100:], expected[100:], rtol=1e-5, atol=1e-5)
+    (grad,) = torch.autograd.grad(found.sum(), qkv)
+    assert found.isfinite().all()
+    assert grad.isfinite().all()
+
+
+@pytest.mark.parametrize("architecture", ["sm_90", "sm_80"])
+@pytest.mark.parametrize("wrong", [[0, 40, 20, 90], [-5, 40, 90], [0, 200, 90], [3, 3, 1000], [5, 30, 60]])
+def test_wrong_offsets_touch_no_other_memory(
+    wrong: list[int], architecture: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Operands and results stand between guards: NaN that would be read, sevens that would be overwritten."""
+    monkeypatch.setattr(configs, "architecture", lambda _: architecture)
+    guards = []
+    new_empty, empty_like = Tensor.new_empty, torch.empty_like
+
+    def guarded(shape: Any, dtype: torch.dtype) -> Tensor:
+        count = math.prod(shape)
+        buffer = torch.full((count + 20_000,), 7.0, dtype=dtype, device=device)
+        guards.append((buffer[:10_000], buffer[-10_000:]))
+        return buffer[10_000:-10_000].view(shape)
+
+    def new(like: Tensor, *size: Any, dtype: torch.dtype | None = None, **rest: Any) -> Tensor:
+        if rest:  # the interpreter's own
+            return new_empty(like, *size, dtype=dtype, **rest)
+        shape = size[0] if isinstance(size[0], tuple | torch.Size) else size
+        return guarded(shape, dtype or like.dtype)
+
+    around = torch.full((190, 3, 2, 16), torch.nan, device=device)
+    qkv = around[50:140].normal_().detach().requires_grad_()
+    cu_seqlens = torch.tensor(wrong, dtype=torch.int32, device=device)
+    grad = torch.randn(90, 2, 16, device=device)
+    for longest in (16, 90):
+        tiles = ops.attention_tiles(cu_seqlens, longest, 90, backend="triton")
+        monkeypatch.setattr(Tensor, "new_empty", new)
+        monkeypatch.setattr(torch, "empty_like", lambda like, **_: guarded(like.shape, like.dtype))
+        out = ops.varlen_attention(qkv, cu_seqlens, longest, tiles=tiles, backend="triton")
+        (found,) = torch.autograd.grad(out, qkv, grad)
+        monkeypatch.setattr(Tensor, "new_empty", new_empty)
+        monkeypatch.setattr(torch, "empty_like", empty_like)
+        assert out.isfinite().all()
+        assert found.isfinite().all()
+    assert len(guards) >= 6
+    assert all((guard == 7).all() for pair in guards for guard in pair)
+
+
+def test_many_sequences(device: torch.device) -> None:
+    count = 100_000 if device.type == "cuda" else 300
+    lengths = torch.randint(0, 4, (count,)).tolist()
+    for longest in (3, 70):
+        some = [*lengths, *([70] if longest == 70 else [])]
+        cu_seqlens = offsets(some, device)
+        qkv = torch.randn(sum(some), 3, 1, 16, device=device)
+        found = ops.varlen_attention(qkv, cu_seqlens, longest, backend="triton")
+        starts = cu_seqlens.tolist()
+        for place in [*range(0, count, count // 50), len(some) - 1]:
+            rows = slice(starts[place], starts[place + 1])
+            if some[place]:
+                expected = attention.varlen_attention_oracle(qkv[rows], offsets([some[place]], device))[0]
+                torch.testing.assert_close(found[rows], expected, rtol=1e-5, atol=1e-5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(lengths=st.lists(st.integers(0, 300), min_size=1, max_size=30), tail=st.integers(0, 200))
+def test_the_list_holds_every_tile_once_longest_first(device: torch.device, lengths: list[int], tail: int) -> None:
+    total, longest = sum(lengths) + tail, max(lengths)
+    tile, _ = configs.attention_tile(longest, total, len(lengths))
+    tiles = attention.attention_tiles(offsets(lengths, device), longest, total, False)
+    if longest <= tile:
+        return
+    used = tiles[: attention_tiles.tile_slots(tile, total, len(lengths))].tolist()
+    there = [(sequence, place) for sequence, place in used if sequence >= 0]
+    counted = [*lengths, tail]
+    wanted = {(i, t) for i, length in enumerate(counted) for t in range(-(-length // tile))}
+    assert len(there) == len(wanted)
+    assert set(there) == wanted
+    counts = [-(-counted[sequence] // tile) for sequence, _ in there]
+    assert counts == sorted(counts, reverse=True)
+
+
+def test_tiles_given_are_tiles_made(device: torch.device) -> None:
+    lengths = [100, 20, 70]
+    cu_seqlens = offsets(lengths, device)
+    qkv = torch.randn(190, 3, 2, 16, device=device)
+    tiles = ops.attention_tiles(cu_seqlens, 100, 190, backend="triton")
+    found = ops.varlen_attention(qkv, cu_seqlens, 100, tiles=tiles, backend="triton")
+    assert torch.equal(found, ops.varlen_attention(qkv, cu_seqlens, 100, backend="triton"))
+    assert ops.attention_tiles(cu_seqlens, 100, 190, backend="torch") is None
+
+
+def test_runs_are_bitwise_equal(device: torch.device) -> None:
+    lengths = [100, 20, 70, 3]
+    qkv = torch.randn(193, 3, 2, 16, device=device, requires_grad=True)
+    run: Callable[[], Tensor] = partial(
+        ops.varlen_attention, qkv, offsets(lengths, device), 100, dropout_p=0.3, seed=ops.draw_seed(device),
+        backend="triton",
+    )  # fmt: skip
+    weight = torch.randn(193, 2, 16, device=device)
+    outs = [run() for _ in range(20 if device.type == "cuda" else 2)]
+    grads = [torch.autograd.grad(out, qkv, weight)[0] for out in outs]
+    assert all(torch.equal(out, outs[0]) for out in outs)
+    assert all(torch.equal(grad, grads[0]) for grad in grads)
+
+
+def test_a_second_derivative_is_an_error(device: torch.device) -> None:
+    qkv = torch.randn(5, 3, 1, 16, device=device, requires_grad=True)
+    out = ops.varlen_attention(qkv, offsets([5], device), 5, backend="triton")
+    (grad,) = torch.autograd.grad(out.square().sum(), qkv, create_graph=True)
+    with pytest.raises(RuntimeError, match="varlen_attention_backward"):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize("prefixed", [False, True])
+@pytest.mark.parametrize("p", [0.0, 0.4])
+def test_gradcheck_of_the_oracle(p: float, prefixed: bool) -> None:
+    cu_seqlens = offsets([4, 0, 3], torch.device("cpu"))
+    prefix_lens = torch.tensor([2, 0, 1], dtype=torch.int32) if prefixed else None
+    seed = ops.draw_seed(torch.device("cpu"))
+    qkv = torch.randn(7, 3, 2, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(
+        lambda qkv: attention.varlen_attention_oracle(qkv, cu_seqlens, prefix_lens, p, seed, 3), qkv
+    )

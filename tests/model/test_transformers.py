@@ -1,0 +1,342 @@
+"""The models in transformers: Auto classes, pipelines, parameters, autocast, offloading, outputs."""
+
+import copy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import pytest
+import torch
+import transformers
+from helpers.pairs import (
+    AUTO,
+    CLASSES,
+    NO_DROPOUT,
+    SIZES,
+    TEXTS,
+    TOKENIZER,
+    assert_agree,
+    assert_close,
+    batch,
+    gradients,
+    labels_for,
+    make,
+)
+from helpers.paths import ROOT
+from transformers import pipeline
+
+import erniem_fast
+from erniem_fast import ErnieMConfig, ErnieMTokenizer, reference
+
+# Registration
+
+
+def test_auto_classes(tmp_path: Path) -> None:
+    config = ErnieMConfig(**SIZES)
+    for auto, name in AUTO.items():
+        cls = getattr(erniem_fast, name)
+        assert type(getattr(transformers, auto).from_config(config)) is cls
+        cls(config).save_pretrained(tmp_path / name)
+        assert type(getattr(transformers, auto).from_pretrained(tmp_path / name)) is cls
+    assert type(transformers.AutoConfig.from_pretrained(tmp_path / "ErnieMModel")) is ErnieMConfig
+    assert type(transformers.AutoConfig.for_model("ernie_m")) is ErnieMConfig
+    for file in ("vocab.txt", "sentencepiece.bpe.model"):
+        shutil.copy(TOKENIZER / file, tmp_path / "ErnieMModel")
+    assert type(transformers.AutoTokenizer.from_pretrained(tmp_path / "ErnieMModel")) is ErnieMTokenizer
+
+
+def test_importing_the_package_is_enough(tmp_path: Path) -> None:
+    erniem_fast.ErnieMModel(ErnieMConfig(**SIZES)).save_pretrained(tmp_path)
+    for file in ("vocab.txt", "sentencepiece.bpe.model"):
+        shutil.copy(TOKENIZER / file, tmp_path)
+    lines = [
+        "import sys, erniem_fast",
+        f"from transformers import AutoConfig, AutoTokenizer, {', '.join(AUTO)}",
+        "import transformers",
+        "print(type(AutoConfig.from_pretrained(sys.argv[1])).__module__)",
+        "print(type(AutoTokenizer.from_pretrained(sys.argv[1])).__module__)",
+        f"for name in {list(AUTO)}:",
+        "    print(type(getattr(transformers, name).from_pretrained(sys.argv[1])).__name__)",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines), str(tmp_path)],
+        cwd=ROOT, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["erniem_fast.configuration", "erniem_fast.tokenization", *AUTO.values()]
+
+
+# Pipelines
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> ErnieMTokenizer:
+    return ErnieMTokenizer(TOKENIZER / "sentencepiece.bpe.model", TOKENIZER / "vocab.txt")
+
+
+def pipeline_model(name: str, tokenizer: ErnieMTokenizer, **changes: Any) -> Any:
+    return make(name, vocab_size=len(tokenizer), max_position_embeddings=130, **changes)
+
+
+def run_alone(plain: Any, tokenizer: ErnieMTokenizer, *text: str) -> Any:
+    with torch.no_grad():
+        return plain(**tokenizer(*text, return_tensors="pt"))
+
+
+def test_text_classification(tokenizer: ErnieMTokenizer) -> None:
+    plain, fast = pipeline_model("ErnieMForSequenceClassification", tokenizer, id2label={0: "no", 1: "yes", 2: "may"})
+    pipe = pipeline("text-classification", fast, tokenizer=tokenizer, device="cpu", top_k=None)
+    for batch_size in (1, 3):
+        for text, scores in zip(TEXTS, pipe(TEXTS, batch_size=batch_size), strict=True):
+            expected = run_alone(plain, tokenizer, text).logits.softmax(-1)[0]
+            found = {score["label"]: score["score"] for score in scores}
+            assert_close(torch.tensor([found[label] for label in ("no", "yes", "may")]), expected)
+    (pair,) = pipe([{"text": TEXTS[0], "text_pair": TEXTS[2]}])
+    best = max(pair, key=lambda score: score["score"])
+    expected = run_alone(plain, tokenizer, TEXTS[0], TEXTS[2]).logits.softmax(-1)[0]
+    assert best["label"] == ("no", "yes", "may")[int(expected.argmax())]
+    assert_close(torch.tensor(best["score"]), expected.max())
+
+
+def test_zero_shot_classification(tokenizer: ErnieMTokenizer) -> None:
+    names = {0: "entailment", 1: "neutral", 2: "contradiction"}
+    plain, fast = pipeline_model(
+        "ErnieMForSequenceClassification", tokenizer, id2label=names, label2id={v: k for k, v in names.items()}
+    )
+    pipe = pipeline("zero-shot-classification", fast, tokenizer=tokenizer, device="cpu")
+    candidates = ["politique", "économie et finances", "sport"]
+    logits = [run_alone(plain, tokenizer, TEXTS[2], f"Ce texte parle de {one}.").logits[0] for one in candidates]
+    for batch_size in (1, 3):
+        result = pipe(TEXTS[2], candidates, hypothesis_template="Ce texte parle de {}.", batch_size=batch_size)
+        scores = dict(zip(result["labels"], result["scores"], strict=True))
+        expected = torch.stack([row[0] for row in logits]).softmax(0)
+        assert_close(torch.tensor([scores[one] for one in candidates]), expected)
+        result = pipe(
+            TEXTS[2], candidates, hypothesis_template="Ce texte parle de {}.", multi_label=True, batch_size=batch_size
+        )
+        scores = dict(zip(result["labels"], result["scores"], strict=True))
+        expected = torch.stack([row[[2, 0]].softmax(0)[1] for row in logits])
+        assert_close(torch.tensor([scores[one] for one in candidates]), expected)
+
+
+def test_token_classification(tokenizer: ErnieMTokenizer) -> None:
+    names = {0: "O", 1: "B-PER", 2: "I-PER", 3: "B-LOC", 4: "I-LOC"}
+    plain, fast = pipeline_model("ErnieMForTokenClassification", tokenizer, id2label=names)
+    pipe = pipeline(
+        "token-classification", fast, tokenizer=tokenizer, device="cpu", ignore_labels=[], aggregation_strategy="none"
+    )
+    for batch_size in (1, 3):
+        for text, found in zip(TEXTS, pipe(TEXTS, batch_size=batch_size), strict=True):
+            scores = run_alone(plain, tokenizer, text).logits.softmax(-1)[0, 1:-1]
+            assert [token["word"] for token in found] == tokenizer.tokenize(text)
+            assert [token["entity"] for token in found] == [names[i] for i in scores.argmax(-1).tolist()]
+            assert_close(torch.tensor([token["score"] for token in found]), scores.amax(-1))
+    simple = pipeline(
+        "token-classification", fast, tokenizer=tokenizer, device="cpu", aggregation_strategy="simple", ignore_labels=[]
+    )
+    for text, groups in zip(TEXTS, simple(TEXTS), strict=True):
+        tokens = pipe(text)
+        # Neighbours of one entity go together, and a B- starts another.
+        expected: list[list[Any]] = []
+        for token in tokens:
+            entity = token["entity"].split("-")[-1]
+            if not expected or expected[-1][0] != entity or token["entity"].startswith("B-"):
+                expected.append([entity, []])
+            expected[-1][1].append(float(token["score"]))
+        assert [group["entity_group"] for group in groups] == [entity for entity, _ in expected]
+        means = torch.tensor([sum(scores) / len(scores) for _, scores in expected])
+        assert_close(torch.tensor([float(group["score"]) for group in groups]), means)
+
+
+def test_feature_extraction(tokenizer: ErnieMTokenizer) -> None:
+    plain, fast = pipeline_model("ErnieMModel", tokenizer)
+    pipe = pipeline("feature-extraction", fast, tokenizer=tokenizer, device="cpu")
+    for text, found in zip(TEXTS, pipe(TEXTS), strict=True):
+        assert_close(torch.tensor(found), run_alone(plain, tokenizer, text).last_hidden_state)
+
+
+def test_fill_mask(tokenizer: ErnieMTokenizer) -> None:
+    plain, fast = pipeline_model("ErnieMForMaskedLM", tokenizer)
+    pipe = pipeline("fill-mask", fast, tokenizer=tokenizer, device="cpu", top_k=4)
+    texts = ["The [MASK] sat on the mat.", "Où est la gare la plus [MASK], s'il vous plaît ?"]
+    for batch_size in (1, 2):
+        for text, found in zip(texts, pipe(texts, batch_size=batch_size), strict=True):
+            place = tokenizer(text)["input_ids"].index(tokenizer.mask_token_id)
+            expected = run_alone(plain, tokenizer, text).logits[0, place].softmax(-1).topk(4)
+            assert [candidate["token"] for candidate in found] == expected.indices.tolist()
+            assert_close(torch.tensor([candidate["score"] for candidate in found]), expected.values)
+
+
+# The models themselves
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_both_models_have_the_same_state(name: str) -> None:
+    plain, fast = make(name, num_labels=2)
+    assert {k: v.shape for k, v in plain.state_dict().items()} == {k: v.shape for k, v in fast.state_dict().items()}
+    assert [k for k, _ in plain.named_parameters()] == [k for k, _ in fast.named_parameters()]
+    assert [k for k, _ in plain.named_modules()] == [k for k, _ in fast.named_modules()]
+    with torch.no_grad():
+        fast(**{k: v[None] for k, v in batch().items()} if "Choice" in name else batch())
+    assert fast.state_dict().keys() == plain.state_dict().keys()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "millions"),
+    [
+        ({}, 278.0),
+        ({"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}, 559.9),
+    ],
+    ids=["base", "large"],
+)
+@pytest.mark.parametrize("models", [erniem_fast, reference], ids=["fast", "reference"])
+def test_number_of_parameters(models: Any, sizes: dict[str, int], millions: float) -> None:
+    with torch.device("meta"):
+        model = models.ErnieMModel(ErnieMConfig(**sizes))
+    assert round(model.num_parameters() / 1e6, 1) == millions
+
+
+@pytest.mark.parametrize("name", CLASSES[1:])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast(name: str, dtype: torch.dtype) -> None:
+    """Forward and backward; the error is at most twice the plain model's."""
+    plain, fast = make(name, torch.float32, **NO_DROPOUT)
+    inputs = batch((12, 12, 12))
+    inputs |= labels_for(name, inputs)
+    if name == "ErnieMForMultipleChoice":
+        inputs = {key: value[None] for key, value in inputs.items()} | {"labels": torch.tensor([2])}
+    exact = copy.deepcopy(plain).double()
+    exact(**inputs).loss.backward()
+    for model in (plain, fast):
+        with torch.autocast("cpu", dtype):
+            loss = model.train()(**inputs).loss
+        loss.backward()
+
+    def error(model: Any) -> float:
+        found = gradients(model)
+        assert found.keys() == gradients(exact).keys()
+        assert all(grad.dtype == torch.float32 and grad.isfinite().all() for grad in found.values())
+        return sum(float((found[key] - grad).square().sum()) for key, grad in gradients(exact).items()) ** 0.5
+
+    assert 0 < error(fast) <= 2 * error(plain)
+    with torch.autocast("cpu", dtype), torch.no_grad():
+        fast.eval()(**inputs)
+    with torch.no_grad():  # nothing low-precision is left in a cache
+        expected = plain.eval()(**inputs).loss
+        assert_close(fast(**inputs).loss, expected)
+
+
+def test_autocast_with_dropout() -> None:
+    _, fast = make("ErnieMForSequenceClassification", torch.float32, act_dropout=0.1)
+    inputs = batch()
+    inputs |= labels_for("ErnieMForSequenceClassification", inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = fast.train()(**inputs).loss
+    loss.backward()
+    assert all(grad.dtype == torch.float32 and grad.isfinite().all() for grad in gradients(fast).values())
+    assert len(gradients(fast)) == len(list(fast.parameters()))
+
+
+@pytest.mark.parametrize("name", ["ErnieMModel", "ErnieMForSequenceClassification", "ErnieMForMaskedLM"])
+def test_accelerate_offload(name: str) -> None:
+    plain, fast = make(name)
+    inputs = batch()
+    with torch.no_grad():
+        before = fast(**inputs)[0]
+        offloaded = accelerate.cpu_offload(fast, execution_device="cpu")
+        assert all(parameter.device.type == "meta" for parameter in offloaded.parameters())
+        for _ in range(2):
+            assert torch.allclose(offloaded(**inputs)[0], before, atol=1e-5)
+            assert_agree(offloaded, plain, inputs)
+        accelerate.hooks.remove_hook_from_submodules(offloaded)
+
+
+def test_accelerate_offload_to_disk(tmp_path: Path) -> None:
+    plain, fast = make("ErnieMForTokenClassification")
+    inputs = batch()
+    with torch.no_grad():
+        assert_agree(accelerate.disk_offload(fast, str(tmp_path), execution_device="cpu"), plain, inputs)
+
+
+@pytest.mark.parametrize("models", [erniem_fast, reference], ids=["fast", "reference"])
+def test_no_cache(models: Any) -> None:
+    inputs = batch()
+    for name in ("ErnieMModel", "ErnieMForSequenceClassification"):
+        model = getattr(models, name)(ErnieMConfig(**SIZES)).eval()
+        expected = model(**inputs)[0]
+        for use_cache in (True, False, None):
+            output = model(**inputs, use_cache=use_cache)
+            assert torch.equal(output[0], expected)
+            assert "past_key_values" not in output
+    past = ((torch.randn(4, 4, 2, 8), torch.randn(4, 4, 2, 8)),) * 2
+    for name in CLASSES:
+        model = getattr(models, name)(ErnieMConfig(**SIZES)).eval()
+        given = {key: value[None] for key, value in inputs.items()} if "Choice" in name else inputs
+        for value in (past, transformers.DynamicCache()):
+            with pytest.raises(ValueError, match="past_key_values"):
+                model(**given, past_key_values=value)
+
+
+def shapes(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [shapes(one) for one in value]
+    return None if value is None else tuple(value.shape)
+
+
+STATES, ATTENTIONS = [(4, 10, 32)] * 3, [(4, 4, 10, 10)] * 2
+TUPLES_OF_4_40_2 = {
+    "ErnieMModel": [(4, 10, 32), (4, 32)],
+    "ErnieMForSequenceClassification": [(4, 3)],
+    "ErnieMForTokenClassification": [(4, 10, 3)],
+    "ErnieMForQuestionAnswering": [(4, 10), (4, 10)],
+    "ErnieMForInformationExtraction": [(4, 10), (4, 10)],
+    "ErnieMForMultipleChoice": [(1, 4)],
+    "ErnieMForMaskedLM": [(4, 10, 100)],
+}
+
+
+@pytest.mark.parametrize("models", [erniem_fast, reference], ids=["fast", "reference"])
+@pytest.mark.parametrize("name", TUPLES_OF_4_40_2)
+def test_tuples(models: Any, name: str) -> None:
+    """`return_dict=False` as an argument and in the configuration; arguments come first."""
+    changes = {} if name == "ErnieMForQuestionAnswering" else {"num_labels": 3}
+    model = getattr(models, name)(ErnieMConfig(**SIZES, **changes)).eval()
+    inputs = batch()
+    labels = {} if name == "ErnieMModel" else labels_for(name, inputs, 3)
+    if name == "ErnieMForMultipleChoice":
+        inputs, labels = {key: value[None] for key, value in inputs.items()}, {"labels": torch.tensor([1])}
+    plain = TUPLES_OF_4_40_2[name]
+    loss = [()] if labels else []
+    states, attentions = {"output_hidden_states": True}, {"output_attentions": True}
+
+    def check(**options: Any) -> None:
+        for given, first in (({}, []), (labels, loss)):
+            output = model(**inputs, **given, **options)
+            assert type(output) is tuple
+            assert shapes(output) == first + plain
+            assert shapes(model(**inputs, **given, **states, **options)) == [*first, *plain, STATES]
+            assert shapes(model(**inputs, **given, **attentions, **options)) == [*first, *plain, ATTENTIONS]
+            both = model(**inputs, **given, **states, **attentions, **options)
+            assert shapes(both) == [*first, *plain, STATES, ATTENTIONS]
+
+    check(return_dict=False)
+    expected = model(**inputs, **labels)
+    assert isinstance(expected, transformers.utils.ModelOutput)
+    found = model(**inputs, **labels, return_dict=False)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected.to_tuple(), strict=True))
+    model.config.return_dict = False
+    check()
+    assert isinstance(model(**inputs, return_dict=True), transformers.utils.ModelOutput)
+    model.config.output_hidden_states = True
+    assert shapes(model(**inputs)) == [*plain, STATES]
+    assert shapes(model(**inputs, output_hidden_states=False)) == plain
+
+
+@pytest.mark.parametrize("models", [erniem_fast, reference], ids=["fast", "reference"])
+def test_the_poolers_place_is_kept_in_tuples(models: Any) -> None:
+    model = models.ErnieMModel(ErnieMConfig(**SIZES), add_pooling_layer=False).eval()
+    found = model(**batch(), return_dict=False, output_hidden_states=True)
+    assert shapes(found) == [(4, 10, 32), None, STATES]

@@ -1,0 +1,560 @@
+"""ErnieMTokenizer against transformers 4.40.2's ids, and against the splitting rule written out plainly."""
+
+import ast
+import copy
+import inspect
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import sentencepiece as spm
+from helpers.paths import GOLDEN_TOKENIZER
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from transformers import AddedToken, AutoTokenizer, BatchEncoding
+
+from erniem_fast import tokenization
+from erniem_fast.tokenization import ErnieMTokenizer
+
+MODEL, VOCAB = GOLDEN_TOKENIZER / "sentencepiece.bpe.model", GOLDEN_TOKENIZER / "vocab.txt"
+CLS, PAD, SEP, UNK, MASK = 0, 1, 2, 3, 16001
+
+
+def read_json(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def build(**kwargs):
+    return ErnieMTokenizer(MODEL, VOCAB, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return build()
+
+
+@pytest.fixture(scope="module")
+def lower():
+    return build(do_lower_case=True)
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return spm.SentencePieceProcessor(model_file=str(MODEL))
+
+
+@pytest.fixture
+def folder_4x(tmp_path):
+    """A folder as 4.40.2's save_pretrained writes it: lowercasing, with added tokens."""
+    for path in (MODEL, VOCAB, *(GOLDEN_TOKENIZER / "saved_by_4.40.2").glob("*.json")):
+        shutil.copy(path, tmp_path)
+    return tmp_path
+
+
+def test_golden(tokenizer):
+    rows = read_json(GOLDEN_TOKENIZER / "golden.json")
+    assert len(rows) == 685
+    for row in rows:
+        assert tokenizer(row["text"], row["pair"])["input_ids"] == row["input_ids"], row["text"]
+        assert tokenizer.tokenize(row["text"]) == row["tokens"]
+
+
+def test_golden_in_batches(tokenizer):
+    rows = [row for row in read_json(GOLDEN_TOKENIZER / "golden.json") if row["pair"] is not None]
+    encoded = tokenizer([row["text"] for row in rows], [row["pair"] for row in rows])
+    assert encoded["input_ids"] == [row["input_ids"] for row in rows]
+    assert set(encoded) == {"input_ids", "attention_mask"}
+    assert encoded["attention_mask"] == [[1] * len(row["input_ids"]) for row in rows]
+
+
+def test_folder_of_4x(folder_4x):
+    tokenizer = ErnieMTokenizer.from_pretrained(folder_4x)
+    for row in read_json(GOLDEN_TOKENIZER / "saved_by_4.40.2" / "golden.json"):
+        ids = tokenizer(row["text"])["input_ids"]
+        assert ids == row["input_ids"], row["text"]
+        assert tokenizer.tokenize(row["text"]) == row["tokens"]
+        assert tokenizer.decode(ids) == row["decoded"]
+        assert tokenizer.decode(ids, skip_special_tokens=True) == row["decoded_skip"]
+
+
+def test_folder_of_early_4x(folder_4x):
+    """Before 4.34 added tokens stood in added_tokens.json and special_tokens_map.json only."""
+    expected = ErnieMTokenizer.from_pretrained(folder_4x)
+    config = read_json(folder_4x / "tokenizer_config.json")
+    del config["added_tokens_decoder"], config["additional_special_tokens"]
+    (folder_4x / "tokenizer_config.json").write_text(json.dumps(config))
+    early = ErnieMTokenizer.from_pretrained(folder_4x)
+    assert early.get_vocab() == expected.get_vocab()
+    assert early.all_special_tokens == expected.all_special_tokens
+    assert early.encode("NewTok <e1>x [MASK]") == expected.encode("NewTok <e1>x [MASK]")
+
+
+def test_bare_folder(tokenizer, tmp_path):
+    shutil.copy(MODEL, tmp_path)
+    shutil.copy(VOCAB, tmp_path)
+    bare = ErnieMTokenizer.from_pretrained(tmp_path)
+    assert bare.get_vocab() == tokenizer.get_vocab()
+    assert bare.encode("Hello, 12 中文", "pair") == tokenizer.encode("Hello, 12 中文", "pair")
+
+
+def test_without_vocab_file(processor, tmp_path):
+    """Ids of the SentencePiece model, then the special tokens, in 4.40.2's order."""
+    tokenizer = ErnieMTokenizer(MODEL)
+    size = processor.get_piece_size()
+    assert tokenizer.vocab_size == size
+    assert len(tokenizer) == size + 5
+    assert tokenizer.convert_tokens_to_ids(["[UNK]", "[SEP]", "[PAD]", "[CLS]", "[MASK]"]) == [*range(size, size + 5)]
+    ids = [processor.piece_to_id(piece) for piece in ("▁Hello", ",", "▁my")]
+    assert tokenizer.encode("Hello, my") == [tokenizer.cls_token_id, *ids, tokenizer.sep_token_id]
+    assert tokenizer.convert_tokens_to_ids("no such piece") == tokenizer.unk_token_id  # None in 4.40.2
+    tokenizer.save_pretrained(tmp_path)
+    assert ErnieMTokenizer.from_pretrained(tmp_path).get_vocab() == tokenizer.get_vocab()
+
+
+def split_plainly(pieces):
+    tokens = []
+    for i, piece in enumerate(pieces):
+        if piece == "▁":
+            is_last = i == len(pieces) - 1
+            if i > 0 and not is_last and not pieces[i + 1].startswith("▁"):
+                tokens.append("▁")
+            continue
+        token = ""
+        for before, char in zip(" " + piece, piece, strict=False):
+            alone = char in ",;:.?!~，；：。？！《》【】" or 0x4E00 <= ord(char) <= 0x9FFF
+            is_first = token == ""
+            if alone or (not is_first and char != "▁" and before.isdigit() != char.isdigit()):
+                if token not in ("", "▁"):
+                    tokens.append(token)
+                token = ""
+            if alone:
+                tokens.append(char)
+            else:
+                token += char
+        if token:
+            tokens.append(token)
+    return tokens
+
+
+CHARS = (
+    "▁ abzABΣςİßéñ019²①٣९１½,;:.?!~，；：。？！《》【】、「」·؟一中文鿿ꀀ㐀㿿𠀀あカ한иЖلाे\u0301\u200d\u3000😀-_'\"()"
+)
+PIECES = st.lists(st.text(CHARS, min_size=1, max_size=8) | st.just("▁") | st.text(min_size=1), max_size=8)
+NO_SPECIAL_TOKEN = st.characters(exclude_categories=["Cs"], exclude_characters="[")
+TEXTS = st.text(CHARS + "\t\n", max_size=40) | st.text(NO_SPECIAL_TOKEN, max_size=20)
+few = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@few
+@given(PIECES)
+@example(["▁", "a", "▁"])
+@example(["▁", "▁", "中"])
+@example(["a▁9", "▁9", "9▁a", "中▁文", "中▁", "▁▁"])
+@example(["x" * 40 + "1中"])
+def test_split_pieces(pieces):
+    assert tokenization._split_pieces(pieces) == split_plainly(pieces)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "tokens"),
+    [
+        ([], []),
+        (["▁"], []),
+        (["▁", "中"], ["中"]),
+        (["a", "▁", "b"], ["a", "▁", "b"]),
+        (["a", "▁", "▁b"], ["a", "▁b"]),
+        (["a", "▁"], ["a"]),
+        (["▁9"], ["9"]),
+        (["▁中文x"], ["中", "文", "x"]),
+        (["▁abc12，中"], ["▁abc", "12", "，", "中"]),
+        (["1²a"], ["1²", "a"]),
+        (["،؟"], ["،؟"]),
+    ],
+)
+def test_split_pieces_by_hand(pieces, tokens):
+    assert tokenization._split_pieces(pieces) == tokens
+
+
+@few
+@given(TEXTS)
+@example("")
+@example("3.14abc中文,混排42")
+def test_tokenize(tokenizer, processor, text):
+    tokens = tokenizer.tokenize(text)
+    assert tokens == split_plainly(processor.encode(text, out_type=str))
+    assert tokenizer.encode(text) == [CLS, *(tokenizer.vocab.get(token, UNK) for token in tokens), SEP]
+
+
+@few
+@given(PIECES)
+def test_cache_changes_nothing(pieces):
+    tokenization._split_piece_cached.cache_clear()
+    cold, warm = tokenization._split_pieces(pieces), tokenization._split_pieces(pieces)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenization, "_LONGEST_CACHED_PIECE", -1)
+        uncached = tokenization._split_pieces(pieces)
+    assert cold == warm == uncached
+
+
+def test_cache_is_bounded():
+    tokenization._split_piece_cached.cache_clear()
+    tokenization._split_pieces(["x" * 33])
+    assert tokenization._split_piece_cached.cache_info().currsize == 0
+    tokenization._split_pieces(["x" * 32])
+    info = tokenization._split_piece_cached.cache_info()
+    assert info.currsize == 1
+    assert info.maxsize is not None
+
+
+def test_result_may_be_changed_by_the_caller(tokenizer):
+    tokenizer.tokenize("Hello 12").clear()
+    assert tokenizer.tokenize("Hello 12") == ["▁Hello", "12"]
+
+
+# --- Formatting --------------------------------------------------------------------------------------------
+
+IDS = st.lists(st.integers(4, 16000), max_size=12)
+
+
+@few
+@given(IDS, st.none() | IDS)
+def test_format(tokenizer, first, second):
+    pair = second is not None
+    ids = tokenizer.build_inputs_with_special_tokens(first, second)
+    assert ids == ([CLS, *first, SEP, SEP, *second, SEP] if pair else [CLS, *first, SEP])
+    assert tokenizer.num_special_tokens_to_add(pair=pair) == len(ids) - len(first) - len(second or [])
+    types = tokenizer.create_token_type_ids_from_sequences(first, second)
+    assert types == [0] * (len(first) + (1 if pair else 2)) + [1] * (len(second) + 3 if pair else 0)
+    mask = tokenizer.get_special_tokens_mask(first, second)
+    assert mask == [int(i in (CLS, SEP)) for i in ids]
+    assert mask == tokenizer.get_special_tokens_mask(ids, already_has_special_tokens=True)
+
+
+def test_special_tokens_mask_of_formatted_input(tokenizer):
+    ids = [CLS, 500, MASK, UNK, SEP, SEP, 501, SEP, PAD, PAD]
+    assert tokenizer.get_special_tokens_mask(ids, already_has_special_tokens=True) == [
+        1,
+        0,
+        1,
+        0,
+        1,
+        1,
+        0,
+        1,
+        1,
+        1,
+    ]
+    with pytest.raises(ValueError, match="token_ids_1"):
+        tokenizer.get_special_tokens_mask(ids, [5], already_has_special_tokens=True)
+
+
+def test_special_token_ids(tokenizer):
+    names = ("cls_token_id", "pad_token_id", "sep_token_id", "unk_token_id", "mask_token_id")
+    assert [getattr(tokenizer, name) for name in names] == [CLS, PAD, SEP, UNK, MASK]
+    assert len(tokenizer) == tokenizer.vocab_size == 16002 == len(tokenizer.get_vocab())
+    assert tokenizer.get_vocab() is not tokenizer.vocab
+    assert not tokenizer.is_fast
+
+
+def test_pair_with_everything(tokenizer):
+    encoded = tokenizer(
+        "Hello, dog", "two", return_token_type_ids=True, return_special_tokens_mask=True, return_length=True
+    )
+    assert isinstance(encoded, BatchEncoding)
+    a, b = (tokenizer.encode(text, add_special_tokens=False) for text in ("Hello, dog", "two"))
+    assert encoded["input_ids"] == [CLS, *a, SEP, SEP, *b, SEP]
+    assert encoded["token_type_ids"] == [0] * (len(a) + 1) + [1] * (len(b) + 3)
+    assert encoded["special_tokens_mask"] == [1, *[0] * len(a), 1, 1, *[0] * len(b), 1]
+    assert encoded["length"] == len(encoded["input_ids"])
+    assert tokenizer.encode("Hello, dog", "two", add_special_tokens=False) == a + b
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_padding(tokenizer, side):
+    texts = ["Hello, my dog is cute", "Hi", ""]
+    rows = [tokenizer.encode(text) for text in texts]
+    encoded = tokenizer(texts, padding=True, padding_side=side, return_token_type_ids=True)
+    for row, ids, mask, types in zip(
+        rows, encoded["input_ids"], encoded["attention_mask"], encoded["token_type_ids"], strict=True
+    ):
+        missing = len(rows[0]) - len(row)
+        assert ids == (row + [PAD] * missing if side == "right" else [PAD] * missing + row)
+        assert mask == [int(i != PAD) for i in ids]
+        assert types == [0] * len(ids)
+    fixed = tokenizer(texts, padding="max_length", max_length=16, pad_to_multiple_of=8, padding_side=side)
+    assert {len(ids) for ids in fixed["input_ids"]} == {16}
+    assert build(padding_side=side)(texts, padding=True)["input_ids"] == encoded["input_ids"]
+
+
+def test_truncation(tokenizer):
+    text, pair = "Hello, my dog is very cute and small", "one two three"
+    a, b = (tokenizer.encode(part, add_special_tokens=False) for part in (text, pair))
+    assert tokenizer.encode(text, truncation=True, max_length=5) == [CLS, *a[:3], SEP]
+    left = build(truncation_side="left")
+    assert left.encode(text, truncation=True, max_length=5) == [CLS, *a[-3:], SEP]
+    room = 12 - 4 - len(b)
+    expected = [CLS, *a[:room], SEP, SEP, *b, SEP]
+    assert tokenizer.encode(text, pair, truncation="only_first", max_length=12) == expected
+    longest_first = tokenizer.encode(text, pair, truncation="longest_first", max_length=10)
+    assert len(longest_first) == 10
+    assert longest_first.count(SEP) == 3
+    short = build(model_max_length=6)
+    assert len(short.encode(text, truncation=True)) == 6
+    assert short.max_len_sentences_pair == 2
+
+
+def test_pretokenized_and_ids(tokenizer):
+    words = tokenizer(["Hello,", "dog"], is_split_into_words=True)["input_ids"]
+    assert words == tokenizer("Hello, dog")["input_ids"]
+    ids = tokenizer.encode("Hello, dog", add_special_tokens=False)
+    assert tokenizer.encode(ids) == tokenizer.encode("Hello, dog")
+
+
+def test_tensors(tokenizer):
+    torch = pytest.importorskip("torch")
+    encoded = tokenizer(["Hello", "my dog"], padding=True, return_tensors="pt")
+    assert encoded["input_ids"].dtype == torch.int64
+    assert tokenizer.decode(encoded["input_ids"], skip_special_tokens=True) == ["Hello", "my dog"]
+    mask = tokenizer.get_special_tokens_mask(encoded["input_ids"][0], already_has_special_tokens=True)
+    assert mask == [1, 0, 1, *[1] * (encoded["input_ids"].shape[1] - 3)]
+
+
+def test_special_tokens_in_text(tokenizer):
+    assert tokenizer.tokenize("fill [MASK], please[SEP]") == [
+        *tokenizer.tokenize("fill "), "[MASK]", *tokenizer.tokenize(", please"), "[SEP]",
+    ]  # fmt: skip
+    assert tokenizer.encode("[MASK]", add_special_tokens=False) == [MASK]
+    assert MASK not in tokenizer.encode("[MASK]", split_special_tokens=True)
+
+
+def test_added_tokens(tokenizer):
+    added = build(additional_special_tokens=["<ent>"])
+    assert added.add_tokens(["qqq", AddedToken("Www", normalized=False), "▁the"]) == 2  # "▁the" is a piece
+    assert added.convert_tokens_to_ids(["<ent>", "qqq", "Www"]) == [16002, 16003, 16004]
+    assert len(added) == 16005
+    assert added.vocab_size == 16002
+    assert "<ent>" in added.all_special_tokens
+    assert "qqq" not in added.all_special_tokens
+    ids = added.encode("see <ent> or qqqWww", add_special_tokens=False)
+    see, or_ = (tokenizer.encode(text, add_special_tokens=False) for text in ("see ", " or "))
+    assert ids == [*see, 16002, *or_, 16003, 16004]
+    assert added.decode(ids) == "see <ent> or qqq Www"
+    assert added.decode(ids, skip_special_tokens=True) == "see or qqq Www"
+    assert added.decode(ids, spaces_between_special_tokens=False) == "see<ent>orqqqWww"
+    assert added.add_special_tokens({"mask_token": "<m>"}) == 1
+    assert added.mask_token_id == 16005
+
+
+def test_lowercase_leaves_added_tokens_alone():
+    lower = build(do_lower_case=True, additional_special_tokens=["<ENT>"])
+    lower.add_tokens([AddedToken("Www", normalized=False)])
+    expected = [*lower.tokenize("hello "), "[MASK]", "<ENT>", "Www", *lower.tokenize(" [mask]")]
+    assert lower.tokenize("HELLO [MASK]<ENT>Www [mask]") == expected
+    assert lower.tokenize("HELLO") == lower.tokenize("hello")
+    assert lower.encode("HELLO", split_special_tokens=True) == lower.encode("hello")
+
+
+@few
+@given(st.text(CHARS, max_size=30))
+@example("ΟΔΟΣ İI")
+def test_lowercase(tokenizer, lower, text):
+    assert lower.tokenize(text) == tokenizer.tokenize("".join(char.lower() for char in text))
+
+
+@few
+@given(st.lists(st.text("abcdefghijklmnoprstuvwy", min_size=1, max_size=9), max_size=8).map(" ".join))
+def test_decode_round_trip(tokenizer, text):
+    ids = tokenizer(text)["input_ids"]
+    assert UNK not in ids
+    assert tokenizer.decode(ids, skip_special_tokens=True) == text
+    assert tokenizer.convert_tokens_to_ids(tokenizer.convert_ids_to_tokens(ids)) == ids
+    assert tokenizer.batch_decode([ids, ids], skip_special_tokens=True) == [text, text]
+
+
+def test_decode(tokenizer):
+    assert tokenizer.convert_tokens_to_string(["▁Hello", ",", "▁my", "▁", "dog"]) == "Hello, my dog"
+    assert tokenizer.decode([]) == ""
+    assert tokenizer.decode(MASK) == "[MASK]"
+    assert tokenizer.convert_ids_to_tokens([99999, -1]) == ["[UNK]", "[UNK]"]
+    ids = tokenizer.encode("a , b", add_special_tokens=False)
+    assert tokenizer.decode(ids, clean_up_tokenization_spaces=True) == tokenizer.decode(ids).replace(" ,", ",")
+
+
+@pytest.mark.parametrize("options", [{}, {"nbest_size": -1, "alpha": 0.2}])
+def test_sampling(options):
+    sampling = build(sp_model_kwargs={"enable_sampling": True, **options})
+    text = "internationalization of multilingual representation"
+    samples = {tuple(sampling.tokenize(text)) for _ in range(30)}
+    assert len(samples) > 3
+    assert {"".join(tokens).lstrip("▁") for tokens in samples} == {text.replace(" ", "▁")}
+    assert len({tuple(sampling(text)["input_ids"]) for _ in range(30)}) > 3
+    assert len({tuple(pickle.loads(pickle.dumps(sampling)).tokenize(text)) for _ in range(10)}) > 1
+
+
+def test_other_sentencepiece_options(tokenizer):
+    assert build(sp_model_kwargs={"add_eos": True}).tokenize("Hello") == ["▁Hello", "</s>"]
+    assert build(sp_model_kwargs={"enable_sampling": False}).tokenize("Hello 12") == tokenizer.tokenize("Hello 12")
+
+
+def full_tokenizer():
+    options = {"enable_sampling": False, "alpha": 0.3}
+    tokenizer = build(do_lower_case=True, sp_model_kwargs=options, additional_special_tokens=["<ENT>"])
+    tokenizer.add_tokens(["NewTok"])
+    tokenizer.add_special_tokens({"mask_token": "<m>"})
+    return tokenizer
+
+
+def assert_same(copied, original):
+    assert type(copied) is ErnieMTokenizer
+    assert copied.get_vocab() == original.get_vocab()
+    assert len(copied) == len(original)
+    assert copied.special_tokens_map == original.special_tokens_map
+    assert copied.all_special_ids == original.all_special_ids
+    assert copied.do_lower_case == original.do_lower_case
+    assert copied.sp_model_kwargs == original.sp_model_kwargs
+    assert copied.model_input_names == original.model_input_names == ["input_ids", "attention_mask"]
+    for text in ("HELLO NewTok<ENT> 12，中文 <m>", "[MASK] ΟΔΟΣ"):
+        assert copied.encode(text, "pair") == original.encode(text, "pair")
+
+
+def test_save_and_load(tmp_path):
+    original = full_tokenizer()
+    files = original.save_pretrained(tmp_path / "a")
+    assert read_json(tmp_path / "a" / "tokenizer_config.json")["tokenizer_class"] == "ErnieMTokenizer"
+    assert {Path(file).name for file in files} >= {
+        "tokenizer_config.json",
+        "vocab.txt",
+        "sentencepiece.bpe.model",
+    }
+    loaded = ErnieMTokenizer.from_pretrained(tmp_path / "a")
+    assert_same(loaded, original)
+    loaded.save_pretrained(tmp_path / "a")  # over the files that it came from
+    assert_same(ErnieMTokenizer.from_pretrained(tmp_path / "a"), original)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda tokenizer: pickle.loads(pickle.dumps(tokenizer))])
+def test_copies_need_no_files(tmp_path, duplicate):
+    full_tokenizer().save_pretrained(tmp_path / "a")
+    original = ErnieMTokenizer.from_pretrained(tmp_path / "a")
+    shutil.rmtree(tmp_path / "a")
+    copied = duplicate(original)
+    assert_same(copied, original)
+    copied.add_tokens(["another"])
+    assert "another" not in original.get_vocab()
+    copied.save_pretrained(tmp_path / "b")
+    assert_same(ErnieMTokenizer.from_pretrained(tmp_path / "b"), copied)
+
+
+def test_save_vocabulary(tokenizer, tmp_path):
+    plain = tokenizer.save_vocabulary(str(tmp_path / "new"))
+    assert plain == (str(tmp_path / "new" / "vocab.txt"), str(tmp_path / "new" / "sentencepiece.bpe.model"))
+    prefixed = tokenizer.save_vocabulary(str(tmp_path), filename_prefix="x")
+    assert prefixed == (str(tmp_path / "x-vocab.txt"), str(tmp_path / "x-sentencepiece.bpe.model"))
+    for vocab_file, model_file in (plain, prefixed):
+        assert Path(vocab_file).read_bytes() == VOCAB.read_bytes()
+        assert Path(model_file).read_bytes() == MODEL.read_bytes()
+
+
+@pytest.mark.parametrize("config", [None, {"model_type": "ernie_m"}])
+def test_auto_tokenizer(folder_4x, config):
+    """`import erniem_fast` registers the class; without config.json, tokenizer_config.json names it."""
+    if config is not None:
+        (folder_4x / "config.json").write_text(json.dumps(config))
+    assert_same(AutoTokenizer.from_pretrained(folder_4x), ErnieMTokenizer.from_pretrained(folder_4x))
+
+
+def test_constructor_arguments_as_in_4x():
+    parameters = list(inspect.signature(ErnieMTokenizer).parameters)
+    assert parameters[:4] == ["sentencepiece_model_ckpt", "vocab_file", "do_lower_case", "encoding"]
+    assert parameters[4:9] == ["unk_token", "sep_token", "pad_token", "cls_token", "mask_token"]
+    assert parameters[9:] == ["sp_model_kwargs", "kwargs"]
+    assert ErnieMTokenizer(str(MODEL), str(VOCAB), True).do_lower_case
+    assert ErnieMTokenizer.vocab_files_names == {
+        "vocab_file": "vocab.txt",
+        "sentencepiece_model_ckpt": "sentencepiece.bpe.model",
+    }
+
+
+def test_no_torch():
+    tree = ast.parse(Path(tokenization.__file__).read_text(encoding="utf-8"))
+    imports = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    imports |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert not any(name.split(".")[0] == "torch" for name in imports)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (
+            {"sentencepiece_model_ckpt": "/none/m.model"},
+            FileNotFoundError,
+            "sentencepiece_model_ckpt='/none/m.model'",
+        ),
+        ({"sentencepiece_model_ckpt": None}, ValueError, "sentencepiece_model_ckpt=None: expected the path"),
+        (
+            {"sentencepiece_model_ckpt": VOCAB},
+            ValueError,
+            "sentencepiece_model_ckpt=.*expected a SentencePiece model",
+        ),
+        ({"vocab_file": "/none/vocab.txt"}, FileNotFoundError, "vocab_file='/none/vocab.txt'"),
+        ({"vocab_file": 5}, ValueError, "vocab_file=5: expected the path"),
+        ({"vocab_file": MODEL}, ValueError, "vocab_file=.*expected UTF-8 text"),
+        ({"mask_token": "<m>"}, ValueError, "mask_token='<m>': expected a token of vocab_file="),
+        ({"cls_token": None}, ValueError, "cls_token=None: expected a token"),
+        ({"sp_model_kwargs": {"no_such": 1}}, ValueError, "sp_model_kwargs=.*no_such"),
+        ({"sp_model_kwargs": "x"}, ValueError, "sp_model_kwargs='x': expected a dict"),
+    ],
+)
+def test_bad_arguments(arguments, error, message):
+    with pytest.raises(error, match=message):
+        ErnieMTokenizer(**{"sentencepiece_model_ckpt": MODEL, "vocab_file": VOCAB} | arguments)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", r"unk_token='\[UNK\]': expected a token of vocab_file="),
+        ("[CLS]\n[PAD]\n[SEP]\n[UNK]\na\n", r"mask_token='\[MASK\]'"),
+    ],
+)
+def test_bad_vocab(tmp_path, content, message):
+    path = tmp_path / "vocab.txt"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        ErnieMTokenizer(MODEL, path)
+
+
+def test_last_line_of_a_repeated_token_counts(tmp_path):
+    path = tmp_path / "vocab.txt"
+    path.write_text("[CLS]\n[PAD]\n▁a\n[SEP]\n[UNK]\n▁a\n[MASK]\n")
+    assert ErnieMTokenizer(MODEL, path)("a").input_ids == [0, 5, 3]
+
+
+def test_folder_without_model(tmp_path):
+    shutil.copy(VOCAB, tmp_path)
+    with pytest.raises(ValueError, match="sentencepiece_model_ckpt=None"):
+        ErnieMTokenizer.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("text", [5, b"bytes", ["a", None], ["a", 5]])
+def test_text_must_be_str(tokenizer, text):
+    with pytest.raises(ValueError, match="Input must be a string"):
+        tokenizer(text)
+
+
+def test_other_bad_text(tokenizer):
+    with pytest.raises(TypeError, match="text=5: expected str, got int"):
+        tokenizer.tokenize(5)
+    with pytest.raises(ValueError, match=r"text=.*UTF-8"):
+        tokenizer.tokenize("a lone surrogate: \ud800")
+    with pytest.raises(ValueError, match="batch"):
+        tokenizer(["a", "b"], ["c"])
+
+
+def test_offsets_are_refused(tokenizer):
+    for call in (tokenizer, tokenizer.encode):
+        with pytest.raises(ValueError, match="return_offsets_mapping=True"):
+            call("Hello", return_offsets_mapping=True)
+    assert "offset_mapping" not in tokenizer("Hello", return_offsets_mapping=False)
