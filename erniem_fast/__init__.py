@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from .configuration import ErnieMConfig
+from .inference.batch_invariance import batch_invariant
 from .inference.graphs import GraphedEncoder
 from .modeling import (
     ErnieMForInformationExtraction,
@@ -25,7 +26,6 @@ from .modeling import (
     ErnieMForTokenClassification,
     ErnieMModel,
 )
-from .ops import batch_invariant
 from .packing import PackedBatch
 from .pretrained import ErnieMPreTrainedModel
 from .tokenization import ErnieMTokenizer

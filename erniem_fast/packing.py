@@ -1,15 +1,15 @@
 """Padding-free batches: the sequences of a batch end to end, without the padding between them."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .configuration import ErnieMConfig
 from .validation import (
+    Limits,
     PaddedInputs,
     ValueCheck,
     check_device,
@@ -18,8 +18,11 @@ from .validation import (
     check_one_source,
     check_range,
     check_shape,
+    check_tensor,
     read,
 )
+
+MAX_INT32 = 2**31 - 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,13 +32,15 @@ class PackedBatch:
     Attributes:
         cu_seqlens: (num_sequences + 1,) int32, starts at 0, never falls, ends at total_tokens. Sequences may be empty.
         max_seqlen: tokens in the longest sequence, or more.
-        position_ids: (total_tokens,) integers, the position of each token in its sequence (row 2 of the table is 0).
+        position_ids: (total_tokens,) integers, the position of each token in its sequence.
         input_ids: (total_tokens,) integers, or None.
         inputs_embeds: (total_tokens, hidden_size), or None.
         prefix_lens: (num_sequences,) int32, or None. Rows of a sequence before its prefix length p see only columns
             before p; rows from p on see all.
-        indices: (total_tokens,) int64, where each row stands in the flattened padded batch, if it came from one.
-        padded_shape: (batch, seq_len) of that padded batch.
+        indices: (total_tokens,) int64 places of the rows in the flattened padded batch; None without one, or where it
+            has no padding.
+        padded_shape: (batch, seq_len) of that padded batch, or None.
+        token_ids: further (total_tokens,) integer ids of the tokens, such as token types, by argument name.
     """
 
     cu_seqlens: Tensor
@@ -46,24 +51,46 @@ class PackedBatch:
     prefix_lens: Tensor | None = None
     indices: Tensor | None = None
     padded_shape: tuple[int, int] | None = None
+    token_ids: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def from_padded(cls, inputs: PaddedInputs) -> "PackedBatch":
         """Pack a checked padded batch. No host synchronisation beyond the one that checked it."""
         batch, seq_len = inputs.real.shape
-        indices = torch.nonzero_static(inputs.real.reshape(-1), size=inputs.total_tokens).squeeze(1)
+        if inputs.packed_sequences:
+            return cls._from_restarts(inputs)
+        full = inputs.total_tokens == batch * seq_len
+        indices = None
+        if not full:
+            indices = torch.nonzero_static(inputs.real.reshape(-1), size=inputs.total_tokens).squeeze(1)
 
-        def pack(padded: Tensor | None) -> Tensor | None:
-            return None if padded is None else padded.flatten(0, 1).index_select(0, indices)
+        def pack(padded: Tensor) -> Tensor:
+            rows = padded.flatten(0, 1)
+            return rows if indices is None else rows.index_select(0, indices)
 
         return cls(
             cu_seqlens=_offsets(inputs.real.sum(1)),
             max_seqlen=inputs.max_seqlen,
-            position_ids=inputs.position_ids.reshape(-1).index_select(0, indices),
-            input_ids=pack(inputs.input_ids),
-            inputs_embeds=pack(inputs.inputs_embeds),
+            position_ids=pack(inputs.position_ids),
+            input_ids=None if inputs.input_ids is None else pack(inputs.input_ids),
+            inputs_embeds=None if inputs.inputs_embeds is None else pack(inputs.inputs_embeds),
             indices=indices,
             padded_shape=(batch, seq_len),
+            token_ids={name: pack(ids) for name, ids in inputs.token_ids.items()},
+        )
+
+    @classmethod
+    def _from_restarts(cls, inputs: PaddedInputs) -> "PackedBatch":
+        """Pack a lone row in which a sequence starts wherever the first position comes again."""
+        positions = inputs.position_ids[0]
+        starts = torch.nonzero_static(positions == positions[0], size=inputs.packed_sequences).squeeze(1)
+        return cls(
+            cu_seqlens=F.pad(starts, (0, 1), value=inputs.total_tokens).to(torch.int32),
+            max_seqlen=inputs.max_seqlen,
+            position_ids=positions,
+            input_ids=None if inputs.input_ids is None else inputs.input_ids[0],
+            inputs_embeds=None if inputs.inputs_embeds is None else inputs.inputs_embeds[0],
+            token_ids={name: ids[0] for name, ids in inputs.token_ids.items()},
         )
 
     @classmethod
@@ -74,12 +101,13 @@ class PackedBatch:
 
         Args:
             sequences: token ids of each sequence; sequences may be empty.
-            device: where the batch goes.
+            device: device of the batch.
 
         Raises:
-            ValueError: no sequence at all.
+            TypeError: ids that are no integers.
+            ValueError: no sequence at all, or one that is not flat.
         """
-        rows = [torch.as_tensor(sequence, dtype=torch.int64) for sequence in sequences]
+        rows = [_token_row(index, sequence) for index, sequence in enumerate(sequences)]
         if not rows:
             raise ValueError("sequences must hold at least one sequence, got none")
         lengths = torch.tensor([len(row) for row in rows])
@@ -100,113 +128,158 @@ class PackedBatch:
         position_ids: Tensor | None,
         cu_seqlens: Tensor,
         max_seqlen: int | None,
-        config: ErnieMConfig,
+        limits: Limits,
     ) -> "PackedBatch":
-        """From (1, total_tokens) rows, as transformers' DataCollatorWithFlattening makes them. No host synchronisation.
+        """Pack (1, total_tokens) rows, as transformers' DataCollatorWithFlattening makes them. No host synchronisation.
 
         Args:
             input_ids: (1, total_tokens) integers.
             inputs_embeds: (1, total_tokens, hidden_size), instead.
-            position_ids: (1, total_tokens) integers; None: each sequence counts from 0.
+            position_ids: (1, total_tokens) integers; None: each sequence counts from the first position.
             cu_seqlens: (num_sequences + 1,) int32 or int64.
             max_seqlen: tokens in the longest sequence; None: taken from `cu_seqlens` on a CPU, elsewhere the most
                 that the model takes.
-            config: the model's configuration.
+            limits: of the model.
         """
-        source = inputs_embeds if input_ids is None else input_ids
-        assert source is not None
+        name = "inputs_embeds" if input_ids is None else "input_ids"
+        source = check_tensor(name, inputs_embeds if input_ids is None else input_ids)
         if source.dim() < 2 or source.shape[0] != 1:
             raise ValueError(f"packed input must have shape (1, total_tokens, ...), got {tuple(source.shape)}")
         total = source.shape[1]
         if position_ids is not None:
             check_integers("position_ids", position_ids)
             check_shape("position_ids", position_ids, (1, total), "1, total_tokens")
-        _check_offsets("cu_seq_lens_q", cu_seqlens)
+        check_offsets("cu_seq_lens_q", cu_seqlens)
         if max_seqlen is not None and not isinstance(max_seqlen, int | torch.SymInt):
             raise TypeError(f"max_length_q must be an int, got {type(max_seqlen).__name__}")
         if max_seqlen is None:
             on_cpu = cu_seqlens.device.type == "cpu" and not torch.compiler.is_compiling()
-            max_seqlen = int(cu_seqlens.diff().amax()) if on_cpu else config.max_tokens
+            max_seqlen = min(max(int(cu_seqlens.diff().amax()), 0), MAX_INT32) if on_cpu else limits.max_tokens
+        if position_ids is None:
+            position_ids = (_places(cu_seqlens, total)[1] + limits.first_position)[None]
         return cls(
-            cu_seqlens=cu_seqlens.to(torch.int32),
+            cu_seqlens=cu_seqlens,
             max_seqlen=max_seqlen,
-            position_ids=_places(cu_seqlens, total)[1] if position_ids is None else position_ids[0],
+            position_ids=position_ids[0],
             input_ids=None if input_ids is None else input_ids[0],
             inputs_embeds=None if inputs_embeds is None else inputs_embeds[0],
         )
 
     def checked(
-        self, config: ErnieMConfig, weight: Tensor, validate: bool, value_checks: tuple[ValueCheck, ...] = ()
+        self, limits: Limits, weight: Tensor, validate: bool, value_checks: tuple[ValueCheck, ...] = ()
     ) -> "PackedBatch":
-        """This batch, or a TypeError or ValueError for what can't be right.
+        """Check the batch, and give it with int32 offsets and, where values were not read, clamped ids.
 
-        Shapes, dtypes and devices always; values on CPU tensors and, at the price of a synchronisation, wherever
-        `validate` is set. Elsewhere ids and positions are clamped, so that none becomes a device-side assert.
+        Shapes, dtypes and devices are checked always; values on CPU tensors and, at the price of a synchronisation,
+        wherever `validate` is set. Elsewhere offsets, ids and positions are clamped, so that none becomes a
+        device-side assert.
 
         Args:
-            config: the model's configuration.
+            limits: of the model.
             weight: the model's position table; its dtype and device are what the batch must match.
             validate: check values on any device.
             value_checks: further values, read together with the rest.
+
+        Raises:
+            TypeError, ValueError: naming the argument, what came and what is accepted.
         """
         check_one_source(self.input_ids, self.inputs_embeds)
         if self.input_ids is not None:
             name, source = "input_ids", check_integers("input_ids", self.input_ids)
         else:
-            name, source = "inputs_embeds", check_embeds(self.inputs_embeds, config, weight.dtype, 2)
-        total = source.shape[0]
+            name, source = "inputs_embeds", check_embeds(self.inputs_embeds, limits.hidden_size, weight.dtype, 2)
+        total = source.shape[0] if source.dim() else 0
         if self.input_ids is not None:
             check_shape(name, source, (total,), "total_tokens")
-        check_integers("position_ids", self.position_ids)
-        check_shape("position_ids", self.position_ids, (total,), "total_tokens")
-        _check_offsets("cu_seqlens", self.cu_seqlens)
+        for other, ids in (("position_ids", self.position_ids), *self.token_ids.items()):
+            check_integers(other, ids)
+            check_shape(other, ids, (total,), "total_tokens")
+            check_device(other, ids, source.device, name)
+        check_offsets("cu_seqlens", self.cu_seqlens)
+        check_device("cu_seqlens", self.cu_seqlens, source.device, name)
         if self.prefix_lens is not None:
             check_integers("prefix_lens", self.prefix_lens)
             check_shape("prefix_lens", self.prefix_lens, (self.num_sequences,), "num_sequences")
             check_device("prefix_lens", self.prefix_lens, source.device, name)
-        for other, tensor in (("position_ids", self.position_ids), ("cu_seqlens", self.cu_seqlens)):
-            check_device(other, tensor, source.device, name)
+        _check_max_seqlen(self.max_seqlen)
+        self._check_grid(source.device, name)
         for check in value_checks:
             check_device(check.name, check.values, source.device, name)
         if weight.device.type != "meta":
             check_device(name, source, weight.device, "the model")
         if validate or (source.device.type == "cpu" and not torch.compiler.is_compiling()):
-            self._check_values(config, total, value_checks)
-            return self
-        input_ids = None if self.input_ids is None else self.input_ids.clamp(0, config.vocab_size - 1)
-        return replace(self, input_ids=input_ids, position_ids=self.position_ids.clamp(0, config.max_tokens - 1))
+            self._check_values(limits, total, value_checks)
+            return self if self.cu_seqlens.dtype == torch.int32 else replace(self, cu_seqlens=self.cu_seqlens.int())
+        return replace(
+            self,
+            cu_seqlens=self.cu_seqlens.clamp(0, total).to(torch.int32),
+            input_ids=None if self.input_ids is None else self.input_ids.clamp(0, limits.vocab_size - 1),
+            position_ids=self.position_ids.clamp(limits.first_position, limits.last_position),
+            token_ids={name: ids.clamp(0, limits.token_ids[name] - 1) for name, ids in self.token_ids.items()},
+        )
 
-    def _check_values(self, config: ErnieMConfig, total: int, value_checks: tuple[ValueCheck, ...]) -> None:
+    def _check_grid(self, device: torch.device, source: str) -> None:
+        """Check `padded_shape` and `indices`, but for values."""
+        shape = self.padded_shape
+        if shape is None:
+            if self.indices is not None:
+                raise ValueError("indices must be None without padded_shape")
+            return
+        if len(shape) != 2 or shape[0] != self.num_sequences:
+            raise ValueError(
+                f"padded_shape must be ({self.num_sequences} (num_sequences), seq_len), got {tuple(shape)}"
+            )
+        if self.indices is not None:
+            check_integers("indices", self.indices)
+            check_shape("indices", self.indices, (self.total_tokens,), "total_tokens")
+            check_device("indices", self.indices, device, source)
+
+    def _check_values(self, limits: Limits, total: int, value_checks: tuple[ValueCheck, ...]) -> None:
         lengths = self.cu_seqlens.diff()
         facts = [self.cu_seqlens[0], self.cu_seqlens[-1], lengths.amin(), lengths.amax()]
+        ranges = [("position_ids", self.position_ids, limits.first_position, limits.last_position + 1,
+                   limits.max_tokens_source)]  # fmt: skip
+        if self.input_ids is not None:
+            ranges.append(("input_ids", self.input_ids, 0, limits.vocab_size, "vocab_size"))
+        ranges += [(name, ids, 0, limits.token_ids[name], "its table") for name, ids in self.token_ids.items()]
         if total:
-            facts += [self.position_ids.amin(), self.position_ids.amax()]
-            if self.input_ids is not None:
-                facts += [self.input_ids.amin(), self.input_ids.amax()]
-        further = [extreme for check in value_checks for extreme in check.extremes()]
-        first, last, shortest, longest, *extremes = read(facts + further)
-        ranges, extremes = extremes[len(extremes) - len(further) :], extremes[: len(extremes) - len(further)]
+            facts += [extreme for _, ids, *_ in ranges for extreme in (ids.amin(), ids.amax())]
+        facts += [extreme for check in value_checks for extreme in check.extremes()]
+        values = iter(read(facts))
+        first, last, shortest, longest = (next(values) for _ in range(4))
         if first != 0 or shortest < 0 or last != total:
             raise ValueError(
                 f"cu_seqlens (cu_seq_lens_q) must start at 0, never fall and end at {total} (total_tokens), "
                 f"got first {first}, last {last}, smallest step {shortest}"
             )
-        if longest > config.max_tokens:
+        if longest > limits.max_tokens:
             raise ValueError(
-                f"a sequence must hold at most {config.max_tokens} tokens (max_position_embeddings - 2), got {longest}"
+                f"a sequence must hold at most {limits.max_tokens} tokens ({limits.max_tokens_source}), got {longest}"
             )
         if self.max_seqlen < longest:
             raise ValueError(
                 f"max_seqlen (max_length_q) must be at least {longest}, the longest sequence, got {self.max_seqlen}"
             )
-        if extremes:
-            check_range("position_ids", extremes[:2], config.max_tokens, "max_position_embeddings - 2")
-        if len(extremes) > 2:
-            check_range("input_ids", extremes[2:], config.vocab_size, "vocab_size")
-        for check, pair in zip(value_checks, zip(ranges[::2], ranges[1::2], strict=True), strict=True):
-            check.check(*pair)
+        if total:
+            for name, _, lowest, end, meaning in ranges:
+                check_range(name, (next(values), next(values)), end, meaning, lowest)
+        for check in value_checks:
+            check.check(next(values), next(values))
         if self.prefix_lens is not None and bool(((self.prefix_lens < 0) | (self.prefix_lens > lengths)).any()):
             raise ValueError("prefix_lens must lie between 0 and the length of each sequence")
+        if self.padded_shape is not None:
+            self._check_lines(self.padded_shape, longest)
+
+    def _check_lines(self, shape: tuple[int, int], longest: int) -> None:
+        """Check that the rows of each sequence lie in its line of the padded batch, in order."""
+        if longest > shape[1]:
+            raise ValueError(f"padded_shape must be (num_sequences, {longest} or more), got {shape}")
+        if self.indices is None or self.total_tokens == 0:
+            return
+        line = _places(self.cu_seqlens, self.total_tokens)[0]
+        inside = (self.indices >= line * shape[1]) & (self.indices < (line + 1) * shape[1])
+        if not bool(inside.all() & (self.indices.diff() > 0).all()):
+            raise ValueError(f"indices must rise, and those of sequence i lie in line i of padded_shape {shape}")
 
     @property
     def token_shape(self) -> tuple[int, int]:
@@ -214,7 +287,7 @@ class PackedBatch:
         return self.padded_shape or (1, self.total_tokens)
 
     def rows(self, values: Tensor) -> Tensor:
-        """Token tensors of the caller's shape to (total_tokens, ...)."""
+        """Pack token tensors of the caller's shape into (total_tokens, ...)."""
         return values[0] if self.padded_shape is None else self.from_grid(values)
 
     @property
@@ -231,42 +304,58 @@ class PackedBatch:
         return self.cu_seqlens.diff().long()
 
     def to(self, device: torch.device | str | None, non_blocking: bool = False) -> "PackedBatch":
-        """The same batch on another device."""
+        """Move the batch to another device."""
         if device is None:
             return self
-        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        moved: dict[str, Any] = {name: value.to(device, non_blocking=non_blocking) for name, value in tensors.items()}
-        return replace(self, **moved)
+
+        def move(tensors: dict[str, Any]) -> dict[str, Any]:
+            return {
+                name: value.to(device, non_blocking=non_blocking)
+                for name, value in tensors.items()
+                if isinstance(value, Tensor)
+            }
+
+        return replace(self, **move(vars(self)), token_ids=move(self.token_ids))
 
     @property
     def grid_shape(self) -> tuple[int, int]:
         """(batch, seq_len) of the padded batch, or (num_sequences, max_seqlen) if there never was one."""
         return self.padded_shape or (self.num_sequences, max(self.max_seqlen, 1))
 
+    @property
+    def is_full_grid(self) -> bool:
+        """True if the rows are those of a padded batch without padding."""
+        shape = self.padded_shape
+        return shape is not None and self.indices is None and shape[0] * shape[1] == self.total_tokens
+
     def _grid_indices(self) -> Tensor:
         if self.indices is not None:
             return self.indices
         sequence, offset = _places(self.cu_seqlens, self.total_tokens)
-        # Offsets that nobody has read must neither leave the grid nor reach into the next sequence's line.
+        # Unread offsets must neither leave the grid nor reach into the next sequence's line.
         width = self.grid_shape[1]
         return sequence * width + offset.clamp(0, width - 1)
 
     def to_grid(self, rows: Tensor, fill: float = 0.0) -> Tensor:
-        """(total_tokens, ...) to (batch, seq_len, ...), padding filled with `fill`."""
+        """Unpack (total_tokens, ...) into (batch, seq_len, ...), padding filled with `fill`."""
         batch, seq_len = self.grid_shape
+        if self.is_full_grid:
+            return rows.unflatten(0, (batch, seq_len))
         grid = rows.new_full((batch * seq_len, *rows.shape[1:]), fill)
         return grid.index_copy(0, self._grid_indices(), rows).unflatten(0, (batch, seq_len))
 
     def from_grid(self, grid: Tensor) -> Tensor:
-        """(batch, seq_len, ...) to (total_tokens, ...)."""
+        """Pack (batch, seq_len, ...) into (total_tokens, ...)."""
+        if self.is_full_grid:
+            return grid.flatten(0, 1)
         return grid.flatten(0, 1).index_select(0, self._grid_indices())
 
     def output(self, rows: Tensor, fill: float = 0.0) -> Tensor:
-        """Rows in the shape that the caller's input had: (batch, seq_len, ...) or (1, total_tokens, ...)."""
+        """Give rows the shape of the caller's input: (batch, seq_len, ...) or (1, total_tokens, ...)."""
         return rows[None] if self.padded_shape is None else self.to_grid(rows, fill)
 
     def first(self, rows: Tensor) -> Tensor:
-        """(total_tokens, ...) to (num_sequences, ...): the first row of each sequence; zeros for an empty one."""
+        """Take the first row of each sequence, (total_tokens, ...) to (num_sequences, ...); zeros for an empty one."""
         if rows.shape[0] == 0:
             return rows.new_zeros((self.num_sequences, *rows.shape[1:]))
         first = rows.index_select(0, self.cu_seqlens[:-1].long().clamp(0, rows.shape[0] - 1))
@@ -274,14 +363,31 @@ class PackedBatch:
         return first.masked_fill(empty, 0.0)
 
     def mean(self, rows: Tensor) -> Tensor:
-        """(total_tokens, hidden) to (num_sequences, hidden) float32: each sequence's mean; zeros for an empty one."""
+        """Average each sequence, (total_tokens, hidden) to (num_sequences, hidden) float32; zeros for an empty one."""
         # By offsets, not lengths, whose checks wait for the device; in bounds whatever the offsets hold.
         offsets = self.cu_seqlens.long().clamp(0, rows.shape[0]).cummax(0).values
         sums = torch.segment_reduce(rows.float(), "sum", offsets=offsets)
         return sums / offsets.diff().clamp(min=1)[:, None]
 
 
-def _check_offsets(name: str, cu_seqlens: Tensor) -> None:
+def _token_row(index: int, sequence: Sequence[int] | Tensor) -> Tensor:
+    row = torch.as_tensor(sequence)
+    if row.numel() and (row.is_floating_point() or row.is_complex() or row.dtype == torch.bool):
+        raise TypeError(f"sequences[{index}] must hold integers, got {row.dtype}")
+    if row.dim() != 1:
+        raise ValueError(f"sequences[{index}] must have shape (length,), got {tuple(row.shape)}")
+    return row.to(torch.int64)
+
+
+def _check_max_seqlen(max_seqlen: object) -> None:
+    if not isinstance(max_seqlen, int | torch.SymInt) or isinstance(max_seqlen, bool):
+        raise TypeError(f"max_seqlen (max_length_q) must be an int, got {type(max_seqlen).__name__}")
+    if isinstance(max_seqlen, int) and not 0 <= max_seqlen <= MAX_INT32:
+        raise ValueError(f"max_seqlen (max_length_q) must lie in [0, {MAX_INT32}], got {max_seqlen}")
+
+
+def check_offsets(name: str, cu_seqlens: Tensor) -> None:
+    """Check the dtype and shape of offsets."""
     check_integers(name, cu_seqlens)
     if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] < 2:
         raise ValueError(
@@ -294,8 +400,51 @@ def _offsets(lengths: Tensor) -> Tensor:
 
 
 def _places(cu_seqlens: Tensor, total: int) -> tuple[Tensor, Tensor]:
-    """For each of `total` rows, its sequence and its offset in it. Stays in bounds whatever `cu_seqlens` holds."""
+    """Give the sequence of each of `total` rows, and its offset there. In bounds whatever `cu_seqlens` holds."""
     rows = torch.arange(total, device=cu_seqlens.device)
     offsets = cu_seqlens.long()
     sequence = torch.searchsorted(offsets[1:].contiguous(), rows, right=True).clamp(max=cu_seqlens.shape[0] - 2)
     return sequence, rows - offsets[sequence]
+
+
+def packed_input(
+    limits: Limits,
+    input_ids: Tensor | PackedBatch | None,
+    inputs_embeds: Tensor | None,
+    position_ids: Tensor | None,
+    attention_mask: Tensor | None,
+    cu_seq_lens_q: Tensor | None,
+    cu_seq_lens_k: Tensor | None,
+    max_length_q: int | None,
+) -> PackedBatch | None:
+    """Read the arguments of a forward as a packed batch, not checked yet; None: they are a padded one.
+
+    Raises:
+        TypeError, ValueError: arguments that do not go together.
+    """
+    if isinstance(input_ids, PackedBatch):
+        for name, value in (
+            ("inputs_embeds", inputs_embeds), ("position_ids", position_ids), ("cu_seq_lens_q", cu_seq_lens_q),
+            ("cu_seq_lens_k", cu_seq_lens_k), ("max_length_q", max_length_q),
+        ):  # fmt: skip
+            if value is not None:
+                raise ValueError(f"{name} must be None where input_ids is a PackedBatch, which holds it")
+    elif cu_seq_lens_q is None:
+        for name, value in (("cu_seq_lens_k", cu_seq_lens_k), ("max_length_q", max_length_q)):
+            if value is not None:
+                raise ValueError(f"{name} must be None without cu_seq_lens_q, which makes the input a packed one")
+        return None
+    if attention_mask is not None:
+        raise ValueError("attention_mask must be None with packed input: every packed token is real")
+    if isinstance(input_ids, PackedBatch):
+        return input_ids
+    assert cu_seq_lens_q is not None
+    check_one_source(input_ids, inputs_embeds)
+    check_offsets("cu_seq_lens_q", cu_seq_lens_q)
+    if cu_seq_lens_k is not None and cu_seq_lens_k is not cu_seq_lens_q:
+        check_offsets("cu_seq_lens_k", cu_seq_lens_k)
+        on_cpu = cu_seq_lens_k.device.type == "cpu" and not torch.compiler.is_compiling()
+        same = cu_seq_lens_k.shape == cu_seq_lens_q.shape
+        if not same or (on_cpu and not bool((cu_seq_lens_k == cu_seq_lens_q).all())):
+            raise ValueError("cu_seq_lens_k must equal cu_seq_lens_q: an encoder attends to its own tokens")
+    return PackedBatch.from_flattened(input_ids, inputs_embeds, position_ids, cu_seq_lens_q, max_length_q, limits)

@@ -4,23 +4,27 @@ Outputs, losses and gradients are those of transformers 4.40.2, at padding posit
 corrupts its arguments, this model gives what was meant.
 """
 
-import logging
 import math
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from transformers.activations import ACT2FN
-from transformers.modeling_layers import GradientCheckpointingLayer
+from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
-from . import heads
+from . import heads, modules
 from .configuration import POSITION_OFFSET, ErnieMConfig
+from .outputs import Encoded, OutputOptions, base_tuple
 from .pretrained import ErnieMPreTrainedModel
-from .validation import PaddedInputs, ValueCheck, check_encoder_only, check_padded
-
-logger = logging.getLogger(__name__)
+from .validation import (
+    Limits,
+    PaddedInputs,
+    ValueCheck,
+    check_encoder_only,
+    check_padded,
+    split_head_mask,
+    warn_token_types,
+)
 
 __all__ = [
     "ErnieMConfig",
@@ -35,18 +39,8 @@ __all__ = [
 ]
 
 
-class ErnieMEmbeddings(nn.Module):
+class ErnieMEmbeddings(modules.ErnieMEmbeddings):
     """dropout(layer_norm(word + position)); position p reads row p + 2."""
-
-    def __init__(self, config: ErnieMConfig) -> None:
-        super().__init__()
-        size, pad = config.hidden_size, config.pad_token_id
-        self.word_embeddings = nn.Embedding(config.vocab_size, size, padding_idx=pad)
-        # 4.40.2 gives the position table the padding id of the words.
-        position_pad = pad if pad is not None and pad < config.max_position_embeddings else None
-        self.position_embeddings = nn.Embedding(config.max_position_embeddings, size, padding_idx=position_pad)
-        self.layer_norm = nn.LayerNorm(size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, inputs: PaddedInputs) -> Tensor:
         """(batch, seq_len) tokens to (batch, seq_len, hidden_size)."""
@@ -55,47 +49,23 @@ class ErnieMEmbeddings(nn.Module):
         return self.dropout(self.layer_norm(words + positions))
 
 
-class ErnieMSelfAttention(nn.Module):
-    """The projections and the attention proper."""
-
-    def __init__(self, config: ErnieMConfig, layer_index: int) -> None:
-        super().__init__()
-        self.layer_index = layer_index
-        pruned = config.pruned_heads.get(layer_index, [])
-        self.kept_heads = [head for head in range(config.num_attention_heads) if head not in pruned]
-        self.num_attention_heads = len(self.kept_heads)
-        self.head_dim = config.hidden_size // config.num_attention_heads
-        size = self.num_attention_heads * self.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, size)
-        self.k_proj = nn.Linear(config.hidden_size, size)
-        self.v_proj = nn.Linear(config.hidden_size, size)
-        self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
-        self.position_embedding_type = config.position_embedding_type
-        if self.position_embedding_type != "absolute":
-            self.max_position_embeddings = config.max_position_embeddings
-            self.distance_embedding = nn.Embedding(2 * config.max_position_embeddings - 1, self.head_dim)
-
-    def attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        head_mask: Tensor | None,
-        real: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Dense attention.
+class ErnieMSelfAttention(modules.ErnieMSelfAttention):
+    def forward(self, hidden_states: Tensor, mask: Tensor | None, head_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Attend densely.
 
         Args:
-            query, key, value: (batch, num_heads, seq_len, head_dim).
+            hidden_states: (batch, seq_len, hidden_size).
             mask: bool that broadcasts to (batch, all heads, queries, keys), True is seen; None: all is seen. A query
                 that sees nothing attends uniformly.
             head_mask: (all heads,) factors of the probabilities, or None.
-            real: bool that broadcasts likewise, False at keys that even a query that sees nothing must not attend to.
 
         Returns:
             (batch, seq_len, num_heads * head_dim) and the probabilities (batch, num_heads, seq_len, seq_len).
         """
+        query, key, value = (
+            projection(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
         scores = query @ key.transpose(-1, -2)
         if self.position_embedding_type != "absolute":
             scores = scores + self._relative_scores(query, key)
@@ -104,8 +74,6 @@ class ErnieMSelfAttention(nn.Module):
             # Indexing with a list copies it to the device: only where heads are missing.
             mask = mask[:, self.kept_heads] if mask.shape[1] > len(self.kept_heads) else mask
             scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min / 2)
-        if real is not None:
-            scores = scores.masked_fill(~real, torch.finfo(scores.dtype).min)
         probabilities = self.dropout(F.softmax(scores, -1))
         if head_mask is not None:
             kept = head_mask if len(head_mask) == len(self.kept_heads) else head_mask[self.kept_heads]
@@ -122,124 +90,59 @@ class ErnieMSelfAttention(nn.Module):
             scores = scores + torch.einsum("bhrd,lrd->bhlr", key, embedded)
         return scores
 
+
+class ErnieMAttention(modules.ErnieMAttention):
+    self_attention_class = ErnieMSelfAttention
+
     def forward(self, hidden_states: Tensor, mask: Tensor | None, head_mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        query, key, value = (
-            projection(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        return self.attend(query, key, value, mask, head_mask)
-
-
-class ErnieMAttention(nn.Module):
-    self_attention_class: type[ErnieMSelfAttention] = ErnieMSelfAttention
-
-    def __init__(self, config: ErnieMConfig, layer_index: int) -> None:
-        super().__init__()
-        self.self_attn = self.self_attention_class(config, layer_index)
-        self.out_proj = nn.Linear(self.self_attn.q_proj.out_features, config.hidden_size)
-
-    def forward(self, hidden_states: Tensor, *args: Any) -> tuple[Tensor, Tensor | None]:
-        context, probabilities = self.self_attn(hidden_states, *args)
+        context, probabilities = self.self_attn(hidden_states, mask, head_mask)
         return self.out_proj(context), probabilities
 
 
-class ErnieMEncoderLayer(GradientCheckpointingLayer):
-    attention_class: type[ErnieMAttention] = ErnieMAttention
+class ErnieMEncoderLayer(modules.ErnieMEncoderLayer):
+    attention_class = ErnieMAttention
 
-    def __init__(self, config: ErnieMConfig, layer_index: int) -> None:
-        super().__init__()
-        self.layer_index = layer_index
-        act_dropout = config.hidden_dropout_prob if config.act_dropout is None else config.act_dropout
-        self.self_attn = self.attention_class(config, layer_index)
-        self.linear1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.dropout = nn.Dropout(act_dropout)
-        self.linear2 = nn.Linear(config.intermediate_size, config.hidden_size)
-        self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout1 = nn.Dropout(config.hidden_dropout_prob)
-        self.dropout2 = nn.Dropout(config.hidden_dropout_prob)
-        self.activation = ACT2FN[config.hidden_act] if isinstance(config.hidden_act, str) else config.hidden_act
-
-    def forward(
-        self, hidden_states: Tensor, mask: Tensor | None, head_mask: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
+    def forward(self, hidden_states: Tensor, mask: Tensor | None, head_mask: Tensor | None) -> tuple[Tensor, Tensor]:
         attention, probabilities = self.self_attn(hidden_states, mask, head_mask)
         hidden_states = self.norm1(hidden_states + self.dropout1(attention))
         inner = self.dropout(self.activation(self.linear1(hidden_states)))
         return self.norm2(hidden_states + self.dropout2(self.linear2(inner))), probabilities
 
 
-class Encoded(NamedTuple):
-    last_hidden_state: Tensor
-    hidden_states: tuple[Tensor, ...] | None
-    attentions: tuple[Tensor, ...] | None
-
-
-class ErnieMEncoder(nn.Module):
-    layer_class: type[ErnieMEncoderLayer] = ErnieMEncoderLayer
-
-    def __init__(self, config: ErnieMConfig) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(self.layer_class(config, i) for i in range(config.num_hidden_layers))
+class ErnieMEncoder(modules.ErnieMEncoder):
+    layer_class = ErnieMEncoderLayer
 
     def forward(
-        self,
-        rows: Tensor,
-        context: Any,
-        head_masks: list[Tensor | None],
-        output_hidden_states: bool,
-        output_attentions: bool,
+        self, hidden_states: Tensor, mask: Tensor | None, head_masks: list[Tensor | None], options: OutputOptions
     ) -> Encoded:
-        """`context` is what the layers know of the batch: here the mask, in the padding-free model the packing."""
-        hidden_states, attentions = [rows], []
+        """Run the layers on (batch, seq_len, hidden_size)."""
+        states, attentions = [hidden_states], []
         for layer, head_mask in zip(self.layers, head_masks, strict=True):
-            rows, probabilities = layer(rows, context, head_mask)
-            if output_hidden_states:
-                hidden_states.append(rows)
-            if output_attentions:
+            hidden_states, probabilities = layer(hidden_states, mask, head_mask)
+            if options.hidden_states:
+                states.append(hidden_states)
+            if options.attentions:
                 attentions.append(probabilities)
-        return Encoded(
-            rows,
-            tuple(hidden_states) if output_hidden_states else None,
-            tuple(attentions) if output_attentions else None,
-        )
+        return Encoded.of(hidden_states, states, attentions, options)
 
 
-class ErnieMPooler(nn.Module):
-    """tanh(dense(first token))."""
-
-    def __init__(self, config: ErnieMConfig) -> None:
-        super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.activation = nn.Tanh()
-
+class ErnieMPooler(modules.ErnieMPooler):
     def forward(self, first: Tensor) -> Tensor:
+        """tanh(dense(first token))."""
         return self.activation(self.dense(first))
 
 
-class ErnieMModel(ErnieMPreTrainedModel):
+class ErnieMModel(modules.ErnieMModules):
     """The encoder, padded: every position is computed, as in transformers 4.40.2.
 
     Args:
         config: the configuration.
-        add_pooling_layer: whether there is a pooler.
+        add_pooling_layer: build the pooler.
     """
 
-    embeddings_class: type[ErnieMEmbeddings] = ErnieMEmbeddings
-    encoder_class: type[ErnieMEncoder] = ErnieMEncoder
-
-    def __init__(self, config: ErnieMConfig, add_pooling_layer: bool = True) -> None:
-        super().__init__(config)
-        self.embeddings = self.embeddings_class(config)
-        self.encoder = self.encoder_class(config)
-        self.pooler = ErnieMPooler(config) if add_pooling_layer else None
-        self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.embeddings.word_embeddings
-
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        self.embeddings.word_embeddings = value
+    embeddings_class = ErnieMEmbeddings
+    encoder_class = ErnieMEncoder
+    pooler_class = ErnieMPooler
 
     def forward(
         self,
@@ -280,82 +183,24 @@ class ErnieMModel(ErnieMPreTrainedModel):
         warn_token_types(token_type_ids)
         positions = self.embeddings.position_embeddings.weight
         inputs = check_padded(
-            self.config, positions, input_ids, inputs_embeds, attention_mask, position_ids, value_checks
+            Limits.of(self.config), positions, input_ids, inputs_embeds, attention_mask, position_ids, value_checks
         )
         mask = inputs.real[:, None, None, :] if inputs.dense_mask is None else inputs.dense_mask
+        head_masks = split_head_mask(head_mask, self.config.num_hidden_layers, self.config.num_attention_heads)
         options = OutputOptions.of(self.config, output_hidden_states, output_attentions, return_dict)
-        encoded = self.encoder(
-            self.embeddings(inputs),
-            mask,
-            split_head_mask(head_mask, self.config),
-            options.hidden_states,
-            options.attentions,
-        )
-        rows = encoded.last_hidden_state
+        encoded = self.encoder(self.embeddings(inputs), mask, head_masks, options)
+        hidden_states = encoded.last_hidden_state
         output = BaseModelOutputWithPoolingAndCrossAttentions(
-            last_hidden_state=rows,
-            pooler_output=None if self.pooler is None else self.pooler(rows[:, 0]),
+            last_hidden_state=hidden_states,
+            pooler_output=None if self.pooler is None else self.pooler(hidden_states[:, 0]),
             hidden_states=encoded.hidden_states,
             attentions=encoded.attentions,
         )
         return output if options.return_dict else base_tuple(output)
 
 
-class OutputOptions(NamedTuple):
-    """What a forward is to return, arguments before configuration."""
-
-    hidden_states: bool
-    attentions: bool
-    return_dict: bool
-
-    @classmethod
-    def of(
-        cls, config: ErnieMConfig, hidden_states: bool | None, attentions: bool | None, return_dict: bool | None
-    ) -> "OutputOptions":
-        return cls(
-            bool(config.output_hidden_states if hidden_states is None else hidden_states),
-            bool(config.output_attentions if attentions is None else attentions),
-            bool(config.return_dict if return_dict is None else return_dict),
-        )
-
-
-def base_tuple(output: BaseModelOutputWithPoolingAndCrossAttentions) -> tuple[Any, ...]:
-    """4.40.2's tuple: the pooler's place is kept where there is none."""
-    optional = (value for value in (output.hidden_states, output.attentions) if value is not None)
-    return (output.last_hidden_state, output.pooler_output, *optional)
-
-
-def split_head_mask(head_mask: Tensor | None, config: ErnieMConfig) -> list[Tensor | None]:
-    """(num_heads,) or (num_layers, num_heads) to one (num_heads,) a layer."""
-    layers, heads_ = config.num_hidden_layers, config.num_attention_heads
-    if head_mask is None:
-        return [None] * layers
-    if not isinstance(head_mask, Tensor):
-        raise TypeError(f"head_mask must be a tensor, got {type(head_mask).__name__}")
-    if tuple(head_mask.shape) not in ((heads_,), (layers, heads_)):
-        raise ValueError(
-            f"head_mask must have shape {(heads_,)} (num_heads) or {(layers, heads_)} (num_layers, num_heads), "
-            f"got {tuple(head_mask.shape)}"
-        )
-    return list(head_mask.expand(layers, heads_).unbind(0))
-
-
-_warned: set[str] = set()
-
-
-def warn_once(message: str) -> None:
-    if not torch.compiler.is_compiling() and message not in _warned:
-        _warned.add(message)
-        logger.warning(message)
-
-
-def warn_token_types(token_type_ids: Tensor | None) -> None:
-    if token_type_ids is not None:
-        warn_once("token_type_ids are ignored: ErnieM has no token type embedding.")
-
-
 class PaddedLayout(NamedTuple):
-    """How the heads see this model's rows: as the caller's batch itself, padding included."""
+    """Layout of the rows that the heads compute on: the caller's batch itself, padding included."""
 
     token_shape: tuple[int, int]
 

@@ -21,6 +21,8 @@ computes each call once and moves no random number between threads:
         word = 2 * (row // 8 % 2) + column // 8 % 2
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -28,6 +30,20 @@ ROUNDS = 7
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 _MASK32 = 0xFFFFFFFF
+
+
+class Dropout(NamedTuple):
+    """One dropout of a forward.
+
+    Attributes:
+        p: probability of dropping an element, in [0, 1).
+        seed: (1,) int64 on the operands' device, drawn once a forward.
+        site: tells the dropouts of one forward apart, in [0, 2**32).
+    """
+
+    p: float
+    seed: Tensor
+    site: int
 
 
 def threshold(p: float) -> int:

@@ -11,14 +11,18 @@ from helpers.paths import ROOT
 PACKAGE = ROOT / "erniem_fast"
 # Each may import from those before it.
 LAYERS = [
-    "version", "configuration", "tokenization", "validation", "packing",
-    "kernels.dropout", "kernels.configs", "kernels.common",
+    "version", "configuration", "tokenization",
+    "kernels.dropout", "kernels.tables", "kernels.configs", "kernels.common",
     "kernels.attention_tiles", "kernels.attention_forward", "kernels.attention_backward", "kernels.attention",
     "kernels.segment_sum", "kernels.layer_norm", "kernels.activation", "kernels.embedding",
-    "kernels.linear", "kernels.mlp", "inference.__init__", "inference.batch_invariance", "torch_ops", "triton_ops",
-    "ops.__init__",
-    "checkpoints", "pretrained", "losses", "heads", "reference", "modeling", "inference.graphs", "__init__",
-    "inference.embed", "cli.__init__", "cli.verify", "cli.demo", "cli.warm_up", "cli.main",
+    "kernels.linear", "kernels.mlp",
+    "ops.backend", "ops.dropout", "ops.attention_torch", "ops.attention", "ops.layer_norm", "ops.activation", "ops.mlp",
+    "ops.embedding", "ops.linear", "ops.__init__",
+    "validation", "packing", "fusion", "encoder", "outputs",
+    "checkpoints", "pretrained", "modules", "losses", "heads", "reference", "modeling",
+    "inference.__init__", "inference.batch_invariance", "inference.graphs", "__init__",
+    "inference.batching", "inference.embed", "cli.__init__", "cli.files", "cli.verify", "cli.demo", "cli.warm_up",
+    "cli.main",
 ]  # fmt: skip
 MODULES = sorted(p for p in PACKAGE.rglob("*.py")) + sorted((ROOT / "kernels").glob("*.py"))
 

@@ -1,12 +1,14 @@
-"""The mode in which what else is in a batch changes no bit of a sequence's result; `ops.batch_invariant` enters it."""
+"""Inference in which the rest of a batch changes no bit of a sequence's result."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
+from torch.overrides import TorchFunctionMode
+
+from ..ops import linear
+from ..ops.backend import enter_batch_invariance, has_triton, leave_batch_invariance
 
 _PRODUCTS = (
     "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "mv", "addmm", "addmv", "addbmm", "baddbmm", "inner", "einsum",
@@ -16,15 +18,40 @@ VARYING = {getattr(home, name) for home in (torch, Tensor) for name in _PRODUCTS
     F.scaled_dot_product_attention, F.multi_head_attention_forward, F.bilinear, F.conv1d, F.conv2d, F.conv3d,
     torch.linalg.multi_dot,
 }  # fmt: skip
-"""Products by libraries that choose by the size of the whole batch how to add up."""
+"""Products by libraries, which choose the order of their sums by the size of the whole batch."""
 
 
-class BatchInvariant(TorchFunctionMode):
-    """Gives every linear layer, a head's and an adapter's, too, to `linear(x, weight, bias)`."""
+class batch_invariant(TorchFunctionMode):  # noqa: N801  (a context manager)
+    """Context in which a sequence's result is bitwise the same alone, in any batch and in any order.
 
-    def __init__(self, linear: Callable[[Tensor, Tensor, Tensor | None], Tensor]) -> None:
+        with torch.inference_mode(), batch_invariant():
+            outputs = model(**batch)
+
+    Elsewhere sums over a row are split by the number of rows, and results differ in the last bits. Here every linear
+    layer, a head's and an adapter's too, is computed by the kernel of `kernels/linear.py`, and the attention takes
+    tiles of one size. It holds for the padding-free model and the operations of `ops`, in the thread that enters it,
+    without gradients. The following raises a ValueError: other matrix products (dense attention: output_attentions,
+    head_mask, masks of 3 or 4 dimensions), the torch backend, a linear layer whose rows are no multiple of 16 bytes.
+
+    Source: He et al., "Defeating Nondeterminism in LLM Inference", thinkingmachines.ai, 2025.
+
+    Raises:
+        ValueError: triton is not installed.
+    """
+
+    def __init__(self) -> None:
+        if not has_triton():
+            raise ValueError("batch_invariant() needs the package triton, which is not installed")
         super().__init__()
-        self.linear = linear
+
+    def __enter__(self) -> "batch_invariant":
+        enter_batch_invariance()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        leave_batch_invariance()
+        super().__exit__(*error)
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         if func is F.linear:
@@ -36,9 +63,4 @@ class BatchInvariant(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
     def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        return self.linear(input, weight, bias)
-
-
-def is_batch_invariant() -> bool:
-    """Whether the calling thread is in the mode."""
-    return any(isinstance(mode, BatchInvariant) for mode in _get_current_function_mode_stack())
+        return linear(input, weight, bias)

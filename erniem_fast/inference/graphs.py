@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..modeling import ErnieMModel, PackedModelOutput
+from ..encoder import PackedModelOutput
+from ..modeling import ErnieMModel
+from ..ops import is_batch_invariant
 from ..packing import PackedBatch
-from .batch_invariance import is_batch_invariant
 
 TOKENS = tuple(size for power in range(5, 14) for size in (2**power, 3 * 2 ** (power - 1)))
 """32, 48, 64, 96, ... 12288: at most half as many tokens again as there are."""

@@ -19,7 +19,7 @@ import itertools
 from helpers.closeness import error
 
 from erniem_fast import PackedBatch, batch_invariant, ops
-from erniem_fast.inference.batch_invariance import is_batch_invariant
+from erniem_fast.ops import is_batch_invariant
 
 Pair = tuple[Any, Any]
 LENGTHS = [5, 130, 64, 1, 0, 20]
@@ -171,17 +171,18 @@ def test_what_cannot_be_had_is_refused(make: Callable[..., Any], device: torch.d
         make()(ids)
 
 
-def test_tiles_of_one_mode_are_refused_in_the_other(device: torch.device) -> None:
+def test_a_plan_keeps_the_mode_in_which_it_was_made(device: torch.device) -> None:
     qkv, offsets = torch.randn(200, 3, 1, 16, device=device), torch.tensor([0, 200], dtype=torch.int32, device=device)
-    tiles = ops.attention_tiles(offsets, 200, 200, backend="triton")
+    sizes = {"num_heads": 1, "head_dim": 16, "backend": "triton"}
+    plan = ops.attention_plan(offsets, 200, 200, **sizes)
+    expected = ops.varlen_attention(qkv, offsets, 200, plan=plan)
     with batch_invariant():
-        own = ops.attention_tiles(offsets, 200, 200)
-        with pytest.raises(ValueError, match="of the same cu_seqlens and in the same mode"):
-            ops.varlen_attention(qkv, offsets, 200, tiles=tiles)
-        found = ops.varlen_attention(qkv, offsets, 200, tiles=own)
-    with pytest.raises(ValueError, match="of the same cu_seqlens and in the same mode"):
-        ops.varlen_attention(qkv, offsets, 200, tiles=own, backend="triton")
-    torch.testing.assert_close(found, ops.varlen_attention(qkv, offsets, 200, tiles=tiles, backend="triton"))
+        own = ops.attention_plan(offsets, 200, 200, **sizes)
+        found = ops.varlen_attention(qkv, offsets, 200, plan=own)
+        assert torch.equal(ops.varlen_attention(qkv, offsets, 200, plan=plan), expected)
+        assert torch.equal(ops.varlen_attention(qkv, offsets, 200), found)
+    assert torch.equal(ops.varlen_attention(qkv, offsets, 200, plan=own), found)
+    torch.testing.assert_close(found, expected)
 
 
 def test_autocast(make: Callable[..., Any], device: torch.device) -> None:

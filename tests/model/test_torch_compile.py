@@ -11,7 +11,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import erniem_fast
-from erniem_fast import ErnieMConfig, PackedBatch, torch_ops  # noqa: F401
+from erniem_fast import ErnieMConfig, PackedBatch
 
 LENGTHS = [(5, 3, 9), (16, 2, 2, 7, 11), (64, 30), (4, 4, 4, 4, 4, 4, 4), (2, 60), (1, 12, 0, 13), (6, 6, 6, 6)]
 """Other totals, numbers of sequences and longest sequences each."""

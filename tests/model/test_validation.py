@@ -294,9 +294,9 @@ def test_sequence_classification_problem_types(make_pair: Any) -> None:
 
 
 def test_token_type_ids_are_ignored_with_one_warning(make_pair: Any, caplog: pytest.LogCaptureFixture) -> None:
-    from erniem_fast import reference
+    from erniem_fast import validation
 
-    reference._warned.clear()
+    validation._warned.clear()
     with caplog.at_level(logging.WARNING):
         for model in make_pair(dtype=torch.float32):
             for _ in range(2):
@@ -308,9 +308,9 @@ def test_token_type_ids_are_ignored_with_one_warning(make_pair: Any, caplog: pyt
 
 
 def test_dense_attention_says_so_once(make_pair: Any, caplog: pytest.LogCaptureFixture) -> None:
-    from erniem_fast import reference
+    from erniem_fast import validation
 
-    reference._warned.clear()
+    validation._warned.clear()
     _, fast = make_pair(dtype=torch.float32)
     with caplog.at_level(logging.WARNING):
         fast(IDS)

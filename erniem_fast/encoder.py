@@ -1,0 +1,186 @@
+"""A post-norm encoder layer on packed rows, whatever its attributes are called.
+
+A layer hands over its parts; `run_layer` computes them. Models subclass nothing of this file.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
+
+from . import fusion, ops
+from .fusion import DropoutLike, PackedContext, Pending
+from .packing import PackedBatch
+from .validation import warn_once
+
+__all__ = ["AttentionParts", "LayerParts", "PackedContext", "PackedModelOutput", "attend", "run_layer"]
+
+SITES_PER_LAYER = 4
+"""Dropouts of a layer, in the order attention, out, activation, linear2; site 0 is the embedding's."""
+
+
+@dataclass
+class PackedModelOutput(BaseModelOutputWithPoolingAndCrossAttentions):
+    """An encoder's output on packed rows.
+
+    Attributes:
+        last_hidden_state: (total_tokens, hidden_size).
+        pooler_output: (num_sequences, hidden_size).
+        hidden_states: in the shape of the caller's batch.
+        attentions: (num_sequences, num_heads, seq_len, seq_len) a layer.
+        batch: the packing.
+    """
+
+    batch: PackedBatch | None = None
+
+
+class AttentionParts(NamedTuple):
+    """The parts of self-attention.
+
+    Attributes:
+        query, key, value: projections of (total_tokens, hidden_size) to (total_tokens, num_heads * head_dim).
+        num_heads: heads, without the pruned ones.
+        dropout: on the probabilities.
+        layer: index of the layer.
+        kept_heads: indices of the heads among those of a mask, where some were pruned; None: all.
+        relative_scores: (batch, num_heads, seq_len, seq_len) of query and key (batch, num_heads, seq_len, head_dim),
+            to be added before scaling; None for none. Computed densely.
+        causal: False, the only value so far.
+    """
+
+    query: nn.Module
+    key: nn.Module
+    value: nn.Module
+    num_heads: int
+    dropout: DropoutLike
+    layer: int
+    kept_heads: list[int] | None = None
+    relative_scores: Callable[[Tensor, Tensor], Tensor] | None = None
+    causal: Literal[False] = False
+
+
+Attention = Callable[[Tensor, PackedContext, Tensor | None], tuple[Tensor, Tensor | None]]
+"""Maps (total_tokens, hidden_size), the context and (num_heads,) factors of the probabilities to the output and, where
+they were computed, the probabilities (num_sequences, num_heads, seq_len, seq_len)."""
+
+
+class LayerParts(NamedTuple):
+    """The parts of a layer: attention, add and norm, feed-forward block, add and norm.
+
+    Attributes:
+        attention: the attention's parts with `out` behind them; or the module that holds both, which is called.
+        out: projection of the joined heads; None where `attention` is a module.
+        dropout1, norm1: behind the attention.
+        linear1, activation, dropout, linear2: the feed-forward block.
+        dropout2, norm2: behind the feed-forward block.
+        layer: index of the layer.
+        containers: modules that hold the parts and are passed by. If one of them carries hooks, `by_containers`
+            computes the layer.
+        by_containers: computes the layer by calling its containers.
+        rows_to_keep: None, all rows, the only value so far.
+    """
+
+    attention: AttentionParts | nn.Module
+    out: nn.Module | None
+    dropout1: DropoutLike
+    norm1: nn.Module
+    linear1: nn.Module
+    activation: nn.Module
+    dropout: DropoutLike
+    linear2: nn.Module
+    dropout2: DropoutLike
+    norm2: nn.Module
+    layer: int
+    containers: tuple[nn.Module, ...] = ()
+    by_containers: Attention | None = None
+    rows_to_keep: None = None
+
+
+def run_layer(
+    parts: LayerParts, x: Tensor, context: PackedContext, head_mask: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """Compute a layer.
+
+    Args:
+        parts: of the layer.
+        x: (total_tokens, hidden_size).
+        context: of the batch.
+        head_mask: (num_heads,) factors of the probabilities, or None.
+
+    Returns:
+        (total_tokens, hidden_size), and the probabilities where they were computed.
+    """
+    if parts.containers and not all(fusion.may_bypass(container) for container in parts.containers):
+        assert parts.by_containers is not None
+        return parts.by_containers(x, context, head_mask)
+    site = 1 + SITES_PER_LAYER * parts.layer
+    if isinstance(parts.attention, AttentionParts):
+        assert parts.out is not None
+        heads, probabilities = attend(parts.attention, x, context, head_mask)
+        attention = fusion.linear(parts.out, heads, context)
+    else:
+        output, probabilities = parts.attention(x, context, head_mask)
+        attention = Pending(output)
+    x = fusion.dropout_add_norm(attention, x, parts.dropout1, parts.norm1, context, site + 1)
+    inner = fusion.feed_forward(parts.linear1, parts.activation, parts.dropout, parts.linear2, x, context, site + 2)
+    return fusion.dropout_add_norm(inner, x, parts.dropout2, parts.norm2, context, site + 3), probabilities
+
+
+def attend(
+    parts: AttentionParts, x: Tensor, context: PackedContext, head_mask: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """Compute self-attention up to the joined heads.
+
+    Returns:
+        (total_tokens, num_heads * head_dim), and the probabilities where they were computed.
+    """
+    qkv = fusion.project_qkv(parts.query, parts.key, parts.value, x).unflatten(-1, (3, parts.num_heads, -1))
+    fused, dropout = fusion.take_over(parts.dropout, context, 1 + SITES_PER_LAYER * parts.layer)
+    if context.plan is None or not fused:
+        if not fused:
+            warn_once("Attention is computed densely: its dropout was replaced, hooked or left on.")
+        return _attend_densely(parts, qkv, context, head_mask)
+    batch = context.batch
+    heads = ops.varlen_attention(
+        qkv, batch.cu_seqlens, batch.max_seqlen, prefix_lens=batch.prefix_lens, dropout=dropout, plan=context.plan
+    )
+    return heads.flatten(1), None
+
+
+def _attend_densely(
+    parts: AttentionParts, qkv: Tensor, context: PackedContext, head_mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    batch, mask = context.batch, context.mask
+    query, key, value = batch.to_grid(qkv).permute(2, 0, 3, 1, 4).unbind(0)
+    real = batch.to_grid(torch.ones_like(batch.position_ids, dtype=torch.bool), False)
+    if batch.prefix_lens is not None:
+        place = torch.arange(real.shape[1], device=real.device)
+        prefix = batch.prefix_lens.view(-1, 1, 1, 1)
+        mask = (place[:, None] >= prefix) | (place < prefix)
+    scores = query @ key.transpose(-1, -2)
+    if parts.relative_scores is not None:
+        scores = scores + parts.relative_scores(query, key)
+    scores = scores / math.sqrt(query.shape[-1])
+    lowest = torch.finfo(scores.dtype).min
+    if mask is not None:  # a query that sees nothing attends uniformly to its sequence
+        scores = scores.masked_fill(~_of_kept_heads(mask, 1, parts), lowest / 2)
+    scores = scores.masked_fill(~real[:, None, None, :], lowest)
+    probabilities = fusion.call_dropout(parts.dropout, scores.softmax(-1), context)
+    if head_mask is not None:
+        probabilities = probabilities * _of_kept_heads(head_mask, 0, parts).view(-1, 1, 1).to(probabilities.dtype)
+    # Those returned are those that multiply the values, so that their gradient can be asked for.
+    probabilities = probabilities * real[:, None, :, None]
+    heads = (probabilities @ value).transpose(1, 2).flatten(2)
+    return batch.from_grid(heads), probabilities
+
+
+def _of_kept_heads(values: Tensor, dim: int, parts: AttentionParts) -> Tensor:
+    """Select the heads that were not pruned, where `values` has a line for every head."""
+    if parts.kept_heads is None or values.shape[dim] <= len(parts.kept_heads):
+        return values
+    kept: Any = [slice(None)] * dim + [parts.kept_heads]
+    return values[tuple(kept)]

@@ -1,0 +1,243 @@
+"""May it be fused? The fused operation, else the modules themselves, side by side.
+
+The decision is made anew in every call: hooks, adapters and `.eval()` on one dropout come and go at any time. A module
+is read, and not called, only if calling it would do nothing else: its exact class, no hooks, plain parameters.
+"""
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple, TypeGuard, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+from transformers.activations import ACT2FN
+
+from . import ops
+from .ops import Dropout
+from .packing import PackedBatch
+from .validation import warn_once
+
+GELU = type(ACT2FN["gelu"])
+DropoutLike = nn.Module | float | None
+"""A dropout as models have it: a module, a probability that holds in training, or none."""
+M = TypeVar("M", bound=nn.Module)
+
+
+@dataclass(frozen=True, eq=False)
+class PackedContext:
+    """The batch as the layers see it.
+
+    Attributes:
+        batch: the packing.
+        seed: (1,) int64 for this forward's dropouts; None outside training.
+        mask: (batch, 1 or num_heads, seq_len, seq_len) bool of the dense attention, or None.
+        plan: of the fused attention; None: the attention is computed densely.
+        backend: of the operations, "triton" or "torch".
+    """
+
+    batch: PackedBatch
+    seed: Tensor | None
+    mask: Tensor | None
+    plan: ops.AttentionPlan | None
+    backend: str
+
+    @property
+    def adds_bias_late(self) -> bool:
+        """True if the operation behind a linear layer adds its bias: a kernel does so for free."""
+        return self.backend == "triton"
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "PackedContext":
+        """Move to another device, as accelerate does with a layer's arguments where it spreads layers over devices."""
+
+        def move(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(device, non_blocking=non_blocking)
+
+        return replace(
+            self,
+            batch=self.batch.to(device, non_blocking),
+            seed=move(self.seed),
+            mask=move(self.mask),
+            plan=None if self.plan is None else self.plan.to(device, non_blocking),
+        )
+
+
+class Pending(NamedTuple):
+    """A linear layer's product whose bias is still to be added; `bias` None: nothing is."""
+
+    product: Tensor
+    bias: Tensor | None = None
+
+    def add(self) -> Tensor:
+        """Add the bias."""
+        return self.product if self.bias is None else self.product + self.bias
+
+
+def may_bypass(module: nn.Module) -> bool:
+    """True if nothing but the module's own forward runs when it is called: no hooks, no replaced forward."""
+    members = module.__dict__
+    return not (
+        members["_forward_hooks"]
+        or members["_forward_pre_hooks"]
+        or members["_backward_hooks"]
+        or members["_backward_pre_hooks"]
+        or "forward" in members  # accelerate's offloading replaces it
+        or torch_module._global_forward_hooks
+        or torch_module._global_forward_pre_hooks
+        or torch_module._global_backward_hooks
+        or torch_module._global_backward_pre_hooks
+    )
+
+
+def is_plain(module: nn.Module, cls: type[M]) -> TypeGuard[M]:
+    """True if the module can be fused: exact class, no hooks, plain parameters."""
+    if type(module) is not cls or not may_bypass(module):
+        return False
+    # Quantised and sharded weights are subclasses of Tensor; a bias, or a norm's weight, may be None.
+    return all(type(p) is nn.Parameter or type(p) is Tensor for p in module.__dict__["_parameters"].values())
+
+
+def _is_plain_embedding(module: nn.Module) -> bool:
+    plain = is_plain(module, nn.Embedding)
+    return plain and module.max_norm is None and not (module.scale_grad_by_freq or module.sparse)
+
+
+def take_over(dropout: DropoutLike, context: PackedContext, site: int) -> tuple[bool, Dropout | None]:
+    """Decide on a dropout.
+
+    Returns:
+        True and the dropout that an operation takes over, None where nothing is dropped; False if it must be called.
+    """
+    if dropout is None:
+        return True, None
+    if isinstance(dropout, float):
+        p, on = dropout, context.seed is not None
+    elif is_plain(dropout, nn.Dropout):
+        p, on = dropout.p, dropout.training
+    else:
+        return False, None
+    if not on or p == 0:
+        return True, None
+    # Without a seed the model is in eval mode and somebody has left this dropout on.
+    if context.seed is None or p >= 1:
+        return False, None
+    return True, Dropout(float(p), context.seed, site)
+
+
+def call_dropout(dropout: DropoutLike, x: Tensor, context: PackedContext) -> Tensor:
+    """Apply a dropout that no operation takes over."""
+    if dropout is None:
+        return x
+    return F.dropout(x, dropout, context.seed is not None) if isinstance(dropout, float) else dropout(x)
+
+
+def embed(
+    words: nn.Module,
+    positions: nn.Module,
+    norm: nn.Module,
+    dropout: DropoutLike,
+    position_rows: Tensor,
+    context: PackedContext,
+) -> Tensor:
+    """dropout(norm(words + positions)) of the context's tokens, at site 0.
+
+    Args:
+        words: table of the word embeddings; not read where the batch holds `inputs_embeds`.
+        positions: table of the position embeddings.
+        norm, dropout: that follow.
+        position_rows: (total_tokens,) integers, rows of the position table.
+        context: of the batch.
+
+    Returns:
+        (total_tokens, hidden_size).
+    """
+    input_ids, embedded = context.batch.input_ids, context.batch.inputs_embeds
+    if embedded is None and not _is_plain_embedding(words):
+        input_ids, embedded = None, words(input_ids)
+    if not (_is_plain_embedding(positions) and is_plain(norm, nn.LayerNorm)):
+        embedded = words(input_ids) if embedded is None else embedded
+        return call_dropout(dropout, norm(embedded + positions(position_rows)), context)
+    fused, drop = take_over(dropout, context, 0)
+    assert isinstance(positions, nn.Embedding)
+    rows = ops.embedding_layer_norm(
+        input_ids,
+        position_rows,
+        words.weight,  # type: ignore[arg-type]
+        positions.weight,
+        norm.weight,
+        norm.bias,
+        norm.eps,
+        inputs_embeds=embedded,
+        padding_idx=words.padding_idx,  # type: ignore[arg-type]
+        position_padding_idx=positions.padding_idx,
+        dropout=drop,
+        backend=context.backend,
+    )
+    return rows if fused else call_dropout(dropout, rows, context)
+
+
+def project_qkv(query: nn.Module, key: nn.Module, value: nn.Module, x: Tensor) -> Tensor:
+    """Project (total_tokens, hidden_size) to (total_tokens, 3 * num_heads * head_dim), in one product."""
+    if not (is_plain(query, nn.Linear) and is_plain(key, nn.Linear) and is_plain(value, nn.Linear)):
+        return torch.cat([query(x), key(x), value(x)], -1)
+    # Concatenated every time: a write through `.data` leaves no trace that would tell a kept copy is stale.
+    weight = torch.cat([query.weight, key.weight, value.weight])
+    return F.linear(x, weight, torch.cat([query.bias, key.bias, value.bias]))
+
+
+def linear(module: nn.Module, x: Tensor, context: PackedContext) -> Pending:
+    """A linear layer, without its bias where the operation behind it adds that."""
+    if context.adds_bias_late and is_plain(module, nn.Linear):
+        return Pending(F.linear(x, module.weight), module.bias)
+    return Pending(module(x))
+
+
+def feed_forward(
+    linear1: nn.Module,
+    activation: nn.Module,
+    dropout: DropoutLike,
+    linear2: nn.Module,
+    x: Tensor,
+    context: PackedContext,
+    site: int,
+) -> Pending:
+    """linear2(dropout(activation(linear1(x))))."""
+    fused, drop = take_over(dropout, context, site)
+    if not is_plain(activation, GELU):
+        warn_once("The activation is not fused: it is not gelu, or it carries hooks.")
+        return linear(linear2, call_dropout(dropout, activation(linear1(x)), context), context)
+    plain = is_plain(linear1, nn.Linear) and is_plain(linear2, nn.Linear) and linear1.bias is not None
+    if not (fused and plain):
+        first = linear(linear1, x, context)
+        inner = ops.bias_gelu_dropout(first.product, first.bias, dropout=drop, backend=context.backend)
+        return linear(linear2, inner if fused else call_dropout(dropout, inner, context), context)
+    late = context.adds_bias_late
+    product = ops.mlp(
+        x,
+        linear1.weight,  # type: ignore[arg-type]
+        linear1.bias,  # type: ignore[arg-type]
+        linear2.weight,  # type: ignore[arg-type]
+        None if late else linear2.bias,  # type: ignore[arg-type]
+        dropout=drop,
+        backend=context.backend,
+    )
+    return Pending(product, linear2.bias if late else None)  # type: ignore[arg-type]
+
+
+def dropout_add_norm(
+    x: Pending, residual: Tensor, dropout: DropoutLike, norm: nn.Module, context: PackedContext, site: int
+) -> Tensor:
+    """norm(residual + dropout(x))."""
+    fused, drop = take_over(dropout, context, site)
+    if not (fused and is_plain(norm, nn.LayerNorm)):
+        return norm(residual + call_dropout(dropout, x.add(), context))
+    return ops.dropout_add_layer_norm(
+        x.product,
+        residual,
+        norm.weight,
+        norm.bias,
+        norm.eps,
+        linear_bias=x.bias,
+        dropout=drop,
+        backend=context.backend,
+    )

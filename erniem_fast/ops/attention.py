@@ -1,0 +1,146 @@
+"""Varlen attention: every packed sequence attends to itself."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .attention_torch import Group, attention_torch, group_sequences
+from .backend import check_devices, is_batch_invariant, resolve_backend
+from .dropout import Dropout, check_dropout
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionPlan:
+    """The work that all attention layers of a forward share, computed once from the lengths.
+
+    Attributes:
+        backend: "triton" or "torch".
+        num_sequences, max_seqlen, total_tokens: sizes of the batch it was made for.
+        block_m: rows of a tile; 0: chosen by the lengths.
+        tiles: list of the kernels' tiles on the device; None on the torch backend.
+        groups: sequences that torch computes together; None where they are formed in every layer.
+    """
+
+    backend: str
+    num_sequences: int
+    max_seqlen: int
+    total_tokens: int
+    block_m: int = 0
+    tiles: Tensor | None = None
+    groups: list[Group] | None = None
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "AttentionPlan":
+        """Move the plan to another device."""
+        tiles = None if self.tiles is None else self.tiles.to(device, non_blocking=non_blocking)
+        groups = self.groups if torch.device(device).type == "cpu" else None
+        return replace(self, tiles=tiles, groups=groups)
+
+
+def attention_plan(
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    total_tokens: int,
+    *,
+    num_heads: int,
+    head_dim: int,
+    dtype: torch.dtype = torch.float32,
+    backend: str = "auto",
+) -> AttentionPlan:
+    """Plan `varlen_attention` for a batch, so that the layers of a model share it. No host sync off the CPU.
+
+    Args:
+        cu_seqlens, max_seqlen: as in `varlen_attention`.
+        total_tokens, num_heads, head_dim, dtype: of its `qkv`.
+        backend: "auto", "triton" or "torch".
+
+    Raises:
+        ValueError: as `varlen_attention`.
+    """
+    _check_offsets(cu_seqlens, max_seqlen)
+    num_sequences = cu_seqlens.shape[0] - 1
+    backend = resolve_backend(backend, cu_seqlens.device, dtype, head_dim=head_dim)
+    if backend == "triton":
+        from ..kernels import attention as kernel
+        from ..kernels.configs import INVARIANT_TILE
+
+        block_m = INVARIANT_TILE if is_batch_invariant() else 0
+        tiles = kernel.attention_tiles(cu_seqlens, max_seqlen, total_tokens, block_m)
+        return AttentionPlan(backend, num_sequences, max_seqlen, total_tokens, block_m, tiles)
+    groups = None
+    if cu_seqlens.device.type == "cpu" and type(cu_seqlens) is Tensor and not torch.compiler.is_compiling():
+        groups = list(group_sequences(cu_seqlens, max_seqlen, num_heads, total_tokens))
+    return AttentionPlan(backend, num_sequences, max_seqlen, total_tokens, groups=groups)
+
+
+def varlen_attention(
+    qkv: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    *,
+    prefix_lens: Tensor | None = None,
+    dropout: Dropout | None = None,
+    plan: AttentionPlan | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """softmax(Q K^T / sqrt(head_dim)) V of each sequence by itself, with dropout on the probabilities.
+
+    Source: Vaswani et al., arXiv 1706.03762; by tiles: Dao, "FlashAttention-2", arXiv 2307.08691.
+
+    Args:
+        qkv: (total_tokens, 3, num_heads, head_dim), the packed product of the three projections.
+        cu_seqlens: (num_sequences + 1,) int32, from 0 to total_tokens. Sequences may be empty.
+        max_seqlen: tokens in the longest sequence, or more.
+        prefix_lens: (num_sequences,) int32: rows of a sequence before its prefix length p see only columns before
+            p, rows from p on see all. None, 0 and the sequence's length: full attention.
+        dropout: None for none.
+        plan: from `attention_plan` of the same offsets; None: made here.
+        backend: "auto", "triton" or "torch"; with a plan, the plan's.
+
+    Returns:
+        (total_tokens, num_heads, head_dim). Differentiable once in `qkv`; the gradient is deterministic.
+
+    Raises:
+        ValueError: shapes, dtypes or devices that do not fit, a plan of another batch, or an unknown backend.
+    """
+    if qkv.dim() != 4 or qkv.shape[1] != 3:
+        raise ValueError(f"qkv must have shape (total_tokens, 3, num_heads, head_dim), got {tuple(qkv.shape)}")
+    _check_offsets(cu_seqlens, max_seqlen)
+    total_tokens, _, num_heads, head_dim = qkv.shape
+    num_sequences = cu_seqlens.shape[0] - 1
+    if prefix_lens is not None:
+        if prefix_lens.shape != (num_sequences,) or prefix_lens.dtype not in (torch.int32, torch.int64):
+            raise ValueError(
+                f"prefix_lens must be int32 of shape ({num_sequences},) (num_sequences), "
+                f"got {prefix_lens.dtype} {tuple(prefix_lens.shape)}"
+            )
+        prefix_lens = prefix_lens.to(torch.int32)
+    if plan is None:
+        plan = attention_plan(
+            cu_seqlens, max_seqlen, total_tokens, num_heads=num_heads, head_dim=head_dim, dtype=qkv.dtype,
+            backend=backend,
+        )  # fmt: skip
+    elif (plan.num_sequences, plan.total_tokens, plan.max_seqlen) != (num_sequences, total_tokens, max_seqlen):
+        raise ValueError(
+            f"plan must be attention_plan's of the same batch, {num_sequences} sequences of at most {max_seqlen} in "
+            f"{total_tokens} tokens, got one of {plan.num_sequences} of at most {plan.max_seqlen} in "
+            f"{plan.total_tokens}"
+        )
+    check_devices(qkv=qkv, cu_seqlens=cu_seqlens, prefix_lens=prefix_lens, tiles=plan.tiles)
+    check_dropout(dropout, qkv.device)
+    if plan.backend == "torch":
+        return attention_torch(qkv, cu_seqlens, max_seqlen, prefix_lens, dropout, plan.groups)
+    from ..kernels import attention as kernel
+
+    resolve_backend("triton", qkv.device, qkv.dtype, head_dim=head_dim)
+    out, _ = kernel.varlen_attention(qkv, cu_seqlens, plan.tiles, max_seqlen, plan.block_m, prefix_lens, dropout)
+    return out  # type: ignore[no-any-return]
+
+
+def _check_offsets(cu_seqlens: Tensor, max_seqlen: int) -> None:
+    if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] < 2 or cu_seqlens.dtype != torch.int32:
+        raise ValueError(
+            f"cu_seqlens must be int32 of shape (num_sequences + 1,), got {cu_seqlens.dtype} {tuple(cu_seqlens.shape)}"
+        )
+    if not isinstance(max_seqlen, int | torch.SymInt):
+        raise ValueError(f"max_seqlen must be an int, got {type(max_seqlen).__name__}")

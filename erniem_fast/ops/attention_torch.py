@@ -1,0 +1,246 @@
+"""Varlen attention by torch: batched products over groups of sequences.
+
+A CPU groups sequences of equal length, so that nothing is padded. Elsewhere reading the lengths would stall the device:
+groups are padded to the longest sequence.
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..kernels.dropout import Dropout, keep_scores
+from .dropout import apply_keep
+
+SCORES_PER_CHUNK = 512 * 1024
+"""Most attention scores computed at once on a CPU: they should stay near the cache."""
+PADDED_SCORES_PER_CHUNK = 256 * 1024 * 1024
+"""Most attention scores computed at once elsewhere: they should fit into memory several times over."""
+
+
+class Group(NamedTuple):
+    """Sequences that share one batched product.
+
+    Attributes:
+        rows: (group, length) int64 row indices, total_tokens at padding; or the slice of a lone sequence.
+        sequences: (group,) int64 indices of the sequences.
+        valid: (group, length) bool, False at padding; None without padding.
+    """
+
+    rows: Tensor | slice
+    sequences: Tensor
+    valid: Tensor | None
+
+
+def group_sequences(cu_seqlens: Tensor, max_seqlen: int, num_heads: int, total_tokens: int) -> Iterable[Group]:
+    """Split the sequences of a batch into groups that one batched product computes."""
+    if cu_seqlens.device.type == "cpu":
+        return groups_of_equal_length(cu_seqlens, num_heads)
+    return padded_groups(cu_seqlens, max_seqlen, num_heads, total_tokens)
+
+
+def groups_of_equal_length(cu_seqlens: Tensor, num_heads: int) -> Iterator[Group]:
+    by_length: dict[int, list[int]] = {}
+    offsets = cu_seqlens.tolist()
+    for sequence, (start, end) in enumerate(pairwise(offsets)):
+        by_length.setdefault(end - start, []).append(sequence)
+    by_length.pop(0, None)
+    for length, sequences in by_length.items():
+        chunk = max(1, SCORES_PER_CHUNK // (num_heads * length * length))
+        for begin in range(0, len(sequences), chunk):
+            index = torch.tensor(sequences[begin : begin + chunk])
+            if len(index) == 1:
+                start = offsets[sequences[begin]]
+                yield Group(slice(start, start + length), index, None)
+            else:
+                yield Group(cu_seqlens[index, None].long() + torch.arange(length), index, None)
+
+
+def padded_groups(cu_seqlens: Tensor, max_seqlen: int, num_heads: int, total_tokens: int) -> Iterator[Group]:
+    chunk = max(1, PADDED_SCORES_PER_CHUNK // (num_heads * max(1, max_seqlen) ** 2))
+    sequences = torch.arange(cu_seqlens.shape[0] - 1, device=cu_seqlens.device)
+    for index in sequences.split(chunk):
+        first, last = cu_seqlens[index, None].long(), cu_seqlens[index + 1, None].long()
+        rows = first + torch.arange(max_seqlen, device=cu_seqlens.device)
+        valid = (rows < last) & (rows >= 0) & (rows < total_tokens)
+        yield Group(rows.where(valid, total_tokens), index, valid)
+
+
+def attention_torch(
+    qkv: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    prefix_lens: Tensor | None,
+    dropout: Dropout | None,
+    groups: list[Group] | None,
+) -> Tensor:
+    """Compute `ops.varlen_attention`; `groups` from `group_sequences`, None: formed here."""
+    p, seed, site = dropout or Dropout(0.0, None, 0)  # type: ignore[arg-type]
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or type(qkv) not in (Tensor, nn.Parameter):
+        return _attention_op(qkv, cu_seqlens, max_seqlen, prefix_lens, p, seed, site)
+    arguments = (qkv, cu_seqlens, max_seqlen, prefix_lens, p, seed, site, groups)
+    if torch.is_grad_enabled() and qkv.requires_grad:
+        return _Attention.apply(*arguments)  # type: ignore[no-any-return]
+    return _forward(*arguments)
+
+
+def _take(packed: Tensor, group: Group) -> Tensor:
+    """(total, ..., heads, head_dim) to (group, ..., heads, length, head_dim); a view where rows are a slice."""
+    if isinstance(group.rows, slice):
+        return packed[group.rows].movedim(0, -2)[None]
+    rows = group.rows.reshape(-1).clamp(max=packed.shape[0] - 1)
+    taken = packed.index_select(0, rows).unflatten(0, group.rows.shape)
+    if group.valid is not None:  # 0 * inf is NaN: zero the padded values
+        taken = taken.masked_fill(~group.valid.view(*group.valid.shape, *[1] * (packed.dim() - 1)), 0.0)
+    return taken.movedim(1, -2)
+
+
+def _put(packed: Tensor, group: Group, values: Tensor) -> None:
+    """The reverse of `_take`; `packed` has one row more, for padding."""
+    values = values.movedim(-2, 1).to(packed.dtype)  # autocast may have changed it
+    if isinstance(group.rows, slice):
+        packed[group.rows] = values[0]
+    else:
+        packed.index_copy_(0, group.rows.reshape(-1), values.flatten(0, 1))
+
+
+def _probabilities(query: Tensor, key: Tensor, group: Group, prefix_lens: Tensor | None) -> Tensor:
+    """softmax(query key^T / sqrt(head_dim)) of (group * heads, length, head_dim) operands."""
+    length, head_dim = query.shape[-2:]
+    scores = torch.baddbmm(query.new_empty(1, 1, 1), query, key.transpose(1, 2), beta=0, alpha=1 / math.sqrt(head_dim))
+    if group.valid is not None or prefix_lens is not None:
+        allowed = torch.ones(len(group.sequences), 1, length, length, dtype=torch.bool, device=query.device)
+        if group.valid is not None:
+            allowed = allowed & group.valid[:, None, None, :]
+        if prefix_lens is not None:
+            place = torch.arange(length, device=query.device)
+            prefix = prefix_lens[group.sequences].view(-1, 1, 1, 1)
+            allowed = allowed & ((place[:, None] >= prefix) | (place < prefix))
+        grouped = scores.unflatten(0, (len(group.sequences), -1))
+        scores = grouped.masked_fill(~allowed, torch.finfo(scores.dtype).min).flatten(0, 1)
+    return torch.softmax(scores, -1)
+
+
+def _keep(group: Group, num_heads: int, length: int, p: float, seed: Tensor, site: int) -> Tensor:
+    """(group * heads, length, length) bool: which probabilities dropout keeps."""
+    starts = torch.tensor([group.rows.start]) if isinstance(group.rows, slice) else group.rows[:, 0]
+    return keep_scores(seed, site, starts, num_heads, length, p).flatten(0, 1)
+
+
+def _forward(
+    qkv: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    prefix_lens: Tensor | None,
+    p: float,
+    seed: Tensor | None,
+    site: int,
+    groups: list[Group] | None = None,
+) -> Tensor:
+    num_heads, head_dim = qkv.shape[2:]
+    total = qkv.shape[0]
+    out = qkv.new_zeros(total + 1, num_heads, head_dim)
+    if total == 0:
+        return out[:0]
+    for group in group_sequences(cu_seqlens, max_seqlen, num_heads, total) if groups is None else groups:
+        query, key, value = (operand.flatten(0, 1) for operand in _take(qkv, group).unbind(1))
+        probabilities = _probabilities(query, key, group, prefix_lens)
+        if p:
+            assert seed is not None
+            probabilities = apply_keep(_keep(group, num_heads, query.shape[1], p, seed, site), probabilities, p)
+        _put(out, group, torch.bmm(probabilities, value).unflatten(0, (-1, num_heads)))
+    return out[:total]
+
+
+def _backward(
+    grad: Tensor,
+    qkv: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    prefix_lens: Tensor | None,
+    p: float,
+    seed: Tensor | None,
+    site: int,
+    groups: list[Group] | None = None,
+) -> Tensor:
+    """The gradient of `qkv`. Probabilities and mask are computed again rather than kept."""
+    num_heads, head_dim = qkv.shape[2:]
+    total = qkv.shape[0]
+    grad_qkv = qkv.new_zeros(total + 1, *qkv.shape[1:])
+    if total == 0:
+        return grad_qkv[:0]
+    for group in group_sequences(cu_seqlens, max_seqlen, num_heads, total) if groups is None else groups:
+        query, key, value = (operand.flatten(0, 1) for operand in _take(qkv, group).unbind(1))
+        grad_context = _take(grad, group).flatten(0, 1)
+        probabilities = _probabilities(query, key, group, prefix_lens)
+        kept, grad_probabilities = probabilities, torch.bmm(grad_context, value.transpose(1, 2))
+        if p:
+            assert seed is not None
+            keep = _keep(group, num_heads, query.shape[1], p, seed, site)
+            kept = apply_keep(keep, probabilities, p)
+            grad_probabilities = apply_keep(keep, grad_probabilities, p)
+        grad_value = torch.bmm(kept.transpose(1, 2), grad_context)
+        row_sums = (probabilities * grad_probabilities).sum(-1, keepdim=True)
+        grad_scores = probabilities * (grad_probabilities - row_sums) / math.sqrt(head_dim)
+        grads = torch.stack((torch.bmm(grad_scores, key), torch.bmm(grad_scores.transpose(1, 2), query), grad_value))
+        _put(grad_qkv, group, grads.unflatten(1, (-1, num_heads)).transpose(0, 1))
+    return grad_qkv[:total]
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(*inputs: Any) -> Tensor:
+        return _forward(*inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _save(ctx, inputs[:-1], output)
+        ctx.groups = inputs[-1]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        qkv, cu_seqlens, prefix_lens, seed = ctx.saved_tensors
+        arguments = (cu_seqlens, ctx.max_seqlen, prefix_lens, ctx.p, seed, ctx.site, ctx.groups)
+        return _backward(grads[0], qkv, *arguments), *[None] * 7
+
+
+_ARGUMENTS = "Tensor cu_seqlens, SymInt max_seqlen, Tensor? prefix_lens, float p, Tensor? seed, int site"
+
+# Opaque to torch.compile: the groups depend on the values of cu_seqlens.
+_attention_op = torch.library.custom_op(
+    "erniem_fast::varlen_attention_torch", _forward, mutates_args=(), schema=f"(Tensor qkv, {_ARGUMENTS}) -> Tensor"
+)
+_attention_backward_op = torch.library.custom_op(
+    "erniem_fast::varlen_attention_torch_backward",
+    _backward,
+    mutates_args=(),
+    schema=f"(Tensor grad, Tensor qkv, {_ARGUMENTS}) -> Tensor",
+)
+
+
+@_attention_op.register_fake
+def _(qkv: Tensor, *_: Any) -> Tensor:
+    return qkv.new_empty(qkv.shape[0], *qkv.shape[2:])
+
+
+@_attention_backward_op.register_fake
+def _(grad: Tensor, qkv: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(qkv, memory_format=torch.contiguous_format)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    qkv, cu_seqlens, ctx.max_seqlen, prefix_lens, ctx.p, seed, ctx.site = inputs
+    ctx.save_for_backward(qkv, cu_seqlens, prefix_lens, seed)
+
+
+def _grad(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    qkv, cu_seqlens, prefix_lens, seed = ctx.saved_tensors
+    arguments = (cu_seqlens, ctx.max_seqlen, prefix_lens, ctx.p, seed, ctx.site)
+    return _attention_backward_op(grad, qkv, *arguments), *[None] * 6
+
+
+_attention_op.register_autograd(_grad, setup_context=_save)
