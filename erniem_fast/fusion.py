@@ -93,8 +93,11 @@ def is_plain(module: nn.Module, cls: type[M]) -> TypeGuard[M]:
     """True if the module can be fused: exact class, no hooks, plain parameters."""
     if type(module) is not cls or not may_bypass(module):
         return False
-    # Quantised and sharded weights are subclasses of Tensor; a bias, or a norm's weight, may be None.
-    return all(type(p) is nn.Parameter or type(p) is Tensor for p in module.__dict__["_parameters"].values())
+    for parameter in module.__dict__["_parameters"].values():
+        # Quantised and sharded weights are subclasses of Tensor; a bias, or a norm's weight, may be None.
+        if type(parameter) is not nn.Parameter and type(parameter) is not Tensor:
+            return False
+    return True
 
 
 def _is_plain_embedding(module: nn.Module) -> bool:

@@ -98,6 +98,13 @@ def _take(packed: Tensor, group: Group) -> Tensor:
     return taken.movedim(1, -2)
 
 
+def _operands(qkv: Tensor, group: Group) -> tuple[Tensor, ...]:
+    """Give query, key and value, (group * num_heads, length, head_dim)."""
+    if isinstance(group.rows, slice):
+        return qkv[group.rows].permute(1, 2, 0, 3).unbind(0)
+    return tuple(operand.flatten(0, 1) for operand in _take(qkv, group).unbind(1))
+
+
 def _put(packed: Tensor, group: Group, values: Tensor) -> None:
     """The reverse of `_take`; `packed` has one row more, for padding."""
     values = values.movedim(-2, 1).to(packed.dtype)  # autocast may have changed it
@@ -142,17 +149,25 @@ def _forward(
 ) -> Tensor:
     num_heads, head_dim = qkv.shape[2:]
     total = qkv.shape[0]
-    out = qkv.new_zeros(total + 1, num_heads, head_dim)
     if total == 0:
-        return out[:0]
+        return qkv.new_empty(0, num_heads, head_dim)
+    if groups is not None and len(groups) == 1 and groups[0].rows == slice(0, total):
+        return _attend(qkv, groups[0], prefix_lens, p, seed, site)[0].movedim(1, 0).to(qkv.dtype)
+    out = qkv.new_zeros(total + 1, num_heads, head_dim)
     for group in group_sequences(cu_seqlens, max_seqlen, num_heads, total) if groups is None else groups:
-        query, key, value = (operand.flatten(0, 1) for operand in _take(qkv, group).unbind(1))
-        probabilities = _probabilities(query, key, group, prefix_lens)
-        if p:
-            assert seed is not None
-            probabilities = apply_keep(_keep(group, num_heads, query.shape[1], p, seed, site), probabilities, p)
-        _put(out, group, torch.bmm(probabilities, value).unflatten(0, (-1, num_heads)))
+        _put(out, group, _attend(qkv, group, prefix_lens, p, seed, site))
     return out[:total]
+
+
+def _attend(qkv: Tensor, group: Group, prefix_lens: Tensor | None, p: float, seed: Tensor | None, site: int) -> Tensor:
+    """Compute a group, (group, num_heads, length, head_dim)."""
+    num_heads = qkv.shape[2]
+    query, key, value = _operands(qkv, group)
+    probabilities = _probabilities(query, key, group, prefix_lens)
+    if p:
+        assert seed is not None
+        probabilities = apply_keep(_keep(group, num_heads, query.shape[1], p, seed, site), probabilities, p)
+    return torch.bmm(probabilities, value).unflatten(0, (-1, num_heads))
 
 
 def _backward(
@@ -173,7 +188,7 @@ def _backward(
     if total == 0:
         return grad_qkv[:0]
     for group in group_sequences(cu_seqlens, max_seqlen, num_heads, total) if groups is None else groups:
-        query, key, value = (operand.flatten(0, 1) for operand in _take(qkv, group).unbind(1))
+        query, key, value = _operands(qkv, group)
         grad_context = _take(grad, group).flatten(0, 1)
         probabilities = _probabilities(query, key, group, prefix_lens)
         kept, grad_probabilities = probabilities, torch.bmm(grad_context, value.transpose(1, 2))

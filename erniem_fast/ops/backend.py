@@ -88,6 +88,8 @@ def resolve_backend(
 
 def runs_kernels(backend: str, first: Tensor, *others: Tensor | None, head_dim: int = 0, hidden_size: int = 0) -> bool:
     """True if the kernels compute an operation on these operands, False if torch does; raises as `resolve_backend`."""
+    if resolve_backend(backend, first.device, first.dtype) == "torch":
+        return False
     sizes = {"head_dim": head_dim, "hidden_size": hidden_size}
     return all(
         operand is None or resolve_backend(backend, operand.device, operand.dtype, **sizes) == "triton"

@@ -70,5 +70,6 @@ def _mlp_torch(
 ) -> Tensor:
     if x.device.type != "cpu" or dropout is not None or torch.is_grad_enabled() or torch.compiler.is_compiling():
         return F.linear(dropout_rows(F.gelu(F.linear(x, weight1, bias1)), dropout), weight2, bias2)
-    pieces = [F.linear(F.gelu(F.linear(piece, weight1, bias1)), weight2, bias2) for piece in x.split(ROWS_PER_PIECE)]
-    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+    pieces = x.split(ROWS_PER_PIECE) if len(x) > ROWS_PER_PIECE else (x,)
+    products = [F.linear(F.gelu(F.linear(piece, weight1, bias1)), weight2, bias2) for piece in pieces]
+    return products[0] if len(products) == 1 else torch.cat(products)

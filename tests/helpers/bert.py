@@ -1,0 +1,23 @@
+"""A BERT layer of transformers on packed rows."""
+
+from typing import Any
+
+from torch import Tensor
+
+from erniem_fast.encoder import AttentionParts, LayerParts, PackedContext, attend
+
+
+def parts_of(layer: Any, index: int) -> LayerParts:
+    """Hand over the parts of a `BertLayer`."""
+    heads, joined, inner, output = layer.attention.self, layer.attention.output, layer.intermediate, layer.output
+    attention = AttentionParts(heads.query, heads.key, heads.value, heads.num_attention_heads, heads.dropout, index)
+
+    def by_containers(x: Tensor, context: PackedContext, head_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        rows, probabilities = attend(attention, x, context, head_mask)
+        x = joined(rows, x)
+        return output(inner(x), x), probabilities
+
+    return LayerParts(
+        attention, joined.dense, joined.dropout, joined.LayerNorm, inner.dense, inner.intermediate_act_fn, None,
+        output.dense, output.dropout, output.LayerNorm, index, (joined, inner, output), by_containers,
+    )  # fmt: skip

@@ -1,0 +1,109 @@
+"""A post-norm layer of another family on packed rows."""
+
+from typing import Any
+
+import pytest
+import torch
+from helpers.bert import parts_of
+from torch import Tensor, nn
+from transformers import BertConfig, BertModel
+
+from erniem_fast import PackedBatch, ops
+from erniem_fast.encoder import LayerParts, PackedContext, run_layer
+
+LENGTHS = (7, 0, 3, 19, 1)
+DOUBLE = torch.float64
+
+
+def bert(**changes: Any) -> Any:
+    config = BertConfig(
+        vocab_size=60, hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=40,
+        max_position_embeddings=32, initializer_range=0.3, **changes,
+    )  # fmt: skip
+    model = BertModel(config).to(DOUBLE).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    return model
+
+
+def context_of(batch: PackedBatch, seed: Tensor | None = None, dense: bool = False) -> PackedContext:
+    plan = None
+    if not dense:
+        plan = ops.attention_plan(
+            batch.cu_seqlens, batch.max_seqlen, batch.total_tokens, num_heads=3, head_dim=8, dtype=DOUBLE
+        )
+    return PackedContext(batch, seed, None, plan, "torch")
+
+
+def packed() -> PackedBatch:
+    return PackedBatch.from_sequences([torch.randint(60, (length,)) for length in LENGTHS])
+
+
+def run_packed(model: Any, batch: PackedBatch, context: PackedContext) -> Tensor:
+    x = model.embeddings(batch.input_ids[None], position_ids=batch.position_ids[None])[0]
+    for index, layer in enumerate(model.encoder.layer):
+        x, _ = run_layer(parts_of(layer, index), x, context)
+    return x
+
+
+def run_alone(model: Any, batch: PackedBatch) -> Tensor:
+    assert batch.input_ids is not None
+    rows = [ids for ids in batch.input_ids.split(list(LENGTHS)) if len(ids)]
+    return torch.cat([model(ids[None]).last_hidden_state[0] for ids in rows])
+
+
+@pytest.mark.parametrize("act", ["gelu", "relu"])
+@pytest.mark.parametrize("dense", [False, True])
+def test_bert_s_layers_on_packed_rows(act: str, dense: bool) -> None:
+    model, batch = bert(hidden_act=act), packed()
+    found, expected = run_packed(model, batch, context_of(batch, dense=dense)), run_alone(model, batch)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    weight = torch.randn_like(found)
+    parameters = list(model.encoder.parameters())
+    grads = [torch.autograd.grad((out * weight).sum(), parameters) for out in (found, expected)]
+    for one, two in zip(*grads, strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    "path", ["attention.output", "intermediate", "output", "intermediate.dense", "output.LayerNorm"]
+)
+def test_hooks_on_containers_and_parts_are_run(path: str) -> None:
+    model, batch = bert(), packed()
+    before = run_packed(model, batch, context_of(batch))
+    calls = []
+    model.encoder.layer[1].get_submodule(path).register_forward_hook(lambda *args: calls.append(1) or args[-1] * 1.25)
+    found = run_packed(model, batch, context_of(batch))
+    assert len(calls) == 1
+    torch.testing.assert_close(found, run_alone(model, batch), rtol=0, atol=1e-12)
+    assert (found - before).abs().max() > 1e-2
+
+
+def test_a_dropout_may_be_a_module_a_number_or_none() -> None:
+    """Of the same probability, a module and a number draw the same mask; in eval mode neither drops."""
+    model, batch = bert(hidden_dropout_prob=0.4, attention_probs_dropout_prob=0.2), packed()
+    x = torch.randn(batch.total_tokens, 24, dtype=DOUBLE)
+    modules = parts_of(model.encoder.layer[0], 0)
+
+    def with_dropouts(p: float | None) -> LayerParts:
+        attention = modules.attention._replace(dropout=None if p is None else 0.2)  # type: ignore[union-attr]
+        return modules._replace(attention=attention, dropout1=p, dropout2=p, containers=())
+
+    def run(parts: LayerParts, seed: Tensor | None) -> Tensor:
+        return run_layer(parts, x, context_of(batch, seed))[0]
+
+    seed = ops.draw_seed(torch.device("cpu"))
+    plain = run(modules, None)
+    assert torch.equal(run(with_dropouts(0.4), None), plain)
+    assert torch.equal(run(with_dropouts(None), seed), plain)
+    model.train()
+    dropped = run(modules, seed)
+    assert torch.equal(run(with_dropouts(0.4), seed), dropped)
+    assert (dropped - plain).abs().max() > 1e-2
+    # Around a part that is called, a number drops, too.
+    unfused = with_dropouts(0.4)._replace(norm1=nn.Identity(), norm2=nn.Identity())
+    torch.manual_seed(3)
+    one = run(unfused, seed)
+    torch.manual_seed(4)
+    assert not torch.equal(run(unfused, seed), one)
