@@ -13,7 +13,8 @@ and backward, with probabilities and mask computed again
     dV = (P * keep / (1 - p))^T dO      dP = dO V^T * keep / (1 - p)      delta = rowsum(dO * O)
     dS = P * (dP - delta)               dQ = scale dS K                   dK = scale dS^T Q
 
-prefix_lens: rows of a sequence before its prefix length p see only columns before p; rows from p on see all.
+prefix_lens: (num_sequences,) int32; rows of a sequence before its prefix length p see only columns before p; rows from
+p on see all.
 
 Sequences that fit a tile take one program a head for the whole backward; longer ones take a program a tile of rows (dQ)
 and a program a tile of columns (dK, dV). Each element has one writer: no atomics. Several heads share a tile of 16 or
@@ -31,63 +32,51 @@ from .attention_backward import fake_backward, launch_backward
 from .attention_forward import fake_forward, launch_forward
 from .attention_tiles import build_tiles, fake_tiles
 from .common import Operation
-from .dropout import keep_scale, keep_scores
+from .dropout import Dropout, keep_scale, keep_scores
 
 
 def varlen_attention_oracle(
-    qkv: Tensor,
-    cu_seqlens: Tensor,
-    prefix_lens: Tensor | None = None,
-    dropout_p: float = 0.0,
-    seed: Tensor | None = None,
-    site: int = 0,
+    qkv: Tensor, cu_seqlens: Tensor, prefix_lens: Tensor | None = None, dropout: Dropout | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The same by plain formulas, one sequence at a time, in the dtype of `qkv`: (out, lse)."""
+    """The operation by plain formulas, one sequence at a time, in the dtype of `qkv`: (out, lse)."""
     outs, lses = [], []
     for index, (start, end) in enumerate(pairwise(cu_seqlens.tolist())):
-        query, key, value = qkv[start:end].permute(1, 2, 0, 3)
-        scores = query @ key.transpose(1, 2) / math.sqrt(qkv.shape[-1])
+        q, k, v = qkv[start:end].permute(1, 2, 0, 3)
+        scores = q @ k.transpose(1, 2) / math.sqrt(qkv.shape[-1])
         if prefix_lens is not None:
-            place = torch.arange(end - start, device=qkv.device)
-            hidden = (place[:, None] < prefix_lens[index]) & (place >= prefix_lens[index])
+            positions = torch.arange(end - start, device=qkv.device)
+            hidden = (positions[:, None] < prefix_lens[index]) & (positions >= prefix_lens[index])
             scores = scores.masked_fill(hidden, -torch.inf)
-        probabilities = scores.softmax(-1)
-        if dropout_p:
-            assert seed is not None
-            keep = keep_scores(seed, site, cu_seqlens[index : index + 1], qkv.shape[2], end - start, dropout_p)
-            probabilities = probabilities * keep[0] * keep_scale(dropout_p)
-        outs.append((probabilities @ value).transpose(0, 1))
+        p = scores.softmax(-1)
+        if dropout is not None and dropout.p:
+            starts = cu_seqlens[index : index + 1]
+            keep = keep_scores(dropout.seed, dropout.site, starts, qkv.shape[2], end - start, dropout.p)
+            p = p * keep[0] * keep_scale(dropout.p)
+        outs.append((p @ v).transpose(0, 1))
         lses.append(scores.logsumexp(-1))
     return torch.cat(outs), torch.cat(lses, 1)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    qkv, cu_seqlens, tiles, ctx.max_seqlen, prefix_lens, ctx.dropout_p, seed, *ctx.rest = inputs
-    ctx.save_for_backward(qkv, *output, cu_seqlens, tiles, prefix_lens, seed)
-    ctx.mark_non_differentiable(output[1])
+def _save(ctx: Any, args: tuple[Any, ...], results: tuple[Tensor, Tensor]) -> tuple[Tensor | None, ...]:
+    qkv, cu_seqlens, tiles, ctx.max_seqlen, ctx.block_m, prefix_lens, _ = args
+    return qkv, *results, cu_seqlens, tiles, prefix_lens
 
 
-def _grad(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-    qkv, out, lse, cu_seqlens, tiles, prefix_lens, seed = ctx.saved_tensors
-    grad_qkv = varlen_attention_backward(
-        grad, qkv, out, lse, cu_seqlens, tiles, ctx.max_seqlen, prefix_lens, ctx.dropout_p, seed, *ctx.rest
-    )
-    return grad_qkv, *[None] * 8
+def _grad(ctx: Any, do: Tensor, saved: list[Tensor | None], dropout: Dropout | None) -> tuple[Tensor]:
+    *operands, prefix_lens = saved
+    return (varlen_attention_backward(do, *operands, ctx.max_seqlen, ctx.block_m, prefix_lens, dropout),)
 
 
-_ARGUMENTS = (
-    "Tensor cu_seqlens, Tensor tiles, SymInt max_seqlen, Tensor? prefix_lens, float dropout_p, Tensor? seed, int site, "
-    "bool batch_invariant"
-)
+_ARGUMENTS = "Tensor cu_seqlens, Tensor tiles, SymInt max_seqlen, int block_m, Tensor? prefix_lens, Dropout? dropout"
 attention_tiles = Operation(
     "attention_tiles",
-    "(Tensor cu_seqlens, SymInt max_seqlen, SymInt total_tokens, bool batch_invariant) -> Tensor",
+    "(Tensor cu_seqlens, SymInt max_seqlen, SymInt total_tokens, int block_m) -> Tensor",
     build_tiles,
     fake_tiles,
 )
 varlen_attention_backward = Operation(
     "varlen_attention_backward",
-    f"(Tensor grad, Tensor qkv, Tensor out, Tensor lse, {_ARGUMENTS}) -> Tensor",
+    f"(Tensor do, Tensor qkv, Tensor out, Tensor lse, {_ARGUMENTS}) -> Tensor",
     launch_backward,
     fake_backward,
 )

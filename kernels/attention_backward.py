@@ -12,260 +12,360 @@ from .attention_tiles import (
     UNSPECIALIZED,
     attention_arguments,
     load,
+    load_prefix,
     locate,
-    prefix_of,
     zero_rows_of_no_sequence,
 )
 from .common import keep_scores, multiply, narrow
+from .dropout import Dropout
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
-def _backward_in_one(
-    qkv_ptr, grad_ptr, lse_ptr, grad_qkv_ptr, cu_seqlens_ptr, prefix_lens_ptr, tiles_ptr, total_tokens, num_sequences,
-    scale, seed_ptr, site, threshold, keep_scale, DROPOUT: tl.constexpr,
-    NUM_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, PREFIX: tl.constexpr,
-    LISTED: tl.constexpr, PRECISION: tl.constexpr, TILE: tl.constexpr, SPLIT: tl.constexpr,
-    HEADS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Sequences that fit a block: dQ, dK and dV from one look at the scores. Scores are transposed (columns, rows)."""
-    groups: tl.constexpr = (NUM_HEADS + HEADS - 1) // HEADS
-    width: tl.constexpr = NUM_HEADS * HEAD_DIM
-    group = tl.program_id(0) % groups
+def _attn_bwd_single_tile_kernel(
+    qkv_ptr,  # (total_tokens, 3, NUM_HEADS, HEAD_DIM)
+    do_ptr,  # (total_tokens, NUM_HEADS, HEAD_DIM)
+    lse_ptr,  # (NUM_HEADS, total_tokens) float32
+    dqkv_ptr,  # (total_tokens, 3, NUM_HEADS, HEAD_DIM)
+    cu_seqlens_ptr,  # (num_sequences + 1,) int32
+    prefix_lens_ptr,  # (num_sequences,) int32, if HAS_PREFIX
+    tiles_ptr,  # (slots, 2) int32, if USE_TILE_LIST
+    seed_ptr,  # (1,) int64
+    total_tokens,
+    num_sequences,
+    NUM_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    scale,
+    site,
+    threshold,
+    keep_scale,
+    HAS_PREFIX: tl.constexpr,
+    USE_TILE_LIST: tl.constexpr,
+    APPLY_DROPOUT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    HEADS_PER_TILE: tl.constexpr,
+    TILE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """dQ, dK and dV of a sequence of at most BLOCK_M tokens, of HEADS_PER_TILE heads, from one look at the scores.
+
+    Scores are transposed, (columns, rows). TILE: most rows of a slot.
+    """
+    head_groups: tl.constexpr = (NUM_HEADS + HEADS_PER_TILE - 1) // HEADS_PER_TILE
+    hidden: tl.constexpr = NUM_HEADS * HEAD_DIM
+    group = tl.program_id(0) % head_groups
     sequence, tile, start, length, rest = locate(
-        cu_seqlens_ptr, tiles_ptr, tl.program_id(0) // groups, total_tokens, num_sequences, LISTED, TILE, SPLIT
-    )
-    zero_rows_of_no_sequence(
-        grad_qkv_ptr, sequence, tile, start, length, rest, num_sequences, group, 3, width, HEADS * HEAD_DIM,
-        HEADS * BLOCK_D, LISTED, TILE, SPLIT,
+        cu_seqlens_ptr, tiles_ptr, tl.program_id(0) // head_groups, total_tokens, num_sequences, USE_TILE_LIST, TILE,
+        1,
     )  # fmt: skip
-    if (sequence == num_sequences) | (length == 0) | (length > BLOCK):
+    zero_rows_of_no_sequence(
+        dqkv_ptr, sequence, tile, start, length, rest, num_sequences, group, 3, hidden, HEADS_PER_TILE * HEAD_DIM,
+        USE_TILE_LIST, TILE, 1, HEADS_PER_TILE * BLOCK_D,
+    )  # fmt: skip
+    if (sequence == num_sequences) | (length == 0) | (length > BLOCK_M):
         return
-    prefix = prefix_of(prefix_lens_ptr, sequence, length, num_sequences, PREFIX)
+    prefix = load_prefix(prefix_lens_ptr, sequence, length, num_sequences, HAS_PREFIX)
     seed = start.to(tl.int64)
-    if DROPOUT:
+    if APPLY_DROPOUT:
         seed = tl.load(seed_ptr)
 
-    stacked = tl.arange(0, BLOCK * HEADS)
-    rows, head = stacked % BLOCK, group * HEADS + stacked // BLOCK
-    d = tl.arange(0, BLOCK_D)
-    there = (rows < length) & (head < NUM_HEADS)
-    mask = there[:, None] & (d < HEAD_DIM)[None, :]
-    offsets = (rows * (3 * width) + head * HEAD_DIM)[:, None] + d[None, :]
-    base = qkv_ptr + start.to(tl.int64) * (3 * width)
-    query, key, value = (
-        load(base, offsets, mask),
-        load(base + width, offsets, mask),
-        load(base + 2 * width, offsets, mask),
-    )
-    grad = load(grad_ptr + start.to(tl.int64) * width, (rows * width + head * HEAD_DIM)[:, None] + d[None, :], mask)
-    lse = tl.load(lse_ptr + head.to(tl.int64) * total_tokens + start + rows, mask=there, other=float("inf"))
+    stacked = tl.arange(0, BLOCK_M * HEADS_PER_TILE)
+    offs_m, head = stacked % BLOCK_M, group * HEADS_PER_TILE + stacked // BLOCK_M
+    offs_d = tl.arange(0, BLOCK_D)
+    mask_m = (offs_m < length) & (head < NUM_HEADS)
+    mask = mask_m[:, None] & (offs_d < HEAD_DIM)[None, :]
+    offsets = (offs_m * (3 * hidden) + head * HEAD_DIM)[:, None] + offs_d[None, :]
+    base = qkv_ptr + start.to(tl.int64) * (3 * hidden)
+    q, k, v = load(base, offsets, mask), load(base + hidden, offsets, mask), load(base + 2 * hidden, offsets, mask)
+    do_offsets = (offs_m * hidden + head * HEAD_DIM)[:, None] + offs_d[None, :]
+    do = load(do_ptr + start.to(tl.int64) * hidden, do_offsets, mask)
+    lse = tl.load(lse_ptr + head.to(tl.int64) * total_tokens + start + offs_m, mask=mask_m, other=float("inf"))
 
-    seen = (rows < length)[:, None] & (rows < length)[None, :]
-    if HEADS > 1:
+    seen = (offs_m < length)[:, None] & (offs_m < length)[None, :]
+    if HEADS_PER_TILE > 1:
         seen &= head[:, None] == head[None, :]
-    if PREFIX:
-        seen &= (rows >= prefix)[None, :] | (rows < prefix)[:, None]
-    p = multiply(key, tl.trans(query), None, PRECISION) * (scale * LOG2E)
+    if HAS_PREFIX:
+        seen &= (offs_m >= prefix)[None, :] | (offs_m < prefix)[:, None]
+    p = multiply(k, tl.trans(q), None, PRECISION) * (scale * LOG2E)
     p = tl.exp2(tl.where(seen, p, -float("inf")) - (lse * LOG2E)[None, :])
-    grad_p = multiply(value, tl.trans(grad), None, PRECISION)
-    kept = p
-    if DROPOUT:
-        keep = keep_scores(seed, site, head[None, :], start, 0, rows[None, :], 0, rows[:, None], threshold)
-        kept = tl.where(keep, p * keep_scale, 0.0)
-        grad_p = tl.where(keep, grad_p * keep_scale, 0.0)
-    grad_value = multiply(narrow(kept, grad.dtype), grad, None, PRECISION)
-    out = grad_qkv_ptr + start.to(tl.int64) * (3 * width)
-    tl.store(out + 2 * width + offsets, narrow(grad_value, grad_qkv_ptr.dtype.element_ty), mask=mask)
-    delta = tl.sum(p * grad_p, 0)
-    grad_scores = narrow(p * (grad_p - delta[None, :]) * scale, query.dtype)
-    grad_key = multiply(grad_scores, query, None, PRECISION)
-    tl.store(out + width + offsets, narrow(grad_key, grad_qkv_ptr.dtype.element_ty), mask=mask)
-    grad_query = multiply(tl.trans(grad_scores), key, None, PRECISION)
-    tl.store(out + offsets, narrow(grad_query, grad_qkv_ptr.dtype.element_ty), mask=mask)
+    dp = multiply(v, tl.trans(do), None, PRECISION)
+    p_kept = p
+    if APPLY_DROPOUT:
+        keep = keep_scores(seed, site, head[None, :], start, 0, offs_m[None, :], 0, offs_m[:, None], threshold)
+        p_kept = tl.where(keep, p * keep_scale, 0.0)
+        dp = tl.where(keep, dp * keep_scale, 0.0)
+    dv = multiply(narrow(p_kept, do.dtype), do, None, PRECISION)
+    dqkv = dqkv_ptr + start.to(tl.int64) * (3 * hidden)
+    tl.store(dqkv + 2 * hidden + offsets, narrow(dv, dqkv_ptr.dtype.element_ty), mask=mask)
+    delta = tl.sum(p * dp, 0)
+    ds = narrow(p * (dp - delta[None, :]) * scale, q.dtype)
+    dk = multiply(ds, q, None, PRECISION)
+    tl.store(dqkv + hidden + offsets, narrow(dk, dqkv_ptr.dtype.element_ty), mask=mask)
+    dq = multiply(tl.trans(ds), k, None, PRECISION)
+    tl.store(dqkv + offsets, narrow(dq, dqkv_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
-def _backward_rows(
-    qkv_ptr, out_ptr, grad_ptr, lse_ptr, delta_ptr, grad_qkv_ptr, cu_seqlens_ptr, prefix_lens_ptr, tiles_ptr,
-    total_tokens, num_sequences, scale, seed_ptr, site, threshold, keep_scale, DROPOUT: tl.constexpr,
-    NUM_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, PREFIX: tl.constexpr,
-    LISTED: tl.constexpr, PRECISION: tl.constexpr, TILE: tl.constexpr, SPLIT: tl.constexpr,
-    SMALL: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """A tile of rows of a sequence longer than SMALL: dQ and delta."""
-    width: tl.constexpr = NUM_HEADS * HEAD_DIM
+def _attn_bwd_dq_kernel(
+    qkv_ptr,  # (total_tokens, 3, NUM_HEADS, HEAD_DIM)
+    out_ptr,  # (total_tokens, NUM_HEADS, HEAD_DIM)
+    do_ptr,  # (total_tokens, NUM_HEADS, HEAD_DIM)
+    lse_ptr,  # (NUM_HEADS, total_tokens) float32
+    delta_ptr,  # (NUM_HEADS, total_tokens) float32, stored
+    dqkv_ptr,  # (total_tokens, 3, NUM_HEADS, HEAD_DIM)
+    cu_seqlens_ptr,  # (num_sequences + 1,) int32
+    prefix_lens_ptr,  # (num_sequences,) int32, if HAS_PREFIX
+    tiles_ptr,  # (slots, 2) int32, if USE_TILE_LIST
+    seed_ptr,  # (1,) int64
+    total_tokens,
+    num_sequences,
+    NUM_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    scale,
+    site,
+    threshold,
+    keep_scale,
+    MIN_LENGTH: tl.constexpr,
+    HAS_PREFIX: tl.constexpr,
+    USE_TILE_LIST: tl.constexpr,
+    APPLY_DROPOUT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    TILE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """dQ and delta of BLOCK_M rows of a sequence of at least MIN_LENGTH tokens."""
+    hidden: tl.constexpr = NUM_HEADS * HEAD_DIM
     head = tl.program_id(0) % NUM_HEADS
     sequence, tile, start, length, _ = locate(
-        cu_seqlens_ptr, tiles_ptr, tl.program_id(0) // NUM_HEADS, total_tokens, num_sequences, LISTED, TILE, SPLIT
-    )
-    first_row = tile * TILE
-    if (length <= SMALL) | (first_row >= length) | (sequence == num_sequences):
+        cu_seqlens_ptr, tiles_ptr, tl.program_id(0) // NUM_HEADS, total_tokens, num_sequences, USE_TILE_LIST, BLOCK_M,
+        TILE // BLOCK_M,
+    )  # fmt: skip
+    start_m = tile * BLOCK_M
+    if (length < MIN_LENGTH) | (start_m >= length) | (sequence == num_sequences):
         return
-    prefix = prefix_of(prefix_lens_ptr, sequence, length, num_sequences, PREFIX)
+    prefix = load_prefix(prefix_lens_ptr, sequence, length, num_sequences, HAS_PREFIX)
     seed = start.to(tl.int64)
-    if DROPOUT:
+    if APPLY_DROPOUT:
         seed = tl.load(seed_ptr)
 
-    rows, d = tl.arange(0, TILE), tl.arange(0, BLOCK_D)
-    there = first_row + rows < length
-    mask = there[:, None] & (d < HEAD_DIM)[None, :]
-    base = qkv_ptr + start.to(tl.int64) * (3 * width) + head * HEAD_DIM
-    offsets = (rows * (3 * width))[:, None] + d[None, :]
-    query = load(base + first_row.to(tl.int64) * (3 * width), offsets, mask)
-    packed = (start + first_row).to(tl.int64) * width + head * HEAD_DIM
-    packed_offsets = (rows * width)[:, None] + d[None, :]
-    grad = load(grad_ptr + packed, packed_offsets, mask)
-    out = load(out_ptr + packed, packed_offsets, mask)
-    delta = tl.sum(out.to(tl.float32) * grad.to(tl.float32), 1)
-    statistics = head.to(tl.int64) * total_tokens + start + first_row + rows
-    tl.store(delta_ptr + statistics, delta, mask=there)
-    lse = tl.load(lse_ptr + statistics, mask=there, other=float("inf")) * LOG2E
+    offs_m, offs_d = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
+    mask_m = start_m + offs_m < length
+    mask = mask_m[:, None] & (offs_d < HEAD_DIM)[None, :]
+    base = qkv_ptr + start.to(tl.int64) * (3 * hidden) + head * HEAD_DIM
+    offsets = (offs_m * (3 * hidden))[:, None] + offs_d[None, :]
+    q = load(base + start_m.to(tl.int64) * (3 * hidden), offsets, mask)
+    out_base = (start + start_m).to(tl.int64) * hidden + head * HEAD_DIM
+    out_offsets = (offs_m * hidden)[:, None] + offs_d[None, :]
+    do = load(do_ptr + out_base, out_offsets, mask)
+    out = load(out_ptr + out_base, out_offsets, mask)
+    delta = tl.sum(out.to(tl.float32) * do.to(tl.float32), 1)
+    lse_offsets = head.to(tl.int64) * total_tokens + start + start_m + offs_m
+    tl.store(delta_ptr + lse_offsets, delta, mask=mask_m)
+    lse = tl.load(lse_ptr + lse_offsets, mask=mask_m, other=float("inf")) * LOG2E
 
-    acc = tl.zeros((TILE, BLOCK_D), tl.float32)
-    columns = length
-    if PREFIX:
-        columns = tl.where(first_row + TILE <= prefix, prefix, length)
-    whole = columns // BLOCK * BLOCK
-    if PREFIX:
-        whole = 0
-    for first_column in range(0, whole, BLOCK):
-        acc = _backward_rows_step(
-            acc, query, grad, lse, delta, base, rows, first_row, first_column, head, columns, prefix, start, scale,
-            seed, site, threshold, keep_scale, DROPOUT, width, HEAD_DIM, BLOCK_D, PREFIX, PRECISION, BLOCK,
-            MASKED=False,
+    dq = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    # Rows that all lie before the prefix length see nothing from there on.
+    end_n = length
+    if HAS_PREFIX:
+        end_n = tl.where(start_m + BLOCK_M <= prefix, prefix, length)
+    # Blocks before unmasked_n need no mask.
+    unmasked_n = end_n // BLOCK_N * BLOCK_N
+    if HAS_PREFIX:
+        unmasked_n = 0
+    for start_n in range(0, unmasked_n, BLOCK_N):
+        dq = _attn_bwd_dq_step(
+            dq, q, do, lse, delta, base, start, head, start_m, offs_m, start_n, end_n, prefix, scale, seed, site,
+            threshold, keep_scale, hidden, HEAD_DIM, HAS_PREFIX, APPLY_DROPOUT, False, PRECISION, BLOCK_N, BLOCK_D,
         )  # fmt: skip
-    for first_column in tl.range(whole, columns, BLOCK, num_stages=None if PREFIX else 1):
-        acc = _backward_rows_step(
-            acc, query, grad, lse, delta, base, rows, first_row, first_column, head, columns, prefix, start, scale,
-            seed, site, threshold, keep_scale, DROPOUT, width, HEAD_DIM, BLOCK_D, PREFIX, PRECISION, BLOCK,
-            MASKED=True,
+    for start_n in tl.range(unmasked_n, end_n, BLOCK_N, num_stages=None if HAS_PREFIX else 1):
+        dq = _attn_bwd_dq_step(
+            dq, q, do, lse, delta, base, start, head, start_m, offs_m, start_n, end_n, prefix, scale, seed, site,
+            threshold, keep_scale, hidden, HEAD_DIM, HAS_PREFIX, APPLY_DROPOUT, True, PRECISION, BLOCK_N, BLOCK_D,
         )  # fmt: skip
-    grad_query = grad_qkv_ptr + (start + first_row).to(tl.int64) * (3 * width) + head * HEAD_DIM
-    tl.store(grad_query + offsets, narrow(acc * scale, grad_qkv_ptr.dtype.element_ty), mask=mask)
+    dq_base = dqkv_ptr + (start + start_m).to(tl.int64) * (3 * hidden) + head * HEAD_DIM
+    tl.store(dq_base + offsets, narrow(dq * scale, dqkv_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def _backward_rows_step(
-    acc, query, grad, lse, delta, base, rows, first_row, first_column, head, columns, prefix, start, scale,
-    seed, site, threshold, keep_scale, DROPOUT: tl.constexpr, width: tl.constexpr, HEAD_DIM: tl.constexpr,
-    BLOCK_D: tl.constexpr, PREFIX: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr, MASKED: tl.constexpr,
-):  # fmt: skip
-    places, d = tl.arange(0, BLOCK), tl.arange(0, BLOCK_D)
-    there = (places >= 0)[:, None] & (d < HEAD_DIM)[None, :]
-    if MASKED:
-        there &= (first_column + places < columns)[:, None]
-    offsets = (places * (3 * width))[:, None] + d[None, :]
-    block = base + tl.cast(first_column, tl.int64) * (3 * width)
-    key = load(block + width, offsets, there)
-    value = load(block + 2 * width, offsets, there)
-    p = multiply(query, tl.trans(key), None, PRECISION) * (scale * LOG2E)
-    if MASKED:  # before exp2: a very negative lse would make it infinite
-        seen = (first_column + places < columns)[None, :]
-        if PREFIX:
-            seen &= (first_row + rows >= prefix)[:, None] | (first_column + places < prefix)[None, :]
+def _attn_bwd_dq_step(
+    dq,  # (BLOCK_M, BLOCK_D), without scale
+    q,  # (BLOCK_M, BLOCK_D)
+    do,  # (BLOCK_M, BLOCK_D)
+    lse,  # (BLOCK_M,), times log2 e
+    delta,  # (BLOCK_M,)
+    base,
+    start,
+    head,
+    start_m,
+    offs_m,
+    start_n,
+    end_n,
+    prefix,
+    scale,
+    seed,
+    site,
+    threshold,
+    keep_scale,
+    hidden: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    HAS_PREFIX: tl.constexpr,
+    APPLY_DROPOUT: tl.constexpr,
+    MASK_SCORES: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """dQ with what the columns from start_n on add."""
+    offs_n, offs_d = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
+    mask_kv = (offs_n >= 0)[:, None] & (offs_d < HEAD_DIM)[None, :]
+    if MASK_SCORES:
+        mask_kv &= (start_n + offs_n < end_n)[:, None]
+    offsets = (offs_n * (3 * hidden))[:, None] + offs_d[None, :]
+    kv = base + tl.cast(start_n, tl.int64) * (3 * hidden)
+    k = load(kv + hidden, offsets, mask_kv)
+    v = load(kv + 2 * hidden, offsets, mask_kv)
+
+    p = multiply(q, tl.trans(k), None, PRECISION) * (scale * LOG2E)
+    if MASK_SCORES:  # before exp2: a very negative lse would make it infinite
+        seen = (start_n + offs_n < end_n)[None, :]
+        if HAS_PREFIX:
+            seen &= (start_m + offs_m >= prefix)[:, None] | (start_n + offs_n < prefix)[None, :]
         p = tl.where(seen, p, -float("inf"))
     p = tl.exp2(p - lse[:, None])
-    grad_p = multiply(grad, tl.trans(value), None, PRECISION)
-    if DROPOUT:
-        keep = keep_scores(seed, site, head, start, first_row, rows[:, None], first_column, places[None, :], threshold)
-        grad_p = tl.where(keep, grad_p * keep_scale, 0.0)
-    return multiply(narrow(p * (grad_p - delta[:, None]), key.dtype), key, acc, PRECISION)
+    dp = multiply(do, tl.trans(v), None, PRECISION)
+    if APPLY_DROPOUT:
+        keep = keep_scores(seed, site, head, start, start_m, offs_m[:, None], start_n, offs_n[None, :], threshold)
+        dp = tl.where(keep, dp * keep_scale, 0.0)
+    ds = p * (dp - delta[:, None])
+    return multiply(narrow(ds, k.dtype), k, dq, PRECISION)
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
-def _backward_columns(
-    qkv_ptr, grad_ptr, lse_ptr, delta_ptr, grad_qkv_ptr, cu_seqlens_ptr, prefix_lens_ptr, tiles_ptr,
-    total_tokens, num_sequences, scale, seed_ptr, site, threshold, keep_scale, DROPOUT: tl.constexpr,
-    NUM_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, PREFIX: tl.constexpr,
-    LISTED: tl.constexpr, PRECISION: tl.constexpr, TILE: tl.constexpr, SPLIT: tl.constexpr,
-    SMALL: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """A tile of columns of a sequence longer than SMALL: dK and dV. Scores are transposed (columns, rows)."""
-    width: tl.constexpr = NUM_HEADS * HEAD_DIM
+def _attn_bwd_dkdv_kernel(
+    qkv_ptr,  # (total_tokens, 3, NUM_HEADS, HEAD_DIM)
+    do_ptr,  # (total_tokens, NUM_HEADS, HEAD_DIM)
+    lse_ptr,  # (NUM_HEADS, total_tokens) float32
+    delta_ptr,  # (NUM_HEADS, total_tokens) float32
+    dqkv_ptr,  # (total_tokens, 3, NUM_HEADS, HEAD_DIM)
+    cu_seqlens_ptr,  # (num_sequences + 1,) int32
+    prefix_lens_ptr,  # (num_sequences,) int32, if HAS_PREFIX
+    tiles_ptr,  # (slots, 2) int32, if USE_TILE_LIST
+    seed_ptr,  # (1,) int64
+    total_tokens,
+    num_sequences,
+    NUM_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    scale,
+    site,
+    threshold,
+    keep_scale,
+    MIN_LENGTH: tl.constexpr,
+    HAS_PREFIX: tl.constexpr,
+    USE_TILE_LIST: tl.constexpr,
+    APPLY_DROPOUT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    TILE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """dK and dV of BLOCK_N columns of a sequence of at least MIN_LENGTH tokens.
+
+    Scores are transposed, (columns, rows).
+    """
+    hidden: tl.constexpr = NUM_HEADS * HEAD_DIM
     head = tl.program_id(0) % NUM_HEADS
     sequence, tile, start, length, _ = locate(
-        cu_seqlens_ptr, tiles_ptr, tl.program_id(0) // NUM_HEADS, total_tokens, num_sequences, LISTED, TILE, SPLIT
-    )
-    first_column = tile * TILE
-    if (length <= SMALL) | (first_column >= length) | (sequence == num_sequences):
+        cu_seqlens_ptr, tiles_ptr, tl.program_id(0) // NUM_HEADS, total_tokens, num_sequences, USE_TILE_LIST, BLOCK_N,
+        TILE // BLOCK_N,
+    )  # fmt: skip
+    start_n = tile * BLOCK_N
+    if (length < MIN_LENGTH) | (start_n >= length) | (sequence == num_sequences):
         return
-    prefix = prefix_of(prefix_lens_ptr, sequence, length, num_sequences, PREFIX)
+    prefix = load_prefix(prefix_lens_ptr, sequence, length, num_sequences, HAS_PREFIX)
     seed = start.to(tl.int64)
-    if DROPOUT:
+    if APPLY_DROPOUT:
         seed = tl.load(seed_ptr)
 
-    columns, d = tl.arange(0, TILE), tl.arange(0, BLOCK_D)
-    mask = (first_column + columns < length)[:, None] & (d < HEAD_DIM)[None, :]
-    base = qkv_ptr + start.to(tl.int64) * (3 * width) + head * HEAD_DIM
-    tile_base = base + tl.cast(first_column, tl.int64) * (3 * width)
-    offsets = (columns * (3 * width))[:, None] + d[None, :]
-    key, value = load(tile_base + width, offsets, mask), load(tile_base + 2 * width, offsets, mask)
-    grad_base = grad_ptr + start.to(tl.int64) * width + head * HEAD_DIM
-    statistics = head.to(tl.int64) * total_tokens + start
+    offs_n, offs_d = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
+    mask = (start_n + offs_n < length)[:, None] & (offs_d < HEAD_DIM)[None, :]
+    base = qkv_ptr + start.to(tl.int64) * (3 * hidden) + head * HEAD_DIM
+    kv = base + tl.cast(start_n, tl.int64) * (3 * hidden)
+    offsets = (offs_n * (3 * hidden))[:, None] + offs_d[None, :]
+    k, v = load(kv + hidden, offsets, mask), load(kv + 2 * hidden, offsets, mask)
+    do_base = do_ptr + start.to(tl.int64) * hidden + head * HEAD_DIM
+    lse_base = head.to(tl.int64) * total_tokens + start
 
-    grad_key = tl.zeros((TILE, BLOCK_D), tl.float32)
-    grad_value = tl.zeros((TILE, BLOCK_D), tl.float32)
+    dk = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    dv = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     # Columns from the prefix length on are seen by the rows from there on only.
-    first = length * 0
-    if PREFIX:
-        first = tl.where(first_column < prefix, 0, prefix // BLOCK * BLOCK)
-    for first_row in range(first, length, BLOCK):
-        rows = tl.arange(0, BLOCK)
-        there = first_row + rows < length
-        loaded = there[:, None] & (d < HEAD_DIM)[None, :]
-        at = tl.cast(first_row, tl.int64)
-        query = load(base + at * (3 * width), (rows * (3 * width))[:, None] + d[None, :], loaded)
-        grad = load(grad_base + at * width, (rows * width)[:, None] + d[None, :], loaded)
+    begin_m = length * 0
+    if HAS_PREFIX:
+        begin_m = tl.where(start_n < prefix, 0, prefix // BLOCK_M * BLOCK_M)
+    for start_m in range(begin_m, length, BLOCK_M):
+        offs_m = tl.arange(0, BLOCK_M)
+        mask_m = start_m + offs_m < length
+        mask_q = mask_m[:, None] & (offs_d < HEAD_DIM)[None, :]
+        start_m_64 = tl.cast(start_m, tl.int64)
+        q = load(base + start_m_64 * (3 * hidden), (offs_m * (3 * hidden))[:, None] + offs_d[None, :], mask_q)
+        do = load(do_base + start_m_64 * hidden, (offs_m * hidden)[:, None] + offs_d[None, :], mask_q)
         # exp2(0 - inf) is 0: rows past the end add nothing. Columns past the end have rows of their own in dK and dV,
-        # which nobody stores.
-        lse = tl.load(lse_ptr + statistics + first_row + rows, mask=there, other=float("inf")) * LOG2E
-        delta = tl.load(delta_ptr + statistics + first_row + rows, mask=there, other=0.0)
-        p = multiply(key, tl.trans(query), None, PRECISION) * (scale * LOG2E)
-        if PREFIX:
-            seen = (first_row + rows >= prefix)[None, :] | (first_column + columns < prefix)[:, None]
+        # which are not stored.
+        lse = tl.load(lse_ptr + lse_base + start_m + offs_m, mask=mask_m, other=float("inf")) * LOG2E
+        delta = tl.load(delta_ptr + lse_base + start_m + offs_m, mask=mask_m, other=0.0)
+
+        p = multiply(k, tl.trans(q), None, PRECISION) * (scale * LOG2E)
+        if HAS_PREFIX:
+            seen = (start_m + offs_m >= prefix)[None, :] | (start_n + offs_n < prefix)[:, None]
             p = tl.where(seen, p, -float("inf"))
         p = tl.exp2(p - lse[None, :])
-        grad_p = multiply(value, tl.trans(grad), None, PRECISION)
-        kept = p
-        if DROPOUT:
-            keep = keep_scores(
-                seed, site, head, start, first_row, rows[None, :], first_column, columns[:, None], threshold
-            )
-            kept = tl.where(keep, p, 0.0)
-            grad_p = tl.where(keep, grad_p * keep_scale, 0.0)
-        grad_value = multiply(narrow(kept, grad.dtype), grad, grad_value, PRECISION)
-        grad_key = multiply(narrow(p * (grad_p - delta[None, :]), query.dtype), query, grad_key, PRECISION)
-    if DROPOUT:
-        grad_value *= keep_scale
-    out = grad_qkv_ptr + (start + first_column).to(tl.int64) * (3 * width) + head * HEAD_DIM
-    tl.store(out + width + offsets, narrow(grad_key * scale, grad_qkv_ptr.dtype.element_ty), mask=mask)
-    tl.store(out + 2 * width + offsets, narrow(grad_value, grad_qkv_ptr.dtype.element_ty), mask=mask)
+        dp = multiply(v, tl.trans(do), None, PRECISION)
+        p_kept = p
+        if APPLY_DROPOUT:
+            keep = keep_scores(seed, site, head, start, start_m, offs_m[None, :], start_n, offs_n[:, None], threshold)
+            p_kept = tl.where(keep, p, 0.0)
+            dp = tl.where(keep, dp * keep_scale, 0.0)
+        dv = multiply(narrow(p_kept, do.dtype), do, dv, PRECISION)
+        ds = p * (dp - delta[None, :])
+        dk = multiply(narrow(ds, q.dtype), q, dk, PRECISION)
+    if APPLY_DROPOUT:
+        dv *= keep_scale
+    dkv = dqkv_ptr + (start + start_n).to(tl.int64) * (3 * hidden) + head * HEAD_DIM
+    tl.store(dkv + hidden + offsets, narrow(dk * scale, dqkv_ptr.dtype.element_ty), mask=mask)
+    tl.store(dkv + 2 * hidden + offsets, narrow(dv, dqkv_ptr.dtype.element_ty), mask=mask)
 
 
 def launch_backward(
-    grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, cu_seqlens: Tensor, tiles: Tensor, max_seqlen: int,
-    prefix_lens: Tensor | None, dropout_p: float, seed: Tensor | None, site: int, batch_invariant: bool,
+    do: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, cu_seqlens: Tensor, tiles: Tensor, max_seqlen: int,
+    block_m: int, prefix_lens: Tensor | None, dropout: Dropout | None,
 ) -> Tensor:  # fmt: skip
-    grad_qkv = torch.empty_like(qkv)
+    """Launch the kernels: the first for sequences of up to its block_m tokens, the two others for longer ones."""
+    dqkv = torch.empty_like(qkv)
     if not qkv.numel():
-        return grad_qkv
-    rest = (qkv, cu_seqlens, tiles, max_seqlen, prefix_lens, dropout_p, seed, site, batch_invariant)
-    arguments, config, slots, listed = attention_arguments("in_one", *rest)
-    small, num_heads = config.block, qkv.shape[2]
-    grid = (slots * triton.cdiv(num_heads, config.heads),)
-    _backward_in_one[grid](qkv, grad, lse, grad_qkv, LISTED=listed, HEADS=config.heads, BLOCK=config.block, **arguments)
-    if listed or max_seqlen > small:
+        return dqkv
+    common = (qkv, cu_seqlens, tiles, max_seqlen, block_m, prefix_lens, dropout)
+    num_heads = qkv.shape[2]
+    arguments, config, slots = attention_arguments("bwd_single_tile", *common)
+    longest = config.block_m
+    _attn_bwd_single_tile_kernel[(slots * triton.cdiv(num_heads, config.heads_per_tile),)](
+        qkv, do, lse, dqkv, HEADS_PER_TILE=config.heads_per_tile, BLOCK_M=longest, **arguments
+    )
+    if arguments["USE_TILE_LIST"] or max_seqlen > longest:
         delta = torch.empty_like(lse)
-        arguments, config, slots, _ = attention_arguments("rows", *rest)
-        _backward_rows[(slots * num_heads,)](
-            qkv, out, grad, lse, delta, grad_qkv, LISTED=listed, SMALL=small, BLOCK=config.block, **arguments
-        )
-        arguments, config, slots, _ = attention_arguments("columns", *rest)
-        _backward_columns[(slots * num_heads,)](
-            qkv, grad, lse, delta, grad_qkv, LISTED=listed, SMALL=small, BLOCK=config.block, **arguments
-        )
-    return grad_qkv
+        arguments, config, slots = attention_arguments("bwd_dq", *common)
+        _attn_bwd_dq_kernel[(slots * num_heads,)](
+            qkv, out, do, lse, delta, dqkv, MIN_LENGTH=longest + 1, BLOCK_M=config.block_m, BLOCK_N=config.block_n,
+            **arguments,
+        )  # fmt: skip
+        arguments, config, slots = attention_arguments("bwd_dkdv", *common)
+        _attn_bwd_dkdv_kernel[(slots * num_heads,)](
+            qkv, do, lse, delta, dqkv, MIN_LENGTH=longest + 1, BLOCK_M=config.block_m, BLOCK_N=config.block_n,
+            **arguments,
+        )  # fmt: skip
+    return dqkv
 
 
-def fake_backward(grad: Tensor, qkv: Tensor, *_: Any) -> Tensor:
+def fake_backward(do: Tensor, qkv: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(qkv, memory_format=torch.contiguous_format)

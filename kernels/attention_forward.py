@@ -12,135 +12,182 @@ from .attention_tiles import (
     UNSPECIALIZED,
     attention_arguments,
     load,
+    load_prefix,
     locate,
-    prefix_of,
     zero_rows_of_no_sequence,
 )
 from .common import keep_scores, multiply, narrow
+from .dropout import Dropout
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
-def _forward(
-    qkv_ptr, out_ptr, lse_ptr, cu_seqlens_ptr, prefix_lens_ptr, tiles_ptr, total_tokens, num_sequences, scale,
-    seed_ptr, site, threshold, keep_scale, DROPOUT: tl.constexpr,
-    NUM_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, PREFIX: tl.constexpr,
-    LISTED: tl.constexpr, PRECISION: tl.constexpr, TILE: tl.constexpr, SPLIT: tl.constexpr,
-    HEADS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    groups: tl.constexpr = (NUM_HEADS + HEADS - 1) // HEADS
-    width: tl.constexpr = NUM_HEADS * HEAD_DIM
-    group = tl.program_id(0) % groups
+def _attn_fwd_kernel(
+    qkv_ptr,  # (total_tokens, 3, NUM_HEADS, HEAD_DIM)
+    out_ptr,  # (total_tokens, NUM_HEADS, HEAD_DIM)
+    lse_ptr,  # (NUM_HEADS, total_tokens) float32
+    cu_seqlens_ptr,  # (num_sequences + 1,) int32
+    prefix_lens_ptr,  # (num_sequences,) int32, if HAS_PREFIX
+    tiles_ptr,  # (slots, 2) int32, if USE_TILE_LIST
+    seed_ptr,  # (1,) int64
+    total_tokens,
+    num_sequences,
+    NUM_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    scale,
+    site,
+    threshold,
+    keep_scale,
+    HAS_PREFIX: tl.constexpr,
+    USE_TILE_LIST: tl.constexpr,
+    APPLY_DROPOUT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    HEADS_PER_TILE: tl.constexpr,
+    TILE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """BLOCK_M rows of a sequence, of HEADS_PER_TILE heads, a program; TILE // BLOCK_M programs share a tile."""
+    head_groups: tl.constexpr = (NUM_HEADS + HEADS_PER_TILE - 1) // HEADS_PER_TILE
+    hidden: tl.constexpr = NUM_HEADS * HEAD_DIM
+    group = tl.program_id(0) % head_groups
     sequence, tile, start, length, rest = locate(
-        cu_seqlens_ptr, tiles_ptr, tl.program_id(0) // groups, total_tokens, num_sequences, LISTED, TILE, SPLIT
-    )
-    zero_rows_of_no_sequence(
-        out_ptr, sequence, tile, start, length, rest, num_sequences, group, 1, width, HEADS * HEAD_DIM,
-        HEADS * BLOCK_D, LISTED, TILE, SPLIT,
+        cu_seqlens_ptr, tiles_ptr, tl.program_id(0) // head_groups, total_tokens, num_sequences, USE_TILE_LIST, BLOCK_M,
+        TILE // BLOCK_M,
     )  # fmt: skip
-    first_row = tile * TILE
-    if (sequence == num_sequences) | (first_row >= length):
+    zero_rows_of_no_sequence(
+        out_ptr, sequence, tile, start, length, rest, num_sequences, group, 1, hidden, HEADS_PER_TILE * HEAD_DIM,
+        USE_TILE_LIST, BLOCK_M, TILE // BLOCK_M, HEADS_PER_TILE * BLOCK_D,
+    )  # fmt: skip
+    start_m = tile * BLOCK_M
+    if (sequence == num_sequences) | (start_m >= length):
         return
-    prefix = prefix_of(prefix_lens_ptr, sequence, length, num_sequences, PREFIX)
+    prefix = load_prefix(prefix_lens_ptr, sequence, length, num_sequences, HAS_PREFIX)
     seed = start.to(tl.int64)
-    if DROPOUT:
+    if APPLY_DROPOUT:
         seed = tl.load(seed_ptr)
 
-    stacked = tl.arange(0, TILE * HEADS)
-    rows, head = stacked % TILE, group * HEADS + stacked // TILE
-    d = tl.arange(0, BLOCK_D)
-    there = (first_row + rows < length) & (head < NUM_HEADS)
-    base = qkv_ptr + start.to(tl.int64) * (3 * width)
-    query_offsets = (rows * (3 * width) + head * HEAD_DIM)[:, None] + d[None, :]
-    query = load(base + first_row.to(tl.int64) * (3 * width), query_offsets, there[:, None] & (d < HEAD_DIM)[None, :])
+    stacked = tl.arange(0, BLOCK_M * HEADS_PER_TILE)
+    offs_m, head = stacked % BLOCK_M, group * HEADS_PER_TILE + stacked // BLOCK_M
+    offs_d = tl.arange(0, BLOCK_D)
+    mask_m = (start_m + offs_m < length) & (head < NUM_HEADS)
+    mask_q = mask_m[:, None] & (offs_d < HEAD_DIM)[None, :]
+    base = qkv_ptr + start.to(tl.int64) * (3 * hidden)
+    q_offsets = (offs_m * (3 * hidden) + head * HEAD_DIM)[:, None] + offs_d[None, :]
+    q = load(base + start_m.to(tl.int64) * (3 * hidden), q_offsets, mask_q)
 
-    highest = tl.full((TILE * HEADS,), -float("inf"), tl.float32)
-    total = tl.zeros((TILE * HEADS,), tl.float32)
-    acc = tl.zeros((TILE * HEADS, BLOCK_D), tl.float32)
+    m_i = tl.full((BLOCK_M * HEADS_PER_TILE,), -float("inf"), tl.float32)
+    l_i = tl.zeros((BLOCK_M * HEADS_PER_TILE,), tl.float32)
+    acc = tl.zeros((BLOCK_M * HEADS_PER_TILE, BLOCK_D), tl.float32)
     # Rows that all lie before the prefix length see nothing from there on.
-    columns = length
-    if PREFIX:
-        columns = tl.where(first_row + TILE <= prefix, prefix, length)
-    whole = columns // BLOCK * BLOCK
-    if PREFIX or HEADS > 1 or not LISTED:
-        whole = 0
-    for first_column in range(0, whole, BLOCK):
-        acc, total, highest = _forward_step(
-            acc, total, highest, query, base, rows, first_row, first_column, head, group, columns, prefix, start, scale,
-            seed, site, threshold, DROPOUT, width, NUM_HEADS, HEAD_DIM, BLOCK_D, PREFIX, PRECISION, TILE, HEADS, BLOCK,
-            MASKED=False,
+    end_n = length
+    if HAS_PREFIX:
+        end_n = tl.where(start_m + BLOCK_M <= prefix, prefix, length)
+    # Blocks before unmasked_n need no mask.
+    unmasked_n = end_n // BLOCK_N * BLOCK_N
+    if HAS_PREFIX or HEADS_PER_TILE > 1 or not USE_TILE_LIST:
+        unmasked_n = 0
+    for start_n in range(0, unmasked_n, BLOCK_N):
+        acc, l_i, m_i = _attn_fwd_step(
+            acc, l_i, m_i, q, base, start, head, group, start_m, offs_m, start_n, end_n, prefix, scale, seed, site,
+            threshold, NUM_HEADS, HEAD_DIM, HAS_PREFIX, APPLY_DROPOUT, False, PRECISION, HEADS_PER_TILE, BLOCK_N,
+            BLOCK_D,
         )  # fmt: skip
-    for first_column in tl.range(whole, columns, BLOCK, num_stages=None if PREFIX and LISTED else 1):
-        acc, total, highest = _forward_step(
-            acc, total, highest, query, base, rows, first_row, first_column, head, group, columns, prefix, start, scale,
-            seed, site, threshold, DROPOUT, width, NUM_HEADS, HEAD_DIM, BLOCK_D, PREFIX, PRECISION, TILE, HEADS, BLOCK,
-            MASKED=True,
+    for start_n in tl.range(unmasked_n, end_n, BLOCK_N, num_stages=None if HAS_PREFIX and USE_TILE_LIST else 1):
+        acc, l_i, m_i = _attn_fwd_step(
+            acc, l_i, m_i, q, base, start, head, group, start_m, offs_m, start_n, end_n, prefix, scale, seed, site,
+            threshold, NUM_HEADS, HEAD_DIM, HAS_PREFIX, APPLY_DROPOUT, True, PRECISION, HEADS_PER_TILE, BLOCK_N,
+            BLOCK_D,
         )  # fmt: skip
 
-    lse = (highest + tl.log2(total)) / LOG2E
-    lse_offsets = head.to(tl.int64) * total_tokens + start + first_row + rows
-    tl.store(lse_ptr + lse_offsets, lse, mask=there)
-    factor = 1.0 / total
-    if DROPOUT:
+    lse = (m_i + tl.log2(l_i)) / LOG2E
+    tl.store(lse_ptr + head.to(tl.int64) * total_tokens + start + start_m + offs_m, lse, mask=mask_m)
+    factor = 1.0 / l_i
+    if APPLY_DROPOUT:
         factor *= keep_scale
-    out = out_ptr + (start + first_row).to(tl.int64) * width
-    tl.store(
-        out + (rows * width + head * HEAD_DIM)[:, None] + d[None, :],
-        narrow(acc * factor[:, None], out_ptr.dtype.element_ty),
-        mask=there[:, None] & (d < HEAD_DIM)[None, :],
-    )
+    out = out_ptr + (start + start_m).to(tl.int64) * hidden
+    out_offsets = (offs_m * hidden + head * HEAD_DIM)[:, None] + offs_d[None, :]
+    tl.store(out + out_offsets, narrow(acc * factor[:, None], out_ptr.dtype.element_ty), mask=mask_q)
 
 
 @triton.jit
-def _forward_step(
-    acc, total, highest, query, base, rows, first_row, first_column, head, group, columns, prefix, start, scale,
-    seed, site, threshold, DROPOUT: tl.constexpr, width: tl.constexpr,
-    NUM_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, PREFIX: tl.constexpr,
-    PRECISION: tl.constexpr, TILE: tl.constexpr, HEADS: tl.constexpr, BLOCK: tl.constexpr, MASKED: tl.constexpr,
-):  # fmt: skip
-    """One block of columns."""
-    stacked = tl.arange(0, BLOCK * HEADS)
-    places, column_head = stacked % BLOCK, group * HEADS + stacked // BLOCK
-    d = tl.arange(0, BLOCK_D)
-    offsets = (places * (3 * width) + column_head * HEAD_DIM)[:, None] + d[None, :]
-    there = (places >= 0)[:, None] & (d < HEAD_DIM)[None, :]
-    if MASKED:
-        there &= ((first_column + places < columns) & (column_head < NUM_HEADS))[:, None]
-    block = base + tl.cast(first_column, tl.int64) * (3 * width)
-    key = load(block + width, offsets, there)
-    value = load(block + 2 * width, offsets, there)
+def _attn_fwd_step(
+    acc,  # (BLOCK_M * HEADS_PER_TILE, BLOCK_D)
+    l_i,  # (BLOCK_M * HEADS_PER_TILE,), sum of exp2(scores - m_i)
+    m_i,  # (BLOCK_M * HEADS_PER_TILE,), maximum of scores
+    q,  # (BLOCK_M * HEADS_PER_TILE, BLOCK_D)
+    base,
+    start,
+    head,
+    group,
+    start_m,
+    offs_m,
+    start_n,
+    end_n,
+    prefix,
+    scale,
+    seed,
+    site,
+    threshold,
+    NUM_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    HAS_PREFIX: tl.constexpr,
+    APPLY_DROPOUT: tl.constexpr,
+    MASK_SCORES: tl.constexpr,
+    PRECISION: tl.constexpr,
+    HEADS_PER_TILE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Online softmax over the columns from start_n on: (acc, l_i, m_i)."""
+    hidden: tl.constexpr = NUM_HEADS * HEAD_DIM
+    stacked = tl.arange(0, BLOCK_N * HEADS_PER_TILE)
+    offs_n, head_n = stacked % BLOCK_N, group * HEADS_PER_TILE + stacked // BLOCK_N
+    offs_d = tl.arange(0, BLOCK_D)
+    offsets = (offs_n * (3 * hidden) + head_n * HEAD_DIM)[:, None] + offs_d[None, :]
+    mask_kv = (offs_n >= 0)[:, None] & (offs_d < HEAD_DIM)[None, :]
+    if MASK_SCORES:
+        mask_kv &= ((start_n + offs_n < end_n) & (head_n < NUM_HEADS))[:, None]
+    kv = base + tl.cast(start_n, tl.int64) * (3 * hidden)
+    k = load(kv + hidden, offsets, mask_kv)
+    v = load(kv + 2 * hidden, offsets, mask_kv)
 
-    scores = multiply(query, tl.trans(key), None, PRECISION) * (scale * LOG2E)
-    if MASKED:
-        seen = (first_column + places < columns)[None, :]
-        if HEADS > 1:
-            seen &= head[:, None] == column_head[None, :]
-        if PREFIX:
-            seen &= (first_row + rows >= prefix)[:, None] | (first_column + places < prefix)[None, :]
+    scores = multiply(q, tl.trans(k), None, PRECISION) * (scale * LOG2E)
+    if MASK_SCORES:
+        seen = (start_n + offs_n < end_n)[None, :]
+        if HEADS_PER_TILE > 1:
+            seen &= head[:, None] == head_n[None, :]
+        if HAS_PREFIX:
+            seen &= (start_m + offs_m >= prefix)[:, None] | (start_n + offs_n < prefix)[None, :]
         scores = tl.where(seen, scores, -float("inf"))
-    higher = tl.maximum(highest, tl.max(scores, 1))
-    p = tl.exp2(scores - higher[:, None])
-    decay = tl.exp2(highest - higher)
-    total = total * decay + tl.sum(p, 1)
-    if DROPOUT:
+    m_new = tl.maximum(m_i, tl.max(scores, 1))
+    p = tl.exp2(scores - m_new[:, None])
+    alpha = tl.exp2(m_i - m_new)
+    l_i = l_i * alpha + tl.sum(p, 1)
+    if APPLY_DROPOUT:
         keep = keep_scores(
-            seed, site, head[:, None], start, first_row, rows[:, None], first_column, places[None, :], threshold
+            seed, site, head[:, None], start, start_m, offs_m[:, None], start_n, offs_n[None, :], threshold
         )
         p = tl.where(keep, p, 0.0)
-    acc = multiply(narrow(p, value.dtype), value, acc * decay[:, None], PRECISION)
-    return acc, total, higher
+    acc = multiply(narrow(p, v.dtype), v, acc * alpha[:, None], PRECISION)
+    return acc, l_i, m_new
 
 
 def launch_forward(
-    qkv: Tensor, cu_seqlens: Tensor, tiles: Tensor, max_seqlen: int, prefix_lens: Tensor | None, dropout_p: float,
-    seed: Tensor | None, site: int, batch_invariant: bool,
+    qkv: Tensor, cu_seqlens: Tensor, tiles: Tensor, max_seqlen: int, block_m: int, prefix_lens: Tensor | None,
+    dropout: Dropout | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Launch the kernel: (out, lse)."""
     out, lse = fake_forward(qkv)
-    arguments, config, slots, listed = attention_arguments(
-        "forward", qkv, cu_seqlens, tiles, max_seqlen, prefix_lens, dropout_p, seed, site, batch_invariant
+    arguments, config, slots = attention_arguments(
+        "fwd", qkv, cu_seqlens, tiles, max_seqlen, block_m, prefix_lens, dropout
     )
     if qkv.numel():
-        grid = (slots * triton.cdiv(qkv.shape[2], config.heads),)
-        _forward[grid](qkv, out, lse, LISTED=listed, HEADS=config.heads, BLOCK=config.block, **arguments)
+        grid = (slots * triton.cdiv(qkv.shape[2], config.heads_per_tile),)
+        _attn_fwd_kernel[grid](
+            qkv, out, lse, HEADS_PER_TILE=config.heads_per_tile, BLOCK_M=config.block_m, BLOCK_N=config.block_n,
+            **arguments,
+        )  # fmt: skip
     return out, lse
 
 

@@ -1,4 +1,4 @@
-"""What the kernels share: dropout's Philox on blocks, dtypes, and how an operation is registered."""
+"""Parts that the kernels share: Philox on blocks, dtypes and precision, and the registration of an operation."""
 
 import functools
 from collections.abc import Callable
@@ -10,16 +10,17 @@ import triton.language as tl
 from torch import Tensor, nn
 
 from . import configs
-from .dropout import KEY_STEPS, MULTIPLIERS, ROUNDS, keep_scale, threshold
+from .dropout import KEY_STEPS, MULTIPLIERS, ROUNDS, Dropout, keep_scale, threshold
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 INTERPRETED = triton.knobs.runtime.interpret
-"""Whether kernels run on CPU tensors, by numpy (TRITON_INTERPRET=1 before the first import)."""
+"""True if kernels run on CPU tensors, by numpy (TRITON_INTERPRET=1 before the first import)."""
 
 _INTERPRETED = tl.constexpr(INTERPRETED)
 _ROUNDS = tl.constexpr(ROUNDS)
 _MULTIPLIER_0, _MULTIPLIER_1 = tl.constexpr(MULTIPLIERS[0]), tl.constexpr(MULTIPLIERS[1])
 _STEP_0, _STEP_1 = tl.constexpr(KEY_STEPS[0]), tl.constexpr(KEY_STEPS[1])
+_DROPOUT = "Dropout? dropout"
 
 
 @triton.jit
@@ -32,7 +33,7 @@ def multiply(a, b, acc, PRECISION: tl.constexpr):
 
 @triton.jit
 def narrow(x, dtype: tl.constexpr):
-    """float32 to a narrower dtype, to nearest even."""
+    """float32 rounded to a narrower dtype, to nearest even."""
     if _INTERPRETED and dtype == tl.bfloat16:  # the interpreter truncates
         bits = x.to(tl.uint32, bitcast=True)
         x = ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).to(tl.float32, bitcast=True)
@@ -58,12 +59,13 @@ def philox(c0, c1, c2, c3, seed):
 
 @triton.jit
 def _half_is_kept(word, odd, threshold):
+    """True where the low half of a word, or the high one for odd columns, keeps its element."""
     # The high half against the threshold is the whole word against the threshold moved up.
     return tl.where(odd, word, word << 16) >= (threshold.to(tl.uint32) << 16)
 
 
-# Each element asks for a whole call of Philox. Elements of one thread that share a call have, by the mapping, counters
-# that the compiler can tell to be equal, so that it is computed once; no value moves between threads.
+# Each element computes a whole call of Philox. Elements of one thread that share a call have, by the mapping, counters
+# that the compiler can tell to be equal, so that it keeps one; no value moves between threads.
 
 
 @triton.jit
@@ -77,32 +79,43 @@ def keep_rows(seed, site, rows, columns, threshold):
 
 
 @triton.jit
-def keep_scores(seed, site, head, start, first_row, rows, first_column, columns, threshold):
-    """Mask of attention scores (first_row + rows, first_column + columns) of the sequence that begins at row `start`.
+def keep_scores(seed, site, head, start, start_m, offs_m, start_n, offs_n, threshold):
+    """Mask of scores (start_m + offs_m, start_n + offs_n) of the sequence whose first token is packed row `start`.
 
-    first_row and first_column are multiples of 16; rows and columns are places in a tile.
+    start_m and start_n are multiples of 16; offs_m and offs_n are int32, of shapes that broadcast against each other.
     """
-    row = (start + first_row + (rows & ~8)).to(tl.uint32)
-    call = (first_column // 16 * 4 + (columns // 16 * 4 + (columns & 7) // 2)).to(tl.uint32)
+    row = (start + start_m + (offs_m & ~8)).to(tl.uint32)
+    call = (start_n // 16 * 4 + (offs_n // 16 * 4 + (offs_n & 7) // 2)).to(tl.uint32)
     w0, w1, w2, w3 = philox(call, row, head.to(tl.uint32), site.to(tl.uint32), seed)
-    lower, right = (rows & 8) != 0, (columns & 8) != 0
+    lower, right = (offs_m & 8) != 0, (offs_n & 8) != 0
     word = tl.where(lower, tl.where(right, w3, w2), tl.where(right, w1, w0))
-    return _half_is_kept(word, (columns & 1) != 0, threshold)
+    return _half_is_kept(word, (offs_n & 1) != 0, threshold)
 
 
-def dropout_arguments(dropout_p: float, seed: Tensor | None, site: int, like: Tensor) -> dict[str, Any]:
-    """What a kernel asks for its dropout. Without dropout any int64 pointer does for the seed: it isn't read."""
+def drops(dropout: Dropout | None) -> bool:
+    """True if there is a dropout that drops anything."""
+    return dropout is not None and dropout.p > 0
+
+
+def dropout_arguments(dropout: Dropout | None, like: Tensor) -> dict[str, Any]:
+    """Arguments of a kernel for its dropout.
+
+    Args:
+        dropout: the dropout, if any.
+        like: any tensor of the kernel's device; stands in for the seed, which is not read without dropout.
+    """
+    p, seed, site = dropout if dropout is not None and drops(dropout) else (0.0, like, 0)
     return {
-        "seed_ptr": seed if seed is not None and dropout_p else like,
+        "seed_ptr": seed,
         "site": site,
-        "threshold": threshold(dropout_p),
-        "keep_scale": keep_scale(dropout_p),
-        "DROPOUT": dropout_p > 0,
+        "threshold": threshold(p),
+        "keep_scale": keep_scale(p),
+        "APPLY_DROPOUT": p > 0,
     }
 
 
 def precision(dtype: torch.dtype, device: torch.device) -> str:
-    """Of products of float32: TF32 where torch allows it for its own, else of three TF32 products each.
+    """Precision of products of float32: TF32 where torch allows it for its own, else of three TF32 products each.
 
     Those keep 22 of 24 bits, on tensor cores; float32's own multiply-adds would hold whole operands in registers, and
     spill them. AMD's matrix cores multiply float32 as it is.
@@ -114,8 +127,8 @@ def precision(dtype: torch.dtype, device: torch.device) -> str:
 
 def partition(rows: int, config: configs.RowConfig) -> tuple[int, int]:
     """(programs, rows a program) of a backward pass that adds up rows."""
-    per_program = max(config.rows, triton.cdiv(rows, config.programs))
-    return triton.cdiv(rows, per_program), per_program
+    rows_per_program = max(config.block_m, triton.cdiv(rows, config.max_programs))
+    return triton.cdiv(rows, rows_per_program), rows_per_program
 
 
 def _launcher(launch: Callable[..., Any]) -> Callable[..., Any]:
@@ -136,15 +149,20 @@ def _launcher(launch: Callable[..., Any]) -> Callable[..., Any]:
 class Operation:
     """A launcher as an operation of torch: `torch.ops.erniem_fast.<name>`, traced whole by torch.compile.
 
-    Eager calls go past the dispatcher, which costs more than a launch.
+    Eager calls go past the dispatcher, which costs more than a launch. A result after the first is not differentiable.
+
+    The argument `Dropout? dropout` of a schema is one value, `Dropout | None`, for callers and for the functions below.
+    Torch's schemas have no such type: there it is `float dropout_p, Tensor? seed, int site`. Only this class handles
+    those three.
 
     Args:
-        name: of the operation.
-        schema: of its arguments and results.
+        name: name of the operation.
+        schema: arguments and results.
         forward: the launcher; must allocate what it returns.
-        fake: makes tensors like its results, without data.
-        save: `setup_context(ctx, inputs, output)` of `torch.autograd.Function`; None: not differentiable.
-        grad: `backward(ctx, *grads)`.
+        fake: the same arguments to results without data.
+        save: (ctx, arguments, results) to the tensors that backward needs; None: not differentiable.
+        grad: (ctx, gradient of the first result, saved tensors, dropout) to the gradients of the arguments, of which
+            the last ones may be missing. Those of tensors come before the dropout.
     """
 
     def __init__(
@@ -153,36 +171,71 @@ class Operation:
         schema: str,
         forward: Callable[..., Any],
         fake: Callable[..., Any],
-        save: Callable[..., None] | None = None,
-        grad: Callable[..., Any] | None = None,
+        save: Callable[[Any, tuple[Any, ...], Any], tuple[Tensor | None, ...]] | None = None,
+        grad: Callable[[Any, Tensor, list[Tensor | None], Dropout | None], tuple[Tensor | None, ...]] | None = None,
     ) -> None:
-        forward = self.forward = _launcher(forward)
-        self.op = torch.library.custom_op(f"erniem_fast::{name}", forward, mutates_args=(), schema=schema)
-        self.op.register_fake(fake)
+        self.forward = _launcher(forward)
+        arguments = [argument.strip() for argument in schema.strip("(").partition(")")[0].split(",")]
+        self._dropout = arguments.index(_DROPOUT) if _DROPOUT in arguments else None
+        schema = schema.replace(_DROPOUT, "float dropout_p, Tensor? seed, int site")
+
+        def flat_forward(*flat: Any) -> Any:
+            return self.forward(*self.regroup(flat))
+
+        self.op = torch.library.custom_op(f"erniem_fast::{name}", flat_forward, mutates_args=(), schema=schema)
+        self.op.register_fake(lambda *flat: fake(*self.regroup(flat)))
         self.function: Any = None
         if save is None or grad is None:
             return
 
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-            ctx.set_materialize_grads(False)  # or what isn't differentiable would get gradients of zeros
-            save(ctx, inputs, output)
+            ctx.set_materialize_grads(False)  # results that are not differentiable would get gradients of zeros
+            if isinstance(output, tuple):
+                ctx.mark_non_differentiable(*output[1:])
+            args = self.regroup(inputs)
+            dropout = next((arg for arg in args if isinstance(arg, Dropout)), None)
+            ctx.dropout = None if dropout is None else (dropout.p, dropout.site)
+            ctx.save_for_backward(*save(ctx, args, output), None if dropout is None else dropout.seed)
 
-        def backward(ctx: Any, first: Tensor | None, *rest: None) -> Any:
-            return (None,) * len(ctx.needs_input_grad) if first is None else grad(ctx, first, *rest)
+        def backward(ctx: Any, first: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+            count = len(ctx.needs_input_grad)
+            if first is None:
+                return (None,) * count
+            *saved, seed = ctx.saved_tensors
+            dropout = None if seed is None else Dropout(ctx.dropout[0], seed, ctx.dropout[1])
+            grads = grad(ctx, first, saved, dropout)
+            return *grads, *[None] * (count - len(grads))
 
         self.op.register_autograd(backward, setup_context=setup_context)
-        functions: dict[str, Any] = {"forward": forward, "setup_context": setup_context, "backward": backward}
+        functions: dict[str, Any] = {"forward": flat_forward, "setup_context": setup_context, "backward": backward}
         members: dict[str, Any] = {key: staticmethod(function) for key, function in functions.items()}
         self.function = type(name, (torch.autograd.Function,), members)
+
+    def flatten(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The arguments in torch's form: three for the dropout."""
+        if self._dropout is None:
+            return args
+        dropout = args[self._dropout]
+        three = (0.0, None, 0) if dropout is None else (dropout.p, dropout.seed, dropout.site)
+        return *args[: self._dropout], *three, *args[self._dropout + 1 :]
+
+    def regroup(self, flat: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The inverse of `flatten`."""
+        if self._dropout is None:
+            return flat
+        p, seed, site = flat[self._dropout : self._dropout + 3]
+        dropout = None if seed is None else Dropout(p, seed, site)
+        return *flat[: self._dropout], dropout, *flat[self._dropout + 3 :]
 
     def __call__(self, *args: Any) -> Any:
         tensors = [arg for arg in args if isinstance(arg, Tensor)]
         if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
-            return self.op(*args)
-        # A tensor that isn't plain (fake, functional, distributed) has its own idea of what an operation is.
+            return self.op(*self.flatten(args))
+        # A tensor that isn't plain (fake, functional, distributed) has an implementation of operations of its own.
         if any(type(tensor) not in (Tensor, nn.Parameter) for tensor in tensors):
-            return self.op(*args)
+            return self.op(*self.flatten(args))
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
             # Without a gradient of its own the dispatcher makes it an error to ask for one.
-            return self.op(*args) if self.function is None else self.function.apply(*args)
+            flat = self.flatten(args)
+            return self.op(*flat) if self.function is None else self.function.apply(*flat)
         return self.forward(*args)

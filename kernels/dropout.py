@@ -1,4 +1,4 @@
-"""Counter-based dropout: whether an element is kept is a function of a seed and of the element's place.
+"""Counter-based dropout: a mask that is a function of a seed and of each element's position.
 
 Nothing is stored between forward and backward: the mask is computed again. Every backend draws the same mask.
 
@@ -9,9 +9,9 @@ that pass BigCrush) gives four words, that is eight halves of 16 bits, and serve
     half = low 16 bits of output[word] for even columns, high 16 for odd ones
     keep = half >= threshold                    threshold = round(p * 2**16)
 
-Kept elements are scaled by 1 / (1 - threshold / 2**16), so that the expectation is exact. `site` says which dropout of
-the model it is. Which eight elements share a call follows from what one thread of a GPU holds, so that a kernel
-computes each call once and moves no random number between threads:
+Kept elements are scaled by 1 / (1 - threshold / 2**16), so that the expectation is exact. `site` numbers the dropouts
+of a model. Which eight elements share a call follows from what one thread of a GPU holds, so that a kernel computes
+each call once and moves no random number between threads:
 
     packed rows, element (row, column): eight neighbouring columns, as a thread loads them.
         call = column // 8      row = the packed token index      head = 0      word = column % 8 // 2
@@ -33,12 +33,12 @@ _MASK32 = 0xFFFFFFFF
 
 
 class Dropout(NamedTuple):
-    """One dropout of a forward.
+    """Dropout of one tensor; no dropout is None. The module says how the mask follows from it.
 
     Attributes:
         p: probability of dropping an element, in [0, 1).
-        seed: (1,) int64 on the operands' device, drawn once a forward.
-        site: tells the dropouts of one forward apart, in [0, 2**32).
+        seed: (1,) int64 on the tensor's device, drawn once a forward.
+        site: number of this dropout among those of the model, in [0, 2**32).
     """
 
     p: float
@@ -52,7 +52,7 @@ def threshold(p: float) -> int:
 
 
 def keep_scale(p: float) -> float:
-    """What kept elements are multiplied by."""
+    """Factor of kept elements."""
     return 65536 / (65536 - threshold(p))
 
 
@@ -82,40 +82,48 @@ def philox(counter: tuple[Tensor, ...], key: tuple[Tensor, ...]) -> tuple[Tensor
 
 
 def keep_rows(seed: Tensor, site: int, rows: Tensor, columns: int, p: float) -> Tensor:
-    """The mask of packed rows.
+    """Mask of packed rows.
 
     Args:
         seed: (1,) int64.
-        site: which dropout of the model this is, in [0, 2**32).
+        site: number of this dropout among those of the model, in [0, 2**32).
         rows: (n,) int64 packed token indices.
         columns: number of columns.
         p: dropout probability in [0, 1).
 
     Returns:
-        (n, columns) bool; True is kept.
+        (n, columns) bool; True for elements that are kept.
     """
     calls = torch.arange(-(-columns // 8), device=rows.device)
     counter = (calls, rows[:, None], torch.zeros_like(seed), torch.full_like(seed, site))
     return _keep(counter, seed, p).flatten(-2)[:, :columns]
 
 
+def drop_rows(x: Tensor, dropout: Dropout | None) -> Tensor:
+    """Dropout of packed rows by torch operations; x: (total_tokens, columns), its first row the batch's first."""
+    if dropout is None or not dropout.p:
+        return x
+    rows = torch.arange(x.shape[0], device=x.device)
+    return x * keep_rows(dropout.seed, dropout.site, rows, x.shape[1], dropout.p) * keep_scale(dropout.p)
+
+
 def keep_scores(seed: Tensor, site: int, starts: Tensor, num_heads: int, length: int, p: float) -> Tensor:
-    """The mask of the attention scores of sequences of one length (or padded to it).
+    """Mask of the attention scores of sequences of one length (or padded to it).
 
     Args:
         seed: (1,) int64.
-        site: which dropout of the model this is, in [0, 2**32).
+        site: number of this dropout among those of the model, in [0, 2**32).
         starts: (sequences,) packed index of each sequence's first token.
         num_heads: number of heads.
         length: rows and columns.
         p: dropout probability in [0, 1).
 
     Returns:
-        (sequences, num_heads, length, length) bool; True is kept.
+        (sequences, num_heads, length, length) bool; True for elements that are kept.
     """
     patches = max(1, -(-length // 16))
-    places = torch.arange(patches * 16, device=seed.device).view(patches, 2, 8)
-    rows = starts.long().view(-1, 1, 1, 1) + places[:, 0].reshape(-1, 1)
+    positions = torch.arange(patches * 16, device=seed.device).view(patches, 2, 8)
+    rows = starts.long().view(-1, 1, 1, 1) + positions[:, 0].reshape(-1, 1)
     heads = torch.arange(num_heads, device=seed.device).view(-1, 1, 1)
     calls = torch.arange(patches * 4, device=seed.device)
     kept = _keep((calls, rows, heads, torch.full_like(seed, site)), seed, p)
@@ -126,7 +134,7 @@ def keep_scores(seed: Tensor, site: int, starts: Tensor, num_heads: int, length:
 
 
 def _keep(counter: tuple[Tensor, ...], seed: Tensor, p: float) -> Tensor:
-    """(..., 8) bool: which elements of each call are kept."""
+    """Mask of each call's elements, (..., 8) bool."""
     words = torch.stack(philox(counter, (seed & _MASK32, (seed >> 32) & _MASK32)), -1)
     # The low 32 bits of each int64 are its first half; less 2**15, the 16-bit halves compare as signed numbers.
     halves = words.view(torch.int32)[..., ::2].contiguous().view(torch.int16) ^ -32768

@@ -1,10 +1,12 @@
 """Word and position embedding, layer-norm and dropout in one pass, straight into packed rows.
 
-    z = word_weight[input_ids] + position_weight[position_ids]     y = dropout((z - mean) rstd weight + bias)
+    z = words[input_ids] + position_weight[position_ids]     y = dropout((z - mean) rstd weight + bias)
 
-input_ids, position_ids: (total_tokens,) integers, clamped into their tables; or words: (total_tokens, hidden_size) in
-place of the first term. y: (total_tokens, hidden_size), of the wider of the two terms' dtypes. Backward gathers z again
-rather than keeping it; see layer_norm.py for its formulas, and segment_sum.py for the tables' gradients.
+input_ids, position_ids: (total_tokens,) integers, clamped into their tables; words: (vocab_size, hidden_size), or
+without input_ids (total_tokens, hidden_size), the first term itself; position_weight: (num_positions, hidden_size);
+weight, bias: (hidden_size,); y: (total_tokens, hidden_size), M x N in the kernels, of the wider of the two terms'
+dtypes; mean, rstd: (total_tokens,) float32. Backward gathers z again rather than keeping it; see layer_norm.py for its
+formulas, and segment_sum.py for the tables' gradients.
 """
 
 from typing import Any
@@ -15,218 +17,267 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import dropout
 from .common import Operation, dropout_arguments, keep_rows, narrow, partition
 from .configs import row_config
-from .layer_norm import normalize, normalize_backward
+from .dropout import Dropout, drop_rows
+from .layer_norm import normalize, normalize_grad
 from .segment_sum import segment_sum
 
-UNSPECIALIZED = ["total_rows", "rows_per_program", "vocab_size", "positions", "site", "threshold"]
+UNSPECIALIZED = ["M", "rows_per_program", "vocab_size", "num_positions", "site", "threshold"]
 
 
 def embedding_layer_norm_oracle(
-    words: Tensor,
-    positions: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    eps: float,
-    dropout_p: float = 0.0,
-    seed: Tensor | None = None,
-    site: int = 0,
+    words: Tensor, positions: Tensor, weight: Tensor, bias: Tensor, eps: float, dropout: Dropout | None = None
 ) -> Tensor:
-    """The same by plain formulas of gathered rows, in their dtype."""
-    y = F.layer_norm(words + positions, weight.shape, weight, bias, eps)
-    if dropout_p:
-        assert seed is not None
-        keep = dropout.keep_rows(seed, site, torch.arange(y.shape[0], device=y.device), y.shape[1], dropout_p)
-        y = y * keep * dropout.keep_scale(dropout_p)
-    return y
+    """The operation by plain formulas on gathered rows, words and positions (total_tokens, hidden_size)."""
+    return drop_rows(F.layer_norm(words + positions, weight.shape, weight, bias, eps), dropout)
 
 
 @triton.jit
 def _gather(
-    ids_ptr, words_ptr, position_ids_ptr, positions_ptr, first, rows, columns, there, mask, vocab_size, positions,
-    GATHER: tl.constexpr, SIZE: tl.constexpr, dtype: tl.constexpr,
-):  # fmt: skip
-    """z of rows, rounded to a dtype, as float32."""
-    word = (first + rows).to(tl.int64)
-    if GATHER:
-        word = tl.load(ids_ptr + first + rows, mask=there, other=0).to(tl.int64)
+    input_ids_ptr,  # (M,), if GATHER_WORDS
+    words_ptr,  # (vocab_size or M, N)
+    position_ids_ptr,  # (M,)
+    position_weight_ptr,  # (num_positions, N)
+    vocab_size,
+    num_positions,
+    N: tl.constexpr,
+    start_m,
+    offs_m,
+    offs_n,
+    mask_m,
+    mask,
+    GATHER_WORDS: tl.constexpr,
+    dtype: tl.constexpr,
+):
+    """z of rows start_m + offs_m, rounded to a dtype, as float32."""
+    word = (start_m + offs_m).to(tl.int64)
+    if GATHER_WORDS:
+        word = tl.load(input_ids_ptr + start_m + offs_m, mask=mask_m, other=0).to(tl.int64)
         word = tl.minimum(tl.maximum(word, 0), vocab_size - 1)
-    position = tl.load(position_ids_ptr + first + rows, mask=there, other=0).to(tl.int64)
-    position = tl.minimum(tl.maximum(position, 0), positions - 1)
-    z = tl.load(words_ptr + (word * SIZE)[:, None] + columns[None, :], mask=mask, other=0.0).to(tl.float32)
-    z += tl.load(positions_ptr + (position * SIZE)[:, None] + columns[None, :], mask=mask, other=0.0).to(tl.float32)
+    position = tl.load(position_ids_ptr + start_m + offs_m, mask=mask_m, other=0).to(tl.int64)
+    position = tl.minimum(tl.maximum(position, 0), num_positions - 1)
+    z = tl.load(words_ptr + (word * N)[:, None] + offs_n[None, :], mask=mask, other=0.0).to(tl.float32)
+    offsets = (position * N)[:, None] + offs_n[None, :]
+    z += tl.load(position_weight_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
     return narrow(z, dtype).to(tl.float32)
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
-def _forward(
-    ids_ptr, words_ptr, position_ids_ptr, positions_ptr, weight_ptr, bias_ptr, y_ptr, mean_ptr, rstd_ptr, total_rows,
-    vocab_size, positions, eps, seed_ptr, site, threshold, keep_scale, DROPOUT: tl.constexpr,
-    GATHER: tl.constexpr, SAVE: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
-):  # fmt: skip
-    first = tl.program_id(0) * ROWS
-    rows, columns = tl.arange(0, ROWS), tl.arange(0, BLOCK)
-    there = first + rows < total_rows
-    mask = there[:, None] & (columns < SIZE)[None, :]
+def _embedding_fwd_kernel(
+    input_ids_ptr,  # (M,), if GATHER_WORDS
+    words_ptr,  # (vocab_size or M, N)
+    position_ids_ptr,  # (M,)
+    position_weight_ptr,  # (num_positions, N)
+    weight_ptr,  # (N,)
+    bias_ptr,  # (N,)
+    y_ptr,  # (M, N)
+    mean_ptr,  # (M,) float32, if STORE_STATS
+    rstd_ptr,  # (M,) float32, if STORE_STATS
+    seed_ptr,  # (1,) int64
+    M,
+    N: tl.constexpr,
+    vocab_size,
+    num_positions,
+    eps,
+    site,
+    threshold,
+    keep_scale,
+    GATHER_WORDS: tl.constexpr,
+    STORE_STATS: tl.constexpr,
+    APPLY_DROPOUT: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """BLOCK_M whole rows a program."""
+    start_m = tl.program_id(0) * BLOCK_M
+    offs_m, offs_n = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
+    mask_m, mask_n = start_m + offs_m < M, offs_n < N
+    mask = mask_m[:, None] & mask_n[None, :]
     z = _gather(
-        ids_ptr, words_ptr, position_ids_ptr, positions_ptr, first, rows, columns, there, mask, vocab_size, positions,
-        GATHER, SIZE, y_ptr.dtype.element_ty,
+        input_ids_ptr, words_ptr, position_ids_ptr, position_weight_ptr, vocab_size, num_positions, N, start_m, offs_m,
+        offs_n, mask_m, mask, GATHER_WORDS, y_ptr.dtype.element_ty,
     )  # fmt: skip
-    xhat, mean, rstd = normalize(z, mask, eps, SIZE)
-    if SAVE:
-        tl.store(mean_ptr + first + rows, mean, mask=there)
-        tl.store(rstd_ptr + first + rows, rstd, mask=there)
-    weight = tl.load(weight_ptr + columns, mask=columns < SIZE, other=0.0).to(tl.float32)
-    bias = tl.load(bias_ptr + columns, mask=columns < SIZE, other=0.0).to(tl.float32)
+
+    xhat, mean, rstd = normalize(z, mask, eps, N)
+    if STORE_STATS:
+        tl.store(mean_ptr + start_m + offs_m, mean, mask=mask_m)
+        tl.store(rstd_ptr + start_m + offs_m, rstd, mask=mask_m)
+    weight = tl.load(weight_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)
+    bias = tl.load(bias_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)
     y = xhat * weight[None, :] + bias[None, :]
-    if DROPOUT:
-        keep = keep_rows(tl.load(seed_ptr), site, first + rows[:, None], columns[None, :], threshold)
+    if APPLY_DROPOUT:
+        keep = keep_rows(tl.load(seed_ptr), site, start_m + offs_m[:, None], offs_n[None, :], threshold)
         y = tl.where(keep, y * keep_scale, 0.0)
-    offsets = rows[:, None] * SIZE + columns[None, :]
-    tl.store(y_ptr + first.to(tl.int64) * SIZE + offsets, narrow(y, y_ptr.dtype.element_ty), mask=mask)
+
+    offsets = offs_m[:, None] * N + offs_n[None, :]
+    tl.store(y_ptr + start_m.to(tl.int64) * N + offsets, narrow(y, y_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
-def _backward(
-    grad_ptr, ids_ptr, words_ptr, position_ids_ptr, positions_ptr, weight_ptr, mean_ptr, rstd_ptr, grad_z_ptr,
-    sums_ptr, total_rows, rows_per_program, vocab_size, positions, seed_ptr, site, threshold, keep_scale,
-    DROPOUT: tl.constexpr, GATHER: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
-    STAGES: tl.constexpr,
-):  # fmt: skip
-    begin = tl.program_id(0) * rows_per_program
-    end = tl.minimum(begin + rows_per_program, total_rows)
-    rows, columns = tl.arange(0, ROWS), tl.arange(0, BLOCK)
-    seed = begin.to(tl.int64)
-    if DROPOUT:
+def _embedding_bwd_kernel(
+    dy_ptr,  # (M, N)
+    input_ids_ptr,  # (M,), if GATHER_WORDS
+    words_ptr,  # (vocab_size or M, N)
+    position_ids_ptr,  # (M,)
+    position_weight_ptr,  # (num_positions, N)
+    weight_ptr,  # (N,)
+    mean_ptr,  # (M,) float32
+    rstd_ptr,  # (M,) float32
+    dz_ptr,  # (M, N)
+    sums_ptr,  # (programs, 2, N) float32: dweight, dbias
+    seed_ptr,  # (1,) int64
+    M,
+    N: tl.constexpr,
+    rows_per_program,
+    vocab_size,
+    num_positions,
+    site,
+    threshold,
+    keep_scale,
+    GATHER_WORDS: tl.constexpr,
+    APPLY_DROPOUT: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    NUM_STAGES: tl.constexpr,
+):
+    """rows_per_program whole rows a program."""
+    begin_m = tl.program_id(0) * rows_per_program
+    end_m = tl.minimum(begin_m + rows_per_program, M)
+    offs_m, offs_n = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
+    mask_n = offs_n < N
+    seed = begin_m.to(tl.int64)
+    if APPLY_DROPOUT:
         seed = tl.load(seed_ptr)
-    weight = tl.load(weight_ptr + columns, mask=columns < SIZE, other=0.0).to(tl.float32)
-    grad_weight = tl.zeros((BLOCK,), tl.float32)
-    grad_bias = tl.zeros((BLOCK,), tl.float32)
-    offsets = rows[:, None] * SIZE + columns[None, :]
-    for first in tl.range(begin, end, ROWS, num_stages=STAGES):
-        there = first + rows < end
-        mask = there[:, None] & (columns < SIZE)[None, :]
-        base = tl.cast(first, tl.int64) * SIZE
+    weight = tl.load(weight_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)
+    dweight = tl.zeros((BLOCK_N,), tl.float32)
+    dbias = tl.zeros((BLOCK_N,), tl.float32)
+    offsets = offs_m[:, None] * N + offs_n[None, :]
+
+    for start_m in tl.range(begin_m, end_m, BLOCK_M, num_stages=NUM_STAGES):
+        mask_m = start_m + offs_m < end_m
+        mask = mask_m[:, None] & mask_n[None, :]
+        base = tl.cast(start_m, tl.int64) * N
         z = _gather(
-            ids_ptr, words_ptr, position_ids_ptr, positions_ptr, first, rows, columns, there, mask, vocab_size,
-            positions, GATHER, SIZE, grad_z_ptr.dtype.element_ty,
+            input_ids_ptr, words_ptr, position_ids_ptr, position_weight_ptr, vocab_size, num_positions, N, start_m,
+            offs_m, offs_n, mask_m, mask, GATHER_WORDS, dz_ptr.dtype.element_ty,
         )  # fmt: skip
-        grad = tl.load(grad_ptr + base + offsets, mask=mask, other=0.0).to(tl.float32)
-        if DROPOUT:
-            keep = keep_rows(seed, site, first + rows[:, None], columns[None, :], threshold)
-            grad = tl.where(keep, grad * keep_scale, 0.0)
-        mean = tl.load(mean_ptr + first + rows, mask=there, other=0.0)
-        rstd = tl.load(rstd_ptr + first + rows, mask=there, other=0.0)
+        dy = tl.load(dy_ptr + base + offsets, mask=mask, other=0.0).to(tl.float32)
+        if APPLY_DROPOUT:
+            keep = keep_rows(seed, site, start_m + offs_m[:, None], offs_n[None, :], threshold)
+            dy = tl.where(keep, dy * keep_scale, 0.0)
+        mean = tl.load(mean_ptr + start_m + offs_m, mask=mask_m, other=0.0)
+        rstd = tl.load(rstd_ptr + start_m + offs_m, mask=mask_m, other=0.0)
+
         xhat = tl.where(mask, (z - mean[:, None]) * rstd[:, None], 0.0)
-        grad_z = normalize_backward(grad, xhat, weight, rstd, SIZE)
-        tl.store(grad_z_ptr + base + offsets, narrow(grad_z, grad_z_ptr.dtype.element_ty), mask=mask)
-        grad_weight += tl.sum(grad * xhat, 0)
-        grad_bias += tl.sum(grad, 0)
-    sums = sums_ptr + tl.program_id(0).to(tl.int64) * (2 * SIZE)
-    tl.store(sums + columns, grad_weight, mask=columns < SIZE)
-    tl.store(sums + SIZE + columns, grad_bias, mask=columns < SIZE)
+        dz = normalize_grad(dy, xhat, weight, rstd, N)
+        tl.store(dz_ptr + base + offsets, narrow(dz, dz_ptr.dtype.element_ty), mask=mask)
+
+        dweight += tl.sum(dy * xhat, 0)
+        dbias += tl.sum(dy, 0)
+    sums = sums_ptr + tl.program_id(0).to(tl.int64) * (2 * N)
+    tl.store(sums + offs_n, dweight, mask=mask_n)
+    tl.store(sums + N + offs_n, dbias, mask=mask_n)
 
 
 def _launch_forward(
-    ids: Tensor | None, words: Tensor, position_ids: Tensor, positions: Tensor, weight: Tensor, bias: Tensor,
-    eps: float, padding_idx: int, position_padding_idx: int, dropout_p: float, seed: Tensor | None, site: int,
-    save: bool,
+    input_ids: Tensor | None, words: Tensor, position_ids: Tensor, position_weight: Tensor, weight: Tensor,
+    bias: Tensor, eps: float, padding_idx: int, position_padding_idx: int, dropout: Dropout | None, save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     y, mean, rstd = _fake_forward(
-        ids, words, position_ids, positions, weight, bias, eps, padding_idx, position_padding_idx, dropout_p, seed,
-        site, save,
+        input_ids, words, position_ids, position_weight, weight, bias, eps, padding_idx, position_padding_idx, dropout,
+        save,
     )  # fmt: skip
-    rows, size = y.shape
-    config = row_config("embedding_forward", words.device, size)
+    m, n = y.shape
+    config = row_config("embedding_fwd", words.device, n)
     if y.numel():
-        _forward[(triton.cdiv(rows, config.rows),)](
-            position_ids if ids is None else ids, words, position_ids, positions, weight, bias, y, mean, rstd, rows,
-            words.shape[0], positions.shape[0], eps, GATHER=ids is not None, SAVE=save, SIZE=size,
-            BLOCK=triton.next_power_of_2(size), ROWS=config.rows, num_warps=config.warps,
-            **dropout_arguments(dropout_p, seed, site, position_ids),
+        _embedding_fwd_kernel[(triton.cdiv(m, config.block_m),)](
+            position_ids if input_ids is None else input_ids, words, position_ids, position_weight, weight, bias, y,
+            mean, rstd, M=m, N=n, vocab_size=words.shape[0], num_positions=position_weight.shape[0], eps=eps,
+            GATHER_WORDS=input_ids is not None, STORE_STATS=save, BLOCK_M=config.block_m,
+            BLOCK_N=triton.next_power_of_2(n), num_warps=config.num_warps, **dropout_arguments(dropout, position_ids),
         )  # fmt: skip
     return y, mean, rstd
 
 
 def _fake_forward(
-    ids: Tensor | None, words: Tensor, position_ids: Tensor, positions: Tensor, weight: Tensor, bias: Tensor,
-    eps: float, padding_idx: int, position_padding_idx: int, dropout_p: float, seed: Tensor | None, site: int,
-    save: bool,
+    input_ids: Tensor | None, words: Tensor, position_ids: Tensor, position_weight: Tensor, weight: Tensor,
+    bias: Tensor, eps: float, padding_idx: int, position_padding_idx: int, dropout: Dropout | None, save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    rows, dtype = position_ids.shape[0], torch.promote_types(words.dtype, positions.dtype)
+    rows, dtype = position_ids.shape[0], torch.promote_types(words.dtype, position_weight.dtype)
     mean, rstd = (words.new_empty(rows if save else 0, dtype=torch.float32) for _ in range(2))
     return words.new_empty((rows, words.shape[1]), dtype=dtype), mean, rstd
 
 
 def _launch_backward(
-    grad: Tensor, ids: Tensor | None, words: Tensor, position_ids: Tensor, positions: Tensor, weight: Tensor,
-    mean: Tensor, rstd: Tensor, padding_idx: int, position_padding_idx: int, dropout_p: float, seed: Tensor | None,
-    site: int, needs_words: bool, needs_positions: bool,
+    dy: Tensor, input_ids: Tensor | None, words: Tensor, position_ids: Tensor, position_weight: Tensor,
+    weight: Tensor, mean: Tensor, rstd: Tensor, padding_idx: int, position_padding_idx: int,
+    dropout: Dropout | None, needs_words: bool, needs_position_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    rows, size = grad.shape
-    grad_z = torch.empty_like(grad)
-    config = row_config("embedding_backward", words.device, size)
-    programs, per_program = partition(rows, config)
-    partial = grad.new_empty((programs, 2, size), dtype=torch.float32)
-    if grad.numel():
-        _backward[(programs,)](
-            grad, position_ids if ids is None else ids, words, position_ids, positions, weight, mean, rstd, grad_z,
-            partial, rows, per_program, words.shape[0], positions.shape[0], GATHER=ids is not None, SIZE=size,
-            BLOCK=triton.next_power_of_2(size), ROWS=config.rows, STAGES=config.stages, num_warps=config.warps,
-            **dropout_arguments(dropout_p, seed, site, position_ids),
+    m, n = dy.shape
+    dz = torch.empty_like(dy)
+    config = row_config("embedding_bwd", words.device, n)
+    programs, rows_per_program = partition(m, config)
+    partial = dy.new_empty((programs, 2, n), dtype=torch.float32)
+    if dy.numel():
+        _embedding_bwd_kernel[(programs,)](
+            dy, position_ids if input_ids is None else input_ids, words, position_ids, position_weight, weight, mean,
+            rstd, dz, partial, M=m, N=n, rows_per_program=rows_per_program, vocab_size=words.shape[0],
+            num_positions=position_weight.shape[0], GATHER_WORDS=input_ids is not None, BLOCK_M=config.block_m,
+            BLOCK_N=triton.next_power_of_2(n), NUM_STAGES=config.num_stages, num_warps=config.num_warps,
+            **dropout_arguments(dropout, position_ids),
         )  # fmt: skip
-    grad_words, grad_positions = words.new_empty(0), positions.new_empty(0)
-    if needs_words:
-        grad_words = grad_z if ids is None else segment_sum(grad_z, ids, words.shape[0], padding_idx, words.dtype)
-        grad_words = grad_words.to(words.dtype)
-    if needs_positions:
-        grad_positions = segment_sum(grad_z, position_ids, positions.shape[0], position_padding_idx, positions.dtype)
-    return grad_words, grad_positions, partial.sum(0)
+    dwords, dposition_weight = words.new_empty(0), position_weight.new_empty(0)
+    if needs_words and input_ids is None:
+        dwords = dz.to(words.dtype)
+    elif needs_words:
+        dwords = segment_sum(dz, input_ids, words.shape[0], padding_idx, words.dtype)
+    if needs_position_weight:
+        dposition_weight = segment_sum(
+            dz, position_ids, position_weight.shape[0], position_padding_idx, position_weight.dtype
+        )
+    return dwords, dposition_weight, partial.sum(0)
 
 
 def _fake_backward(
-    grad: Tensor, ids: Tensor | None, words: Tensor, position_ids: Tensor, positions: Tensor, weight: Tensor,
-    mean: Tensor, rstd: Tensor, padding_idx: int, position_padding_idx: int, dropout_p: float, seed: Tensor | None,
-    site: int, needs_words: bool, needs_positions: bool,
+    dy: Tensor, input_ids: Tensor | None, words: Tensor, position_ids: Tensor, position_weight: Tensor,
+    weight: Tensor, mean: Tensor, rstd: Tensor, padding_idx: int, position_padding_idx: int,
+    dropout: Dropout | None, needs_words: bool, needs_position_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    grad_words = words.new_empty(words.shape if needs_words else 0)
-    grad_positions = positions.new_empty(positions.shape if needs_positions else 0)
-    return grad_words, grad_positions, weight.new_empty((2, weight.shape[0]), dtype=torch.float32)
+    dwords = words.new_empty(words.shape if needs_words else 0)
+    dposition_weight = position_weight.new_empty(position_weight.shape if needs_position_weight else 0)
+    return dwords, dposition_weight, weight.new_empty((2, weight.shape[0]), dtype=torch.float32)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ids, words, position_ids, positions, weight, bias, _, *ctx.padding, ctx.dropout_p, seed, ctx.site, _ = inputs
-    ctx.bias_dtype = bias.dtype
-    ctx.save_for_backward(ids, words, position_ids, positions, weight, *output[1:], seed)
-    ctx.mark_non_differentiable(*output[1:])
+def _save(ctx: Any, args: tuple[Any, ...], results: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
+    input_ids, words, position_ids, position_weight, weight, bias, _, *ctx.padding, _, _ = args
+    ctx.vector_dtypes = weight.dtype, bias.dtype
+    return input_ids, words, position_ids, position_weight, weight, *results[1:]
 
 
-def _grad(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    *saved, seed = ctx.saved_tensors
-    _, needs_words, _, needs_positions, *_ = ctx.needs_input_grad
-    grad_words, grad_positions, sums = embedding_layer_norm_backward(
-        grad, *saved, *ctx.padding, ctx.dropout_p, seed, ctx.site, needs_words, needs_positions
+def _grad(ctx: Any, dy: Tensor, saved: list[Tensor | None], dropout: Dropout | None) -> tuple[Tensor | None, ...]:
+    _, needs_words, _, needs_position_weight, *_ = ctx.needs_input_grad
+    dwords, dposition_weight, sums = embedding_layer_norm_backward(
+        dy, *saved, *ctx.padding, dropout, needs_words, needs_position_weight
     )
+    dweight, dbias = (row.to(dtype) for row, dtype in zip(sums, ctx.vector_dtypes, strict=True))
     return (
-        None, grad_words if needs_words else None, None, grad_positions if needs_positions else None,
-        sums[0].to(saved[4].dtype), sums[1].to(ctx.bias_dtype), *[None] * 7,
+        None, dwords if needs_words else None, None, dposition_weight if needs_position_weight else None, dweight, dbias
     )  # fmt: skip
 
 
-_REST = "int padding_idx, int position_padding_idx, float dropout_p, Tensor? seed, int site"
 embedding_layer_norm_backward = Operation(
     "embedding_layer_norm_backward",
-    "(Tensor grad, Tensor? ids, Tensor words, Tensor position_ids, Tensor positions, Tensor weight, Tensor mean, "
-    f"Tensor rstd, {_REST}, bool needs_words, bool needs_positions) -> (Tensor, Tensor, Tensor)",
+    "(Tensor dy, Tensor? input_ids, Tensor words, Tensor position_ids, Tensor position_weight, Tensor weight, "
+    "Tensor mean, Tensor rstd, int padding_idx, int position_padding_idx, Dropout? dropout, bool needs_words, "
+    "bool needs_position_weight) -> (Tensor, Tensor, Tensor)",
     _launch_backward,
     _fake_backward,
 )
 embedding_layer_norm = Operation(
     "embedding_layer_norm",
-    "(Tensor? ids, Tensor words, Tensor position_ids, Tensor positions, Tensor weight, Tensor bias, float eps, "
-    f"{_REST}, bool save) -> (Tensor, Tensor, Tensor)",
+    "(Tensor? input_ids, Tensor words, Tensor position_ids, Tensor position_weight, Tensor weight, Tensor bias, "
+    "float eps, int padding_idx, int position_padding_idx, Dropout? dropout, bool save) -> (Tensor, Tensor, Tensor)",
     _launch_forward,
     _fake_forward,
     _save,

@@ -2,8 +2,9 @@
 
     z = residual + dropout(x + linear_bias)      y = (z - mean(z)) rstd(z) weight + bias
 
-x, residual: (total_tokens, hidden_size), of any of the dtypes in `common.DTYPES`; y and z have the wider of their two
-dtypes. Statistics are float32, and are those of z as it is stored. Backward, with xhat = (z - mean) rstd:
+x, residual: (total_tokens, hidden_size), M x N in the kernels, of any of the dtypes in `common.DTYPES`; y and z have
+the wider of their two dtypes; mean, rstd: (total_tokens,) float32, of z as it is stored; weight, bias, linear_bias:
+(hidden_size,). Backward, with xhat = (z - mean) rstd:
 
     g = dy weight      dz = rstd (g - mean(g) - xhat mean(g xhat))      dresidual = dz      dx = dz * keep / (1 - p)
     dweight = sum dy xhat      dbias = sum dy      dlinear_bias = sum dx
@@ -20,11 +21,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import dropout
-from .common import Operation, dropout_arguments, keep_rows, narrow, partition
+from .common import Operation, dropout_arguments, drops, keep_rows, narrow, partition
 from .configs import row_config
+from .dropout import Dropout, drop_rows
 
-UNSPECIALIZED = ["total_rows", "rows_per_program", "site", "threshold"]
+UNSPECIALIZED = ["M", "rows_per_program", "site", "threshold"]
 
 
 def dropout_add_layer_norm_oracle(
@@ -34,136 +35,172 @@ def dropout_add_layer_norm_oracle(
     bias: Tensor,
     linear_bias: Tensor | None,
     eps: float,
-    dropout_p: float = 0.0,
-    seed: Tensor | None = None,
-    site: int = 0,
+    dropout: Dropout | None = None,
 ) -> Tensor:
-    """The same by plain formulas, in the dtype of its operands."""
-    x = x if linear_bias is None else x + linear_bias
-    if dropout_p:
-        assert seed is not None
-        keep = dropout.keep_rows(seed, site, torch.arange(x.shape[0], device=x.device), x.shape[1], dropout_p)
-        x = x * keep * dropout.keep_scale(dropout_p)
+    """The operation by plain formulas, in the dtype of its operands."""
+    x = drop_rows(x if linear_bias is None else x + linear_bias, dropout)
     return F.layer_norm(residual + x, weight.shape, weight, bias, eps)
 
 
 @triton.jit
-def normalize(z, mask, eps, SIZE: tl.constexpr):
-    """(rows, columns) float32 to (xhat, mean, rstd) of each row; columns past the last are 0 in xhat."""
-    mean = tl.sum(z, 1) / SIZE
+def normalize(z, mask, eps, N: tl.constexpr):
+    """(xhat, mean, rstd) of rows z (BLOCK_M, BLOCK_N) float32; columns past the last are 0 in xhat."""
+    mean = tl.sum(z, 1) / N
     centred = tl.where(mask, z - mean[:, None], 0.0)
-    rstd = 1.0 / tl.sqrt(tl.sum(centred * centred, 1) / SIZE + eps)
+    rstd = 1.0 / tl.sqrt(tl.sum(centred * centred, 1) / N + eps)
     return centred * rstd[:, None], mean, rstd
 
 
 @triton.jit
-def normalize_backward(grad, xhat, weight, rstd, SIZE: tl.constexpr):
-    """dz of rows; xhat and grad are 0 in columns past the last."""
-    weighted = grad * weight[None, :]
-    along = tl.sum(weighted * xhat, 1) / SIZE
-    mean = tl.sum(weighted, 1) / SIZE
-    return (weighted - mean[:, None] - xhat * along[:, None]) * rstd[:, None]
+def normalize_grad(dy, xhat, weight, rstd, N: tl.constexpr):
+    """dz of rows; xhat and dy are 0 in columns past the last."""
+    g = dy * weight[None, :]
+    mean_g_xhat = tl.sum(g * xhat, 1) / N
+    mean_g = tl.sum(g, 1) / N
+    return (g - mean_g[:, None] - xhat * mean_g_xhat[:, None]) * rstd[:, None]
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
-def _forward(
-    x_ptr, residual_ptr, weight_ptr, bias_ptr, linear_bias_ptr, y_ptr, z_ptr, mean_ptr, rstd_ptr, total_rows, eps,
-    seed_ptr, site, threshold, keep_scale, DROPOUT: tl.constexpr,
-    LINEAR_BIAS: tl.constexpr, SAVE: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
-):  # fmt: skip
-    first = tl.program_id(0) * ROWS
-    rows, columns = tl.arange(0, ROWS), tl.arange(0, BLOCK)
-    there = first + rows < total_rows
-    mask = there[:, None] & (columns < SIZE)[None, :]
-    base = first.to(tl.int64) * SIZE
-    offsets = rows[:, None] * SIZE + columns[None, :]
+def _layer_norm_fwd_kernel(
+    x_ptr,  # (M, N)
+    residual_ptr,  # (M, N)
+    weight_ptr,  # (N,)
+    bias_ptr,  # (N,)
+    linear_bias_ptr,  # (N,)
+    y_ptr,  # (M, N)
+    z_ptr,  # (M, N), if STORE_Z_AND_STATS, as the next two
+    mean_ptr,  # (M,) float32
+    rstd_ptr,  # (M,) float32
+    seed_ptr,  # (1,) int64
+    M,
+    N: tl.constexpr,
+    eps,
+    site,
+    threshold,
+    keep_scale,
+    HAS_LINEAR_BIAS: tl.constexpr,
+    STORE_Z_AND_STATS: tl.constexpr,
+    APPLY_DROPOUT: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """BLOCK_M whole rows a program."""
+    start_m = tl.program_id(0) * BLOCK_M
+    offs_m, offs_n = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
+    mask_m, mask_n = start_m + offs_m < M, offs_n < N
+    mask = mask_m[:, None] & mask_n[None, :]
+    base = start_m.to(tl.int64) * N
+    offsets = offs_m[:, None] * N + offs_n[None, :]
+
     z = tl.load(x_ptr + base + offsets, mask=mask, other=0.0).to(tl.float32)
-    if LINEAR_BIAS:
-        z += tl.load(linear_bias_ptr + columns, mask=columns < SIZE, other=0.0).to(tl.float32)[None, :]
-    if DROPOUT:
-        keep = keep_rows(tl.load(seed_ptr), site, first + rows[:, None], columns[None, :], threshold)
+    if HAS_LINEAR_BIAS:
+        z += tl.load(linear_bias_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)[None, :]
+    if APPLY_DROPOUT:
+        keep = keep_rows(tl.load(seed_ptr), site, start_m + offs_m[:, None], offs_n[None, :], threshold)
         z = tl.where(keep, z * keep_scale, 0.0)
     z += tl.load(residual_ptr + base + offsets, mask=mask, other=0.0).to(tl.float32)
-    # Backward reads z as it was stored: statistics of anything else would not be those of what it reads.
+    # Backward reads z as it was stored: take the statistics of that.
     z = narrow(z, y_ptr.dtype.element_ty)
-    if SAVE:
+    if STORE_Z_AND_STATS:
         tl.store(z_ptr + base + offsets, z, mask=mask)
-    xhat, mean, rstd = normalize(z.to(tl.float32), mask, eps, SIZE)
-    if SAVE:
-        tl.store(mean_ptr + first + rows, mean, mask=there)
-        tl.store(rstd_ptr + first + rows, rstd, mask=there)
-    weight = tl.load(weight_ptr + columns, mask=columns < SIZE, other=0.0).to(tl.float32)
-    bias = tl.load(bias_ptr + columns, mask=columns < SIZE, other=0.0).to(tl.float32)
+
+    xhat, mean, rstd = normalize(z.to(tl.float32), mask, eps, N)
+    if STORE_Z_AND_STATS:
+        tl.store(mean_ptr + start_m + offs_m, mean, mask=mask_m)
+        tl.store(rstd_ptr + start_m + offs_m, rstd, mask=mask_m)
+    weight = tl.load(weight_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)
+    bias = tl.load(bias_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)
     y = xhat * weight[None, :] + bias[None, :]
     tl.store(y_ptr + base + offsets, narrow(y, y_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
-def _backward(
-    grad_ptr, z_ptr, weight_ptr, mean_ptr, rstd_ptr, grad_x_ptr, grad_residual_ptr, sums_ptr, total_rows,
-    rows_per_program, seed_ptr, site, threshold, keep_scale, DROPOUT: tl.constexpr,
-    LINEAR_BIAS: tl.constexpr, TWO: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
-    STAGES: tl.constexpr,
-):  # fmt: skip
-    """TWO: dx is not dresidual and is stored by itself."""
-    begin = tl.program_id(0) * rows_per_program
-    end = tl.minimum(begin + rows_per_program, total_rows)
-    rows, columns = tl.arange(0, ROWS), tl.arange(0, BLOCK)
-    seed = begin.to(tl.int64)
-    if DROPOUT:
+def _layer_norm_bwd_kernel(
+    dy_ptr,  # (M, N)
+    z_ptr,  # (M, N)
+    weight_ptr,  # (N,)
+    mean_ptr,  # (M,) float32
+    rstd_ptr,  # (M,) float32
+    dx_ptr,  # (M, N), if STORE_DX
+    dresidual_ptr,  # (M, N)
+    sums_ptr,  # (programs, 3, N) float32: dweight, dbias, dlinear_bias
+    seed_ptr,  # (1,) int64
+    M,
+    N: tl.constexpr,
+    rows_per_program,
+    site,
+    threshold,
+    keep_scale,
+    HAS_LINEAR_BIAS: tl.constexpr,
+    STORE_DX: tl.constexpr,  # where dx is not dresidual
+    APPLY_DROPOUT: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    NUM_STAGES: tl.constexpr,
+):
+    """rows_per_program whole rows a program."""
+    begin_m = tl.program_id(0) * rows_per_program
+    end_m = tl.minimum(begin_m + rows_per_program, M)
+    offs_m, offs_n = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
+    mask_n = offs_n < N
+    seed = begin_m.to(tl.int64)
+    if APPLY_DROPOUT:
         seed = tl.load(seed_ptr)
-    weight = tl.load(weight_ptr + columns, mask=columns < SIZE, other=0.0).to(tl.float32)
-    grad_weight = tl.zeros((BLOCK,), tl.float32)
-    grad_bias = tl.zeros((BLOCK,), tl.float32)
-    grad_linear_bias = tl.zeros((BLOCK,), tl.float32)
-    offsets = rows[:, None] * SIZE + columns[None, :]
-    for first in tl.range(begin, end, ROWS, num_stages=STAGES):
-        there = first + rows < end
-        mask = there[:, None] & (columns < SIZE)[None, :]
-        base = tl.cast(first, tl.int64) * SIZE
-        grad = tl.load(grad_ptr + base + offsets, mask=mask, other=0.0).to(tl.float32)
+    weight = tl.load(weight_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)
+    dweight = tl.zeros((BLOCK_N,), tl.float32)
+    dbias = tl.zeros((BLOCK_N,), tl.float32)
+    dlinear_bias = tl.zeros((BLOCK_N,), tl.float32)
+    offsets = offs_m[:, None] * N + offs_n[None, :]
+
+    for start_m in tl.range(begin_m, end_m, BLOCK_M, num_stages=NUM_STAGES):
+        mask_m = start_m + offs_m < end_m
+        mask = mask_m[:, None] & mask_n[None, :]
+        base = tl.cast(start_m, tl.int64) * N
+        dy = tl.load(dy_ptr + base + offsets, mask=mask, other=0.0).to(tl.float32)
         z = tl.load(z_ptr + base + offsets, mask=mask, other=0.0).to(tl.float32)
-        mean = tl.load(mean_ptr + first + rows, mask=there, other=0.0)
-        rstd = tl.load(rstd_ptr + first + rows, mask=there, other=0.0)
+        mean = tl.load(mean_ptr + start_m + offs_m, mask=mask_m, other=0.0)
+        rstd = tl.load(rstd_ptr + start_m + offs_m, mask=mask_m, other=0.0)
+
         xhat = tl.where(mask, (z - mean[:, None]) * rstd[:, None], 0.0)
-        grad_z = normalize_backward(grad, xhat, weight, rstd, SIZE)
-        tl.store(grad_residual_ptr + base + offsets, narrow(grad_z, grad_residual_ptr.dtype.element_ty), mask=mask)
-        grad_x = tl.where(mask, grad_z, 0.0)
-        if DROPOUT:
-            keep = keep_rows(seed, site, first + rows[:, None], columns[None, :], threshold)
-            grad_x = tl.where(keep, grad_x * keep_scale, 0.0)
-        if TWO:
-            tl.store(grad_x_ptr + base + offsets, narrow(grad_x, grad_x_ptr.dtype.element_ty), mask=mask)
-        grad_weight += tl.sum(grad * xhat, 0)
-        grad_bias += tl.sum(grad, 0)
-        if LINEAR_BIAS:
-            grad_linear_bias += tl.sum(grad_x, 0)
-    sums = sums_ptr + tl.program_id(0).to(tl.int64) * (3 * SIZE)
-    tl.store(sums + columns, grad_weight, mask=columns < SIZE)
-    tl.store(sums + SIZE + columns, grad_bias, mask=columns < SIZE)
-    if LINEAR_BIAS:
-        tl.store(sums + 2 * SIZE + columns, grad_linear_bias, mask=columns < SIZE)
+        dz = normalize_grad(dy, xhat, weight, rstd, N)
+        tl.store(dresidual_ptr + base + offsets, narrow(dz, dresidual_ptr.dtype.element_ty), mask=mask)
+        dx = tl.where(mask, dz, 0.0)
+        if APPLY_DROPOUT:
+            keep = keep_rows(seed, site, start_m + offs_m[:, None], offs_n[None, :], threshold)
+            dx = tl.where(keep, dx * keep_scale, 0.0)
+        if STORE_DX:
+            tl.store(dx_ptr + base + offsets, narrow(dx, dx_ptr.dtype.element_ty), mask=mask)
+
+        dweight += tl.sum(dy * xhat, 0)
+        dbias += tl.sum(dy, 0)
+        if HAS_LINEAR_BIAS:
+            dlinear_bias += tl.sum(dx, 0)
+    sums = sums_ptr + tl.program_id(0).to(tl.int64) * (3 * N)
+    tl.store(sums + offs_n, dweight, mask=mask_n)
+    tl.store(sums + N + offs_n, dbias, mask=mask_n)
+    if HAS_LINEAR_BIAS:
+        tl.store(sums + 2 * N + offs_n, dlinear_bias, mask=mask_n)
 
 
 def _launch_forward(
     x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, linear_bias: Tensor | None, eps: float,
-    dropout_p: float, seed: Tensor | None, site: int, save: bool,
+    dropout: Dropout | None, save: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    y, z, mean, rstd = _fake_forward(x, residual, weight, bias, linear_bias, eps, dropout_p, seed, site, save)
-    rows, size = x.shape
-    config = row_config("layer_norm_forward", weight.device, size)
+    y, z, mean, rstd = _fake_forward(x, residual, weight, bias, linear_bias, eps, dropout, save)
+    m, n = x.shape
+    config = row_config("layer_norm_fwd", weight.device, n)
     if x.numel():
-        _forward[(triton.cdiv(rows, config.rows),)](
-            x, residual, weight, bias, weight if linear_bias is None else linear_bias, y, z, mean, rstd, rows, eps,
-            LINEAR_BIAS=linear_bias is not None, SAVE=save, SIZE=size, BLOCK=triton.next_power_of_2(size),
-            ROWS=config.rows, num_warps=config.warps, **dropout_arguments(dropout_p, seed, site, mean),
+        _layer_norm_fwd_kernel[(triton.cdiv(m, config.block_m),)](
+            x, residual, weight, bias, weight if linear_bias is None else linear_bias, y, z, mean, rstd, M=m, N=n,
+            eps=eps, HAS_LINEAR_BIAS=linear_bias is not None, STORE_Z_AND_STATS=save, BLOCK_M=config.block_m,
+            BLOCK_N=triton.next_power_of_2(n), num_warps=config.num_warps, **dropout_arguments(dropout, mean),
         )  # fmt: skip
     return y, z, mean, rstd
 
 
 def _fake_forward(
     x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, linear_bias: Tensor | None, eps: float,
-    dropout_p: float, seed: Tensor | None, site: int, save: bool,
+    dropout: Dropout | None, save: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     dtype, rows = torch.promote_types(x.dtype, residual.dtype), x.shape[0] if save else 0
     mean, rstd = (x.new_empty(rows, dtype=torch.float32) for _ in range(2))
@@ -171,69 +208,62 @@ def _fake_forward(
 
 
 def _launch_backward(
-    grad: Tensor, z: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, x_dtype: torch.dtype,
-    residual_dtype: torch.dtype, linear_bias: bool, dropout_p: float, seed: Tensor | None, site: int,
+    dy: Tensor, z: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, x_dtype: torch.dtype,
+    residual_dtype: torch.dtype, has_linear_bias: bool, dropout: Dropout | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    grad_x, grad_residual, sums = _fake_backward(
-        grad, z, mean, rstd, weight, x_dtype, residual_dtype, linear_bias, dropout_p, seed, site
-    )
-    rows, size = z.shape
+    dx, dresidual, sums = _fake_backward(dy, z, mean, rstd, weight, x_dtype, residual_dtype, has_linear_bias, dropout)
+    m, n = z.shape
     if not z.numel():
-        return grad_x, grad_residual, sums.zero_()
-    config = row_config("layer_norm_backward", weight.device, size)
-    programs, per_program = partition(rows, config)
-    partial = sums.new_empty(programs, 3, size)
-    _backward[(programs,)](
-        grad, z, weight, mean, rstd, grad_x, grad_residual, partial, rows, per_program,
-        LINEAR_BIAS=linear_bias, TWO=grad_x.numel() > 0, SIZE=size, BLOCK=triton.next_power_of_2(size),
-        ROWS=config.rows, STAGES=config.stages, num_warps=config.warps,
-        **dropout_arguments(dropout_p, seed, site, mean),
+        return dx, dresidual, sums.zero_()
+    config = row_config("layer_norm_bwd", weight.device, n)
+    programs, rows_per_program = partition(m, config)
+    partial = sums.new_empty(programs, 3, n)
+    _layer_norm_bwd_kernel[(programs,)](
+        dy, z, weight, mean, rstd, dx, dresidual, partial, M=m, N=n, rows_per_program=rows_per_program,
+        HAS_LINEAR_BIAS=has_linear_bias, STORE_DX=dx.numel() > 0, BLOCK_M=config.block_m,
+        BLOCK_N=triton.next_power_of_2(n), NUM_STAGES=config.num_stages, num_warps=config.num_warps,
+        **dropout_arguments(dropout, mean),
     )  # fmt: skip
     torch.sum(partial[:, : len(sums)], 0, out=sums)
-    return grad_x, grad_residual, sums
+    return dx, dresidual, sums
 
 
 def _fake_backward(
-    grad: Tensor, z: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, x_dtype: torch.dtype,
-    residual_dtype: torch.dtype, linear_bias: bool, dropout_p: float, seed: Tensor | None, site: int,
+    dy: Tensor, z: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, x_dtype: torch.dtype,
+    residual_dtype: torch.dtype, has_linear_bias: bool, dropout: Dropout | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    two = dropout_p > 0 or x_dtype != residual_dtype
-    grad_x = z.new_empty(z.shape if two else (0, z.shape[1]), dtype=x_dtype)
-    sums = z.new_empty((3 if linear_bias else 2, z.shape[1]), dtype=torch.float32)
-    return grad_x, z.new_empty(z.shape, dtype=residual_dtype), sums
+    """dx has no rows where it is dresidual."""
+    dx = z.new_empty(z.shape if drops(dropout) or x_dtype != residual_dtype else (0, z.shape[1]), dtype=x_dtype)
+    sums = z.new_empty((3 if has_linear_bias else 2, z.shape[1]), dtype=torch.float32)
+    return dx, z.new_empty(z.shape, dtype=residual_dtype), sums
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, residual, weight, bias, linear_bias, _, ctx.dropout_p, seed, ctx.site, _ = inputs
+def _save(ctx: Any, args: tuple[Any, ...], results: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    x, residual, weight, bias, linear_bias, *_ = args
     ctx.dtypes = x.dtype, residual.dtype
-    ctx.vector_dtypes = weight.dtype, bias.dtype, None if linear_bias is None else linear_bias.dtype
-    ctx.save_for_backward(*output[1:], weight, seed)
-    ctx.mark_non_differentiable(*output[1:])
+    ctx.vector_dtypes = [vector.dtype for vector in (weight, bias, linear_bias) if vector is not None]
+    return *results[1:], weight
 
 
-def _grad(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    *saved, weight, seed = ctx.saved_tensors
-    linear_bias = ctx.vector_dtypes[2] is not None
-    grad_x, grad_residual, sums = dropout_add_layer_norm_backward(
-        grad, *saved, weight, *ctx.dtypes, linear_bias, ctx.dropout_p, seed, ctx.site
-    )
-    same = ctx.dropout_p == 0 and ctx.dtypes[0] == ctx.dtypes[1]
-    vectors = [row.to(dtype) for row, dtype in zip(sums, ctx.vector_dtypes, strict=False)]
-    return grad_residual if same else grad_x, grad_residual, *vectors, *[None] * (8 - len(vectors))
+def _grad(ctx: Any, dy: Tensor, saved: list[Tensor | None], dropout: Dropout | None) -> tuple[Tensor | None, ...]:
+    has_linear_bias = len(ctx.vector_dtypes) == 3
+    dx, dresidual, sums = dropout_add_layer_norm_backward(dy, *saved, *ctx.dtypes, has_linear_bias, dropout)
+    dx_is_dresidual = not drops(dropout) and ctx.dtypes[0] == ctx.dtypes[1]
+    vectors = [row.to(dtype) for row, dtype in zip(sums, ctx.vector_dtypes, strict=True)]
+    return dresidual if dx_is_dresidual else dx, dresidual, *vectors
 
 
-_DROPOUT = "float dropout_p, Tensor? seed, int site"
 dropout_add_layer_norm_backward = Operation(
     "dropout_add_layer_norm_backward",
-    "(Tensor grad, Tensor z, Tensor mean, Tensor rstd, Tensor weight, ScalarType x_dtype, ScalarType residual_dtype, "
-    f"bool linear_bias, {_DROPOUT}) -> (Tensor, Tensor, Tensor)",
+    "(Tensor dy, Tensor z, Tensor mean, Tensor rstd, Tensor weight, ScalarType x_dtype, ScalarType residual_dtype, "
+    "bool has_linear_bias, Dropout? dropout) -> (Tensor, Tensor, Tensor)",
     _launch_backward,
     _fake_backward,
 )
 dropout_add_layer_norm = Operation(
     "dropout_add_layer_norm",
-    f"(Tensor x, Tensor residual, Tensor weight, Tensor bias, Tensor? linear_bias, float eps, {_DROPOUT}, bool save) "
-    "-> (Tensor, Tensor, Tensor, Tensor)",
+    "(Tensor x, Tensor residual, Tensor weight, Tensor bias, Tensor? linear_bias, float eps, Dropout? dropout, "
+    "bool save) -> (Tensor, Tensor, Tensor, Tensor)",
     _launch_forward,
     _fake_forward,
     _save,

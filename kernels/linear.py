@@ -2,7 +2,8 @@
 
     product = x weight^T      y = product + bias, or gelu(product + bias) * keep / (1 - p)
 
-x: (rows, in_features); weight: (out_features, in_features); bias: (out_features,); product, y: (rows, out_features).
+x: (rows, in_features), M x K in the kernel; weight: (out_features, in_features), N x K; bias: (out_features,);
+product, y: (rows, out_features), M x N.
 The sum over in_features is float32, and the product is rounded to x's dtype before anything is done to it, as if it had
 been stored: y is bit for bit what `activation.bias_gelu_dropout` makes of it.
 
@@ -28,108 +29,128 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from .activation import bias_gelu_dropout_oracle, gelu
 from .common import Operation, dropout_arguments, keep_rows, multiply, narrow, precision
 from .configs import linear_config
+from .dropout import Dropout
 
 ALIGNMENT = 16
-"""Bytes of which a row of x and of the weight must be a multiple: descriptors ask for it."""
-_GROUP = tl.constexpr(8)
+"""Bytes; a row of x and of the weight must be a multiple of it for a descriptor."""
+_GROUP_M = tl.constexpr(8)
 """Tiles of rows that are walked through together, so that they find the weight in the cache."""
 
 
 def linear_oracle(
-    x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False, dropout_p: float = 0.0,
-    seed: Tensor | None = None, site: int = 0,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The same by plain formulas, in the dtype of its operands: (y, product)."""
+    x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False, dropout: Dropout | None = None
+) -> tuple[Tensor, Tensor]:
+    """The operation by plain formulas, in the dtype of its operands: (y, product)."""
     product = F.linear(x, weight)
     if gelu:
-        return bias_gelu_dropout_oracle(product, bias, dropout_p, seed, site), product
+        return bias_gelu_dropout_oracle(product, bias, dropout), product
     return product if bias is None else product + bias, product
 
 
-@triton.jit(do_not_specialize=["rows", "site", "threshold"])
-def _linear(
-    x_desc, weight_desc, bias_ptr, y_ptr, product_ptr, rows, seed_ptr, site, threshold, keep_scale,
-    DROPOUT: tl.constexpr, BIAS: tl.constexpr, GELU: tl.constexpr, SAVE: tl.constexpr, PRECISION: tl.constexpr,
-    IN: tl.constexpr, OUT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr,
-    FLATTEN: tl.constexpr,
-):  # fmt: skip
-    """SAVE: the product is stored, too."""
-    down = tl.cdiv(rows, ROWS)
-    across: tl.constexpr = (OUT + COLUMNS - 1) // COLUMNS
-    for tile in tl.range(tl.program_id(0), down * across, tl.num_programs(0), flatten=FLATTEN):
-        group = tile // (_GROUP * across) * _GROUP
-        height = tl.minimum(down - group, _GROUP)
-        place = tile - group * across
-        first_row, first_column = (group + place % height) * ROWS, place // height * COLUMNS
-        acc = tl.zeros((ROWS, COLUMNS), tl.float32)
-        for k in range(0, IN, STEP):
-            x = x_desc.load([first_row, k])
-            weight = weight_desc.load([first_column, k])
+@triton.jit(do_not_specialize=["M", "site", "threshold"])
+def _linear_fwd_kernel(
+    x_desc,  # (M, K)
+    weight_desc,  # (N, K)
+    bias_ptr,  # (N,)
+    y_ptr,  # (M, N)
+    product_ptr,  # (M, N), if STORE_PRODUCT
+    seed_ptr,  # (1,) int64
+    M,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    site,
+    threshold,
+    keep_scale,
+    HAS_BIAS: tl.constexpr,
+    APPLY_GELU: tl.constexpr,
+    APPLY_DROPOUT: tl.constexpr,
+    STORE_PRODUCT: tl.constexpr,
+    FLATTEN: tl.constexpr,  # the pipeline runs on from one tile into the next
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """One tile of y after another, as many programs as multiprocessors."""
+    tiles_m = tl.cdiv(M, BLOCK_M)
+    tiles_n: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
+    for tile in tl.range(tl.program_id(0), tiles_m * tiles_n, tl.num_programs(0), flatten=FLATTEN):
+        first_m = tile // (_GROUP_M * tiles_n) * _GROUP_M
+        group_m = tl.minimum(tiles_m - first_m, _GROUP_M)
+        in_group = tile - first_m * tiles_n
+        start_m, start_n = (first_m + in_group % group_m) * BLOCK_M, in_group // group_m * BLOCK_N
+
+        acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        for start_k in range(0, K, BLOCK_K):
+            x = x_desc.load([start_m, start_k])
+            weight = weight_desc.load([start_n, start_k])
             acc = multiply(x, tl.trans(weight), acc, PRECISION)
-        row, column = first_row + tl.arange(0, ROWS), first_column + tl.arange(0, COLUMNS)
-        mask = (row < rows)[:, None] & (column < OUT)[None, :]
-        offsets = row.to(tl.int64)[:, None] * OUT + column[None, :]
+
+        offs_m, offs_n = start_m + tl.arange(0, BLOCK_M), start_n + tl.arange(0, BLOCK_N)
+        mask_n = offs_n < N
+        mask = (offs_m < M)[:, None] & mask_n[None, :]
+        offsets = offs_m.to(tl.int64)[:, None] * N + offs_n[None, :]
         product = narrow(acc, y_ptr.dtype.element_ty)
-        if SAVE:
+        if STORE_PRODUCT:
             tl.store(product_ptr + offsets, product, mask=mask)
         y = product.to(tl.float32)
-        if BIAS:
-            y += tl.load(bias_ptr + column, mask=column < OUT, other=0.0).to(tl.float32)[None, :]
-        if GELU:
+        if HAS_BIAS:
+            y += tl.load(bias_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)[None, :]
+        if APPLY_GELU:
             y = gelu(y)
-        if DROPOUT:
-            keep = keep_rows(tl.load(seed_ptr), site, row[:, None], column[None, :], threshold)
+        if APPLY_DROPOUT:
+            keep = keep_rows(tl.load(seed_ptr), site, offs_m[:, None], offs_n[None, :], threshold)
             y = tl.where(keep, y * keep_scale, 0.0)
         tl.store(y_ptr + offsets, narrow(y, y_ptr.dtype.element_ty), mask=mask)
 
 
 def is_aligned(x: Tensor, weight: Tensor) -> bool:
-    """Whether the kernel takes these operands."""
+    """True if the kernel takes these operands."""
     return weight.shape[1] * weight.dtype.itemsize % ALIGNMENT == 0 and x.dtype == weight.dtype
 
 
 def _descriptor(matrix: Tensor, block: list[int]) -> TensorDescriptor:
-    """Of a contiguous matrix: a lone row may have any stride, but a descriptor asks for an aligned one."""
+    """Descriptor of a contiguous matrix: a lone row may have any stride, but a descriptor needs an aligned one."""
     return TensorDescriptor(matrix, list(matrix.shape), [matrix.shape[1], 1], block)
 
 
 @functools.cache
-def _programs(device: torch.device) -> int:
+def _num_programs(device: torch.device) -> int:
     """One a multiprocessor; where there are none, few enough that each takes several tiles."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 3
 
 
 def launch_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False, dropout_p: float = 0.0,
-    seed: Tensor | None = None, site: int = 0, save: bool = False,
+    x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False, dropout: Dropout | None = None,
+    save: bool = False,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The launcher.
+    """Launch the kernel.
 
     Args:
         x: (rows, in_features), contiguous, as is the weight; a row must be a multiple of ALIGNMENT bytes.
         weight: (out_features, in_features), of x's dtype.
         bias: (out_features,); None: none.
-        gelu: whether GELU and dropout are applied.
-        dropout_p, seed, site: of the dropout.
-        save: whether the product is returned as well.
+        gelu: True for GELU after the bias.
+        dropout: dropout of y; None: none.
+        save: True if the product is returned as well.
 
     Returns:
         y, and the product, or no rows of it.
     """
-    rows, size = x.shape[0], weight.shape[0]
-    y, product = x.new_empty(rows, size), x.new_empty(rows if save else 0, size)
+    (m, k), n = x.shape, weight.shape[0]
+    y, product = x.new_empty(m, n), x.new_empty(m if save else 0, n)
     if not y.numel():
         return y, product
     x, weight = (tensor.clone() if tensor.data_ptr() % ALIGNMENT else tensor for tensor in (x, weight))
     config = linear_config(x.device, x.dtype, gelu)
-    tiles = triton.cdiv(rows, config.rows) * triton.cdiv(size, config.columns)
-    _linear[(min(tiles, _programs(x.device)),)](
-        _descriptor(x, [config.rows, config.step]),
-        _descriptor(weight, [config.columns, config.step]),
-        weight if bias is None else bias, y, product, rows, BIAS=bias is not None, GELU=gelu, SAVE=save,
-        PRECISION=precision(x.dtype, x.device), IN=weight.shape[1], OUT=size, ROWS=config.rows,
-        COLUMNS=config.columns, STEP=config.step, FLATTEN=config.flatten,
-        num_warps=config.warps, num_stages=config.stages, **dropout_arguments(dropout_p, seed, site, y),
+    tiles = triton.cdiv(m, config.block_m) * triton.cdiv(n, config.block_n)
+    _linear_fwd_kernel[(min(tiles, _num_programs(x.device)),)](
+        _descriptor(x, [config.block_m, config.block_k]),
+        _descriptor(weight, [config.block_n, config.block_k]),
+        weight if bias is None else bias, y, product, M=m, N=n, K=k, HAS_BIAS=bias is not None, APPLY_GELU=gelu,
+        STORE_PRODUCT=save, FLATTEN=config.flatten, PRECISION=precision(x.dtype, x.device), BLOCK_M=config.block_m,
+        BLOCK_N=config.block_n, BLOCK_K=config.block_k, num_warps=config.num_warps, num_stages=config.num_stages,
+        **dropout_arguments(dropout, y),
     )  # fmt: skip
     return y, product
 

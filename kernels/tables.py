@@ -1,0 +1,417 @@
+"""Tiles, warps and pipeline stages of every kernel: literal tables, an architecture at a time.
+
+The tables were chosen by what compiles without spilling a register (`python -m bench.compiled` renews that report).
+None was tuned on a GPU yet; rows that were lie in tuned.json, and take the place of those here. `configs.py` has the
+look-ups.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class AttentionConfig:
+    """Launch configuration of an attention kernel.
+
+    Attributes:
+        block_m: rows (queries) of a block of scores.
+        block_n: columns (keys) of a block of scores.
+        num_warps: warps a program.
+        num_stages: stages of the software pipeline.
+        heads_per_tile: heads stacked in one tile; more than 1 only where every sequence fits the tile.
+    """
+
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int = 1
+    heads_per_tile: int = 1
+
+
+@dataclass(frozen=True)
+class RowConfig:
+    """Launch configuration of a kernel that works on rows.
+
+    Attributes:
+        block_m: rows at a time.
+        num_warps: warps a program.
+        max_programs: most programs of a backward pass, each of which leaves one row of partial sums.
+        block_n: columns a program; 0: all.
+        num_stages: stages of the software pipeline of a backward pass.
+    """
+
+    block_m: int
+    num_warps: int
+    max_programs: int = 528
+    block_n: int = 0
+    num_stages: int = 1
+
+
+@dataclass(frozen=True)
+class LinearConfig:
+    """Launch configuration of a linear layer's kernel.
+
+    Attributes:
+        block_m: rows of a tile of the result.
+        block_n: columns of a tile of the result.
+        block_k: step along in_features.
+        num_warps: warps a program.
+        num_stages: stages of the software pipeline.
+        flatten: True if the pipeline runs on from one tile into the next.
+    """
+
+    block_m: int
+    block_n: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+    flatten: bool = True
+
+
+ROWS: dict[str, tuple[RowConfig, RowConfig]] = {
+    # on every architecture; rows of up to 1024 columns, and wider ones
+    "layer_norm_fwd": (RowConfig(2, 4), RowConfig(1, 8)),
+    "layer_norm_bwd": (RowConfig(2, 4, num_stages=3), RowConfig(1, 8, num_stages=3)),
+    "embedding_fwd": (RowConfig(2, 4), RowConfig(1, 8)),
+    "embedding_bwd": (RowConfig(2, 4, num_stages=2), RowConfig(1, 8, num_stages=2)),
+    "activation_fwd": (RowConfig(2, 4, block_n=1024), RowConfig(2, 4, block_n=1024)),
+    "activation_bwd": (RowConfig(2, 4, block_n=1024, num_stages=3), RowConfig(2, 4, block_n=1024, num_stages=3)),
+}
+
+LINEAR: dict[str, tuple[LinearConfig, LinearConfig]] = {
+    # 16 bits, and float32; one row whatever the sizes: results must not depend on the number of rows
+    "sm_80": (LinearConfig(128, 128, 32, 8, 3), LinearConfig(64, 64, 32, 8, 2)),
+    "sm_90": (LinearConfig(128, 128, 64, 8, 4), LinearConfig(64, 64, 32, 8, 2)),
+    "sm_100": (LinearConfig(128, 128, 64, 8, 4), LinearConfig(64, 64, 32, 8, 2)),
+    "sm_120": (LinearConfig(128, 128, 64, 8, 3), LinearConfig(64, 64, 16, 8, 2)),
+    "gfx942": (LinearConfig(128, 64, 32, 8, 2, False), LinearConfig(64, 64, 16, 8, 2, False)),
+}
+
+AttentionKey = tuple[str, str, int] | tuple[str, str, int, str]
+"""Kernel, operands, tile; and "dropout" where a row holds only with dropout, in place of the row above it.
+
+Kernel: "fwd"; "bwd_single_tile" (dQ, dK and dV of sequences of up to block_m = block_n tokens); "bwd_dq" and "bwd_dkdv"
+(of longer ones). A program of "fwd" and "bwd_dq" owns block_m rows and walks over columns in steps of block_n; one of
+"bwd_dkdv" owns block_n columns and walks over rows in steps of block_m.
+
+Operands: "16x64" is 16 bits and a head_dim of up to 64, "32x128" float32 and a head_dim of up to 128.
+
+Tile, from the longest sequence: up to 16 tokens -> 16, up to 32 -> 32, up to 64 -> 64; longer ones have several tiles
+each, of 128 where the mean length is at least `configs.LONG`, else of 64. Several programs share a tile where it is
+larger than what one of them owns.
+"""
+
+ATTENTION: dict[str, dict[AttentionKey, AttentionConfig]] = {
+    # Ampere and Ada: products by one warp, which holds its operands in registers. float32: three TF32 products
+    # each; no more than 32 or 16 rows of those fit a program's registers.
+    # AttentionConfig(block_m, block_n, num_warps, num_stages)
+    "sm_80": {
+        # 16 bits, head_dim to 64
+        ("fwd", "16x64", 16): AttentionConfig(16, 16, 4, heads_per_tile=4),
+        ("fwd", "16x64", 32): AttentionConfig(32, 32, 4),
+        ("fwd", "16x64", 64): AttentionConfig(64, 64, 8, 2),
+        ("fwd", "16x64", 128): AttentionConfig(128, 64, 8, 2),
+        ("bwd_single_tile", "16x64", 16): AttentionConfig(16, 16, 4, heads_per_tile=4),
+        ("bwd_single_tile", "16x64", 32): AttentionConfig(32, 32, 4, heads_per_tile=2),
+        ("bwd_single_tile", "16x64", 64): AttentionConfig(64, 64, 4),
+        ("bwd_single_tile", "16x64", 128): AttentionConfig(64, 64, 4),
+        ("bwd_dq", "16x64", 64): AttentionConfig(64, 32, 4),
+        ("bwd_dq", "16x64", 128): AttentionConfig(128, 32, 8, 2),
+        ("bwd_dkdv", "16x64", 64): AttentionConfig(32, 64, 4),
+        ("bwd_dkdv", "16x64", 128): AttentionConfig(32, 128, 8, 2),
+        # 16 bits, head_dim to 128
+        ("fwd", "16x128", 16): AttentionConfig(16, 16, 4, heads_per_tile=4),
+        ("fwd", "16x128", 32): AttentionConfig(32, 32, 4, heads_per_tile=2),
+        ("fwd", "16x128", 64): AttentionConfig(64, 64, 8, 2),
+        ("fwd", "16x128", 128): AttentionConfig(128, 32, 8),
+        ("bwd_single_tile", "16x128", 16): AttentionConfig(16, 16, 4, heads_per_tile=4),
+        ("bwd_single_tile", "16x128", 32): AttentionConfig(32, 32, 4, heads_per_tile=2),
+        ("bwd_single_tile", "16x128", 64): AttentionConfig(64, 64, 8),
+        ("bwd_single_tile", "16x128", 128): AttentionConfig(64, 64, 8),
+        ("bwd_dq", "16x128", 64): AttentionConfig(64, 64, 8, 2),
+        ("bwd_dq", "16x128", 128): AttentionConfig(128, 32, 8),
+        ("bwd_dkdv", "16x128", 64): AttentionConfig(32, 64, 8, 2),
+        ("bwd_dkdv", "16x128", 128): AttentionConfig(16, 128, 8),
+        # float32, head_dim to 64
+        ("fwd", "32x64", 16): AttentionConfig(16, 16, 4),
+        ("fwd", "32x64", 32): AttentionConfig(32, 16, 4),
+        ("fwd", "32x64", 64): AttentionConfig(32, 16, 4),
+        ("fwd", "32x64", 128): AttentionConfig(32, 16, 4),
+        ("bwd_single_tile", "32x64", 16): AttentionConfig(16, 16, 4),
+        ("bwd_single_tile", "32x64", 32): AttentionConfig(32, 32, 4),
+        ("bwd_single_tile", "32x64", 64): AttentionConfig(32, 32, 4),
+        ("bwd_single_tile", "32x64", 128): AttentionConfig(32, 32, 4),
+        ("bwd_dq", "32x64", 16): AttentionConfig(16, 16, 4),
+        ("bwd_dq", "32x64", 32): AttentionConfig(16, 16, 4),
+        ("bwd_dq", "32x64", 64): AttentionConfig(16, 16, 4),
+        ("bwd_dq", "32x64", 128): AttentionConfig(16, 16, 4),
+        ("bwd_dkdv", "32x64", 16): AttentionConfig(16, 16, 4),
+        ("bwd_dkdv", "32x64", 32): AttentionConfig(16, 16, 4),
+        ("bwd_dkdv", "32x64", 64): AttentionConfig(16, 16, 4),
+        ("bwd_dkdv", "32x64", 128): AttentionConfig(16, 16, 4),
+        # float32, head_dim to 128
+        ("fwd", "32x128", 16): AttentionConfig(16, 16, 8),
+        ("fwd", "32x128", 32): AttentionConfig(16, 16, 8),
+        ("fwd", "32x128", 64): AttentionConfig(16, 16, 8),
+        ("fwd", "32x128", 128): AttentionConfig(16, 16, 8),
+        ("bwd_single_tile", "32x128", 16): AttentionConfig(16, 16, 8),
+        ("bwd_single_tile", "32x128", 32): AttentionConfig(16, 16, 8),
+        ("bwd_single_tile", "32x128", 64): AttentionConfig(16, 16, 8),
+        ("bwd_single_tile", "32x128", 128): AttentionConfig(16, 16, 8),
+        ("bwd_dq", "32x128", 16): AttentionConfig(16, 16, 8),
+        ("bwd_dq", "32x128", 32): AttentionConfig(16, 16, 8),
+        ("bwd_dq", "32x128", 64): AttentionConfig(16, 16, 8),
+        ("bwd_dq", "32x128", 128): AttentionConfig(16, 16, 8),
+        ("bwd_dkdv", "32x128", 16): AttentionConfig(16, 16, 8),
+        ("bwd_dkdv", "32x128", 32): AttentionConfig(16, 16, 8),
+        ("bwd_dkdv", "32x128", 64): AttentionConfig(16, 16, 8),
+        ("bwd_dkdv", "32x128", 128): AttentionConfig(16, 16, 8),
+    },
+    # Hopper: products by four warps at once. Three stages where a multiprocessor holds as many programs with them as
+    # with two, whose loops wait for each block right after they have asked for it.
+    # AttentionConfig(block_m, block_n, num_warps, num_stages)
+    "sm_90": {
+        # 16 bits, head_dim to 64
+        ("fwd", "16x64", 16): AttentionConfig(16, 16, 4, heads_per_tile=4),
+        ("fwd", "16x64", 32): AttentionConfig(32, 32, 4, heads_per_tile=2),
+        ("fwd", "16x64", 64): AttentionConfig(64, 64, 4, 2),
+        ("fwd", "16x64", 128): AttentionConfig(128, 64, 8, 3),
+        ("bwd_single_tile", "16x64", 16): AttentionConfig(16, 16, 4, heads_per_tile=4),
+        ("bwd_single_tile", "16x64", 32): AttentionConfig(32, 32, 4, heads_per_tile=2),
+        ("bwd_single_tile", "16x64", 64): AttentionConfig(64, 64, 4),
+        ("bwd_single_tile", "16x64", 128): AttentionConfig(64, 64, 4),
+        ("bwd_dq", "16x64", 64): AttentionConfig(64, 64, 4, 3),
+        ("bwd_dq", "16x64", 64, "dropout"): AttentionConfig(64, 32, 4, 3),
+        ("bwd_dq", "16x64", 128): AttentionConfig(128, 64, 8, 3),
+        ("bwd_dkdv", "16x64", 64): AttentionConfig(32, 64, 4, 2),
+        ("bwd_dkdv", "16x64", 128): AttentionConfig(32, 128, 8, 3),
+        # 16 bits, head_dim to 128
+        ("fwd", "16x128", 16): AttentionConfig(16, 16, 4, heads_per_tile=4),
+        ("fwd", "16x128", 32): AttentionConfig(32, 32, 4, heads_per_tile=2),
+        ("fwd", "16x128", 64): AttentionConfig(64, 64, 4, 2),
+        ("fwd", "16x128", 128): AttentionConfig(128, 64, 8, 3),
+        ("bwd_single_tile", "16x128", 16): AttentionConfig(16, 16, 4, heads_per_tile=4),
+        ("bwd_single_tile", "16x128", 32): AttentionConfig(32, 32, 4, heads_per_tile=2),
+        ("bwd_single_tile", "16x128", 64): AttentionConfig(64, 64, 4),
+        ("bwd_single_tile", "16x128", 128): AttentionConfig(64, 64, 4),
+        ("bwd_dq", "16x128", 64): AttentionConfig(64, 64, 4, 2),
+        ("bwd_dq", "16x128", 128): AttentionConfig(128, 64, 8, 3),
+        ("bwd_dkdv", "16x128", 64): AttentionConfig(32, 64, 8, 2),
+        ("bwd_dkdv", "16x128", 128): AttentionConfig(32, 128, 8, 3),
+        # float32, head_dim to 64
+        ("fwd", "32x64", 16): AttentionConfig(16, 16, 4, 2, heads_per_tile=4),
+        ("fwd", "32x64", 32): AttentionConfig(32, 32, 4, 2, heads_per_tile=2),
+        ("fwd", "32x64", 64): AttentionConfig(64, 32, 4),
+        ("fwd", "32x64", 128): AttentionConfig(128, 64, 8),
+        ("bwd_single_tile", "32x64", 16): AttentionConfig(16, 16, 4),
+        ("bwd_single_tile", "32x64", 32): AttentionConfig(32, 32, 4),
+        ("bwd_single_tile", "32x64", 64): AttentionConfig(32, 32, 4),
+        ("bwd_single_tile", "32x64", 128): AttentionConfig(32, 32, 4),
+        ("bwd_dq", "32x64", 64): AttentionConfig(64, 32, 4, 2),
+        ("bwd_dq", "32x64", 128): AttentionConfig(128, 64, 8, 2),
+        ("bwd_dkdv", "32x64", 64): AttentionConfig(16, 64, 4),
+        ("bwd_dkdv", "32x64", 128): AttentionConfig(32, 128, 8, 2),
+        # float32, head_dim to 128
+        ("fwd", "32x128", 16): AttentionConfig(16, 16, 8),
+        ("fwd", "32x128", 32): AttentionConfig(16, 16, 8),
+        ("fwd", "32x128", 64): AttentionConfig(16, 16, 8),
+        ("fwd", "32x128", 128): AttentionConfig(16, 16, 8),
+        ("bwd_single_tile", "32x128", 16): AttentionConfig(16, 16, 8),
+        ("bwd_single_tile", "32x128", 32): AttentionConfig(16, 16, 8),
+        ("bwd_single_tile", "32x128", 64): AttentionConfig(16, 16, 8),
+        ("bwd_single_tile", "32x128", 128): AttentionConfig(16, 16, 8),
+        ("bwd_dq", "32x128", 16): AttentionConfig(16, 16, 8),
+        ("bwd_dq", "32x128", 32): AttentionConfig(16, 16, 8),
+        ("bwd_dq", "32x128", 64): AttentionConfig(16, 16, 8),
+        ("bwd_dq", "32x128", 128): AttentionConfig(16, 16, 8),
+        ("bwd_dkdv", "32x128", 16): AttentionConfig(16, 16, 8),
+        ("bwd_dkdv", "32x128", 32): AttentionConfig(16, 16, 8),
+        ("bwd_dkdv", "32x128", 64): AttentionConfig(16, 16, 8),
+        ("bwd_dkdv", "32x128", 128): AttentionConfig(16, 16, 8),
+    },
+    # Blackwell (data centre): 16-bit sums lie in tensor memory; float32 as on sm_80.
+    # AttentionConfig(block_m, block_n, num_warps, num_stages)
+    "sm_100": {
+        # 16 bits, head_dim to 64
+        ("fwd", "16x64", 16): AttentionConfig(16, 16, 4, heads_per_tile=4),
+        ("fwd", "16x64", 32): AttentionConfig(32, 32, 4, heads_per_tile=2),
+        ("fwd", "16x64", 64): AttentionConfig(64, 64, 4, 2),
+        ("fwd", "16x64", 64, "dropout"): AttentionConfig(64, 64, 4),
+        ("fwd", "16x64", 128): AttentionConfig(128, 64, 8, 2),
+        ("bwd_single_tile", "16x64", 16): AttentionConfig(16, 16, 4, heads_per_tile=4),
+        ("bwd_single_tile", "16x64", 32): AttentionConfig(32, 32, 4, heads_per_tile=2),
+        ("bwd_single_tile", "16x64", 64): AttentionConfig(64, 64, 4),
+        ("bwd_single_tile", "16x64", 128): AttentionConfig(64, 64, 4),
+        ("bwd_dq", "16x64", 64): AttentionConfig(64, 64, 4, 2),
+        ("bwd_dq", "16x64", 128): AttentionConfig(128, 64, 8, 2),
+        ("bwd_dq", "16x64", 128, "dropout"): AttentionConfig(128, 16, 8, 2),
+        ("bwd_dkdv", "16x64", 64): AttentionConfig(32, 64, 4, 2),
+        ("bwd_dkdv", "16x64", 128): AttentionConfig(32, 128, 8, 2),
+        # 16 bits, head_dim to 128
+        ("fwd", "16x128", 16): AttentionConfig(16, 16, 4, heads_per_tile=4),
+        ("fwd", "16x128", 32): AttentionConfig(32, 32, 4, heads_per_tile=2),
+        ("fwd", "16x128", 64): AttentionConfig(64, 64, 8, 2),
+        ("fwd", "16x128", 128): AttentionConfig(128, 64, 8, 2),
+        ("bwd_single_tile", "16x128", 16): AttentionConfig(16, 16, 4, heads_per_tile=4),
+        ("bwd_single_tile", "16x128", 32): AttentionConfig(32, 32, 4, heads_per_tile=2),
+        ("bwd_single_tile", "16x128", 64): AttentionConfig(64, 64, 4),
+        ("bwd_single_tile", "16x128", 128): AttentionConfig(64, 64, 4),
+        ("bwd_dq", "16x128", 64): AttentionConfig(64, 32, 4, 2),
+        ("bwd_dq", "16x128", 128): AttentionConfig(128, 32, 8, 2),
+        ("bwd_dkdv", "16x128", 64): AttentionConfig(32, 64, 4, 2),
+        ("bwd_dkdv", "16x128", 128): AttentionConfig(32, 128, 8, 2),
+        # float32, head_dim to 64
+        ("fwd", "32x64", 16): AttentionConfig(16, 16, 4),
+        ("fwd", "32x64", 32): AttentionConfig(32, 16, 4),
+        ("fwd", "32x64", 64): AttentionConfig(32, 16, 4),
+        ("fwd", "32x64", 128): AttentionConfig(32, 16, 4),
+        ("bwd_single_tile", "32x64", 16): AttentionConfig(16, 16, 4),
+        ("bwd_single_tile", "32x64", 32): AttentionConfig(32, 32, 4),
+        ("bwd_single_tile", "32x64", 64): AttentionConfig(32, 32, 4),
+        ("bwd_single_tile", "32x64", 128): AttentionConfig(32, 32, 4),
+        ("bwd_dq", "32x64", 16): AttentionConfig(16, 16, 4),
+        ("bwd_dq", "32x64", 32): AttentionConfig(16, 16, 4),
+        ("bwd_dq", "32x64", 64): AttentionConfig(16, 16, 4),
+        ("bwd_dq", "32x64", 128): AttentionConfig(16, 16, 4),
+        ("bwd_dkdv", "32x64", 16): AttentionConfig(16, 16, 4),
+        ("bwd_dkdv", "32x64", 32): AttentionConfig(16, 16, 4),
+        ("bwd_dkdv", "32x64", 64): AttentionConfig(16, 16, 4),
+        ("bwd_dkdv", "32x64", 128): AttentionConfig(16, 16, 4),
+        # float32, head_dim to 128
+        ("fwd", "32x128", 16): AttentionConfig(16, 16, 8),
+        ("fwd", "32x128", 32): AttentionConfig(16, 16, 8),
+        ("fwd", "32x128", 64): AttentionConfig(16, 16, 8),
+        ("fwd", "32x128", 128): AttentionConfig(16, 16, 8),
+        ("bwd_single_tile", "32x128", 16): AttentionConfig(16, 16, 8),
+        ("bwd_single_tile", "32x128", 32): AttentionConfig(16, 16, 8),
+        ("bwd_single_tile", "32x128", 64): AttentionConfig(16, 16, 8),
+        ("bwd_single_tile", "32x128", 128): AttentionConfig(16, 16, 8),
+        ("bwd_dq", "32x128", 16): AttentionConfig(16, 16, 8),
+        ("bwd_dq", "32x128", 32): AttentionConfig(16, 16, 8),
+        ("bwd_dq", "32x128", 64): AttentionConfig(16, 16, 8),
+        ("bwd_dq", "32x128", 128): AttentionConfig(16, 16, 8),
+        ("bwd_dkdv", "32x128", 16): AttentionConfig(16, 16, 8),
+        ("bwd_dkdv", "32x128", 32): AttentionConfig(16, 16, 8),
+        ("bwd_dkdv", "32x128", 64): AttentionConfig(16, 16, 8),
+        ("bwd_dkdv", "32x128", 128): AttentionConfig(16, 16, 8),
+    },
+    # Blackwell (consumer): products by one warp, as on sm_80.
+    # AttentionConfig(block_m, block_n, num_warps, num_stages)
+    "sm_120": {
+        # 16 bits, head_dim to 64
+        ("fwd", "16x64", 16): AttentionConfig(16, 16, 4, heads_per_tile=2),
+        ("fwd", "16x64", 32): AttentionConfig(32, 32, 4),
+        ("fwd", "16x64", 64): AttentionConfig(64, 64, 8, 2),
+        ("fwd", "16x64", 128): AttentionConfig(128, 64, 8, 2),
+        ("bwd_single_tile", "16x64", 16): AttentionConfig(16, 16, 4, heads_per_tile=4),
+        ("bwd_single_tile", "16x64", 32): AttentionConfig(32, 32, 4, heads_per_tile=2),
+        ("bwd_single_tile", "16x64", 64): AttentionConfig(64, 64, 4),
+        ("bwd_single_tile", "16x64", 128): AttentionConfig(64, 64, 4),
+        ("bwd_dq", "16x64", 64): AttentionConfig(64, 32, 4),
+        ("bwd_dq", "16x64", 128): AttentionConfig(128, 32, 8, 2),
+        ("bwd_dkdv", "16x64", 64): AttentionConfig(32, 64, 4),
+        ("bwd_dkdv", "16x64", 128): AttentionConfig(32, 128, 8, 2),
+        # 16 bits, head_dim to 128
+        ("fwd", "16x128", 16): AttentionConfig(16, 16, 4, heads_per_tile=4),
+        ("fwd", "16x128", 32): AttentionConfig(32, 32, 4, heads_per_tile=2),
+        ("fwd", "16x128", 64): AttentionConfig(64, 32, 4, 2),
+        ("fwd", "16x128", 128): AttentionConfig(128, 32, 8),
+        ("bwd_single_tile", "16x128", 16): AttentionConfig(16, 16, 4, heads_per_tile=4),
+        ("bwd_single_tile", "16x128", 32): AttentionConfig(32, 32, 4, heads_per_tile=2),
+        ("bwd_single_tile", "16x128", 64): AttentionConfig(64, 64, 8),
+        ("bwd_single_tile", "16x128", 128): AttentionConfig(64, 64, 8),
+        ("bwd_dq", "16x128", 64): AttentionConfig(64, 64, 8, 2),
+        ("bwd_dq", "16x128", 128): AttentionConfig(128, 32, 8),
+        ("bwd_dkdv", "16x128", 64): AttentionConfig(32, 64, 8, 2),
+        ("bwd_dkdv", "16x128", 128): AttentionConfig(16, 128, 8),
+        # float32, head_dim to 64
+        ("fwd", "32x64", 16): AttentionConfig(16, 16, 4),
+        ("fwd", "32x64", 32): AttentionConfig(32, 16, 4),
+        ("fwd", "32x64", 64): AttentionConfig(32, 16, 4),
+        ("fwd", "32x64", 128): AttentionConfig(32, 16, 4),
+        ("bwd_single_tile", "32x64", 16): AttentionConfig(16, 16, 4),
+        ("bwd_single_tile", "32x64", 32): AttentionConfig(32, 32, 4),
+        ("bwd_single_tile", "32x64", 64): AttentionConfig(32, 32, 4),
+        ("bwd_single_tile", "32x64", 128): AttentionConfig(32, 32, 4),
+        ("bwd_dq", "32x64", 16): AttentionConfig(16, 16, 8),
+        ("bwd_dq", "32x64", 32): AttentionConfig(32, 16, 8),
+        ("bwd_dq", "32x64", 64): AttentionConfig(32, 16, 8),
+        ("bwd_dq", "32x64", 128): AttentionConfig(32, 16, 8),
+        ("bwd_dkdv", "32x64", 16): AttentionConfig(16, 16, 4),
+        ("bwd_dkdv", "32x64", 32): AttentionConfig(16, 16, 4),
+        ("bwd_dkdv", "32x64", 64): AttentionConfig(16, 16, 4),
+        ("bwd_dkdv", "32x64", 128): AttentionConfig(16, 16, 4),
+        # float32, head_dim to 128
+        ("fwd", "32x128", 16): AttentionConfig(16, 16, 8),
+        ("fwd", "32x128", 32): AttentionConfig(16, 16, 8),
+        ("fwd", "32x128", 64): AttentionConfig(16, 16, 8),
+        ("fwd", "32x128", 128): AttentionConfig(16, 16, 8),
+        ("bwd_single_tile", "32x128", 16): AttentionConfig(16, 16, 8),
+        ("bwd_single_tile", "32x128", 32): AttentionConfig(16, 16, 8),
+        ("bwd_single_tile", "32x128", 64): AttentionConfig(16, 16, 8),
+        ("bwd_single_tile", "32x128", 128): AttentionConfig(16, 16, 8),
+        ("bwd_dq", "32x128", 16): AttentionConfig(16, 32, 8),
+        ("bwd_dq", "32x128", 32): AttentionConfig(16, 32, 8),
+        ("bwd_dq", "32x128", 64): AttentionConfig(16, 32, 8),
+        ("bwd_dq", "32x128", 128): AttentionConfig(16, 32, 8),
+        ("bwd_dkdv", "32x128", 16): AttentionConfig(32, 16, 8),
+        ("bwd_dkdv", "32x128", 32): AttentionConfig(32, 16, 8),
+        ("bwd_dkdv", "32x128", 64): AttentionConfig(32, 16, 8),
+        ("bwd_dkdv", "32x128", 128): AttentionConfig(32, 16, 8),
+    },
+    # AMD CDNA3: matrix cores for 16 bits and float32 alike.
+    # AttentionConfig(block_m, block_n, num_warps, num_stages)
+    "gfx942": {
+        # 16 bits, head_dim to 64
+        ("fwd", "16x64", 16): AttentionConfig(16, 16, 4, heads_per_tile=2),
+        ("fwd", "16x64", 32): AttentionConfig(32, 16, 4),
+        ("fwd", "16x64", 64): AttentionConfig(64, 16, 4, 2),
+        ("fwd", "16x64", 128): AttentionConfig(128, 16, 8, 2),
+        ("bwd_single_tile", "16x64", 16): AttentionConfig(16, 16, 4, heads_per_tile=2),
+        ("bwd_single_tile", "16x64", 32): AttentionConfig(32, 32, 4),
+        ("bwd_single_tile", "16x64", 64): AttentionConfig(32, 32, 4),
+        ("bwd_single_tile", "16x64", 128): AttentionConfig(32, 32, 4),
+        ("bwd_dq", "16x64", 64): AttentionConfig(64, 16, 4, 2),
+        ("bwd_dq", "16x64", 128): AttentionConfig(128, 16, 8, 2),
+        ("bwd_dkdv", "16x64", 64): AttentionConfig(16, 64, 4, 2),
+        ("bwd_dkdv", "16x64", 128): AttentionConfig(16, 128, 8, 2),
+        # 16 bits, head_dim to 128
+        ("fwd", "16x128", 16): AttentionConfig(16, 16, 4, heads_per_tile=2),
+        ("fwd", "16x128", 32): AttentionConfig(32, 16, 4),
+        ("fwd", "16x128", 64): AttentionConfig(64, 16, 4, 2),
+        ("fwd", "16x128", 128): AttentionConfig(128, 16, 8, 2),
+        ("bwd_single_tile", "16x128", 16): AttentionConfig(16, 16, 4, heads_per_tile=2),
+        ("bwd_single_tile", "16x128", 32): AttentionConfig(32, 32, 4),
+        ("bwd_single_tile", "16x128", 64): AttentionConfig(32, 32, 4),
+        ("bwd_single_tile", "16x128", 128): AttentionConfig(32, 32, 4),
+        ("bwd_dq", "16x128", 64): AttentionConfig(64, 16, 4, 2),
+        ("bwd_dq", "16x128", 128): AttentionConfig(128, 16, 8, 2),
+        ("bwd_dkdv", "16x128", 64): AttentionConfig(16, 64, 4, 2),
+        ("bwd_dkdv", "16x128", 128): AttentionConfig(16, 128, 8, 2),
+        # float32, head_dim to 64
+        ("fwd", "32x64", 16): AttentionConfig(16, 16, 4),
+        ("fwd", "32x64", 32): AttentionConfig(32, 16, 4),
+        ("fwd", "32x64", 64): AttentionConfig(64, 16, 8),
+        ("fwd", "32x64", 128): AttentionConfig(128, 16, 8),
+        ("bwd_single_tile", "32x64", 16): AttentionConfig(16, 16, 4),
+        ("bwd_single_tile", "32x64", 32): AttentionConfig(32, 32, 4),
+        ("bwd_single_tile", "32x64", 64): AttentionConfig(32, 32, 4),
+        ("bwd_single_tile", "32x64", 128): AttentionConfig(32, 32, 4),
+        ("bwd_dq", "32x64", 64): AttentionConfig(64, 16, 8),
+        ("bwd_dq", "32x64", 128): AttentionConfig(128, 16, 8),
+        ("bwd_dkdv", "32x64", 64): AttentionConfig(16, 64, 8),
+        ("bwd_dkdv", "32x64", 128): AttentionConfig(16, 128, 8),
+        # float32, head_dim to 128
+        ("fwd", "32x128", 16): AttentionConfig(16, 16, 4),
+        ("fwd", "32x128", 32): AttentionConfig(32, 16, 4),
+        ("fwd", "32x128", 64): AttentionConfig(64, 16, 8),
+        ("fwd", "32x128", 128): AttentionConfig(128, 16, 8),
+        ("bwd_single_tile", "32x128", 16): AttentionConfig(16, 16, 4),
+        ("bwd_single_tile", "32x128", 32): AttentionConfig(32, 32, 4),
+        ("bwd_single_tile", "32x128", 64): AttentionConfig(32, 32, 4),
+        ("bwd_single_tile", "32x128", 128): AttentionConfig(32, 32, 4),
+        ("bwd_dq", "32x128", 64): AttentionConfig(64, 16, 8),
+        ("bwd_dq", "32x128", 128): AttentionConfig(128, 16, 8),
+        ("bwd_dkdv", "32x128", 64): AttentionConfig(16, 64, 8),
+        ("bwd_dkdv", "32x128", 128): AttentionConfig(16, 128, 8),
+    },
+}
