@@ -56,9 +56,9 @@ def check_num_layers(keys: Iterable[str], num_hidden_layers: int) -> None:
     layers = {int(match[1]) for match in map(LAYER.search, keys) if match}
     if layers and max(layers) >= num_hidden_layers:
         raise ValueError(
-            f"num_hidden_layers is {num_hidden_layers} in the configuration, but the checkpoint holds encoder layers up "
-            f"to {max(layers)}, counted from 0. Set num_hidden_layers={max(layers) + 1}, or load the first "
-            f"{num_hidden_layers} with ignore_mismatched_sizes=True"
+            f"num_hidden_layers is {num_hidden_layers} in the configuration, but the checkpoint holds "
+            f"{max(layers) + 1} encoder layers. Set num_hidden_layers={max(layers) + 1}, or load the first "
+            f"{num_hidden_layers} only with ignore_mismatched_sizes=True"
         )
 
 

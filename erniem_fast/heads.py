@@ -356,7 +356,9 @@ class InformationExtraction(_HeadBase):
         )  # fmt: skip
         start = self.linear_start(outputs.last_hidden_state).squeeze(-1)
         end = self.linear_end(outputs.last_hidden_state).squeeze(-1)
-        return self._span_output(outputs, return_dict, layout, start, end, boundary_loss, start_positions, end_positions)
+        return self._span_output(
+            outputs, return_dict, layout, start, end, boundary_loss, start_positions, end_positions
+        )
 
 
 class ErnieMLMHead(nn.Module):

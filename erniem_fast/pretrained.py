@@ -71,4 +71,12 @@ class ErnieMPreTrainedModel(PreTrainedModel):
                 for file in checkpoint_files:
                     state_dict.update(load_state_dict(file))
             state_dict = checkpoints.convert(state_dict)
-        return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, load_config, *args, **kwargs)
+        frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+        result = PreTrainedModel._load_pretrained_model(
+            model, state_dict, checkpoint_files, load_config, *args, **kwargs
+        )
+        # Loaded parameters are new ones, all of which require gradients.
+        for name, parameter in model.named_parameters():
+            if name in frozen:
+                parameter.requires_grad_(False)
+        return result
