@@ -127,7 +127,7 @@ def test_missing_parameters_are_filled_in_and_reported(tmp_path: Path) -> None:
 
 def test_unknown_keys_are_reported_and_ignored(tmp_path: Path) -> None:
     model = make()
-    strangers = {"embeddings.token_type_embeddings.weight", "encoder.layers.7.linear1.weight", "in_proj_weight"}
+    strangers = {"embeddings.token_type_embeddings.weight", "encoder.layers.1.linear7.weight", "in_proj_weight"}
     state = weights(model) | {key: torch.randn(4, 4) for key in strangers}
     # A form that is converted and one that isn't take two ways.
     for form in (FORMS["as it is"], paddle_style):
@@ -135,6 +135,41 @@ def test_unknown_keys_are_reported_and_ignored(tmp_path: Path) -> None:
         assert set(info["unexpected_keys"]) == strangers
         assert not info["missing_keys"]
         assert_holds(loaded, weights(model))
+
+
+@pytest.mark.parametrize("kind", ["bin", "sharded safetensors"])
+@pytest.mark.parametrize("form", ["as it is", "fused"])
+def test_more_layers_than_the_configuration_says_raise(tmp_path: Path, kind: str, form: str) -> None:
+    model = make("ErnieMForSequenceClassification", num_hidden_layers=3)
+    folder = write(tmp_path, FORMS[form](weights(model)), kind)  # config.json has 2
+    message = "num_hidden_layers is 2 in the configuration, but the checkpoint holds 3 encoder layers"
+    for models in (erniem_fast, reference):
+        for name in ("ErnieMModel", "ErnieMForSequenceClassification"):
+            with pytest.raises(ValueError, match=message):
+                load(folder, name, models)
+    whole, info = load(folder, "ErnieMForSequenceClassification", num_hidden_layers=3)
+    assert_nothing_to_report(info)
+    assert_agree(whole, model)
+    # The first layers alone, as for distillation, are asked for.
+    first, info = load(folder, "ErnieMForSequenceClassification", ignore_mismatched_sizes=True)
+    assert {key.split("layers.")[1][:2] for key in info["unexpected_keys"]} == {"2."}
+    assert len(first.ernie_m.encoder.layers) == 2
+    model.ernie_m.encoder.layers = model.ernie_m.encoder.layers[:2]
+    model.config.num_hidden_layers = 2
+    assert_agree(first, model)
+
+
+def test_more_layers_than_the_configuration_says_raise_in_a_given_state_dict() -> None:
+    state = weights(make(num_hidden_layers=3))
+    with pytest.raises(ValueError, match=r"num_hidden_layers is 2 .* holds 3 encoder layers"):
+        ErnieMModel.from_pretrained(None, config=config(), state_dict=state)
+
+
+def test_fewer_layers_than_the_configuration_says_are_filled_in_and_reported(tmp_path: Path) -> None:
+    loaded, info = load(write(tmp_path, weights(make()), num_hidden_layers=3))
+    assert {key.split(".")[2] for key in info["missing_keys"]} == {"2"}
+    assert len(info["missing_keys"]) == 16
+    assert loaded(IDS).last_hidden_state.isfinite().all()
 
 
 @pytest.mark.parametrize("form", FORMS)

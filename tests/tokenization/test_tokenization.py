@@ -305,6 +305,79 @@ def test_truncation(tokenizer):
     assert short.max_len_sentences_pair == 2
 
 
+LONG = "Hello, my dog is very cute. " * 130
+
+
+def folder_with(path, max_length=None, rows=None):
+    """A folder whose tokenizer_config.json and config.json hold these, if they are not None."""
+    path.mkdir()
+    for file in (MODEL, VOCAB):
+        shutil.copy(file, path)
+    if max_length is not None:
+        (path / "tokenizer_config.json").write_text(json.dumps({"model_max_length": max_length}))
+    if rows is not None:
+        (path / "config.json").write_text(json.dumps({"model_type": "ernie_m", "max_position_embeddings": rows}))
+    return path
+
+
+def assert_cuts_to(tokenizer, length):
+    assert tokenizer.model_max_length == length
+    assert [len(ids) for ids in tokenizer([LONG, LONG * 3], truncation=True)["input_ids"]] == [length] * 2
+    assert len(tokenizer(LONG, LONG, truncation=True)["input_ids"]) == length
+    assert len(tokenizer("Hello", padding="max_length")["input_ids"]) == length
+
+
+def test_longest_text_by_default(tokenizer):
+    assert_cuts_to(tokenizer, 512)
+    assert_cuts_to(build(model_max_length=None), 512)
+    assert_cuts_to(build(model_max_length=600), 600)
+    assert_cuts_to(build(max_len=70), 70)
+
+
+@pytest.mark.parametrize(
+    ("max_length", "rows", "expected"),
+    [
+        (None, None, 512),
+        (int(1e30), None, 512),
+        (1e30, 514, 512),
+        (514, None, 512),
+        (514, 514, 512),
+        (1024, None, 512),
+        (128, None, 128),
+        (128, 514, 128),
+        (None, 66, 64),
+        (512, 66, 64),
+        (None, 1026, 1024),
+        (int(1e30), 1026, 1024),
+        (514, 1026, 514),
+    ],
+)
+def test_longest_text_of_a_folder(tmp_path, max_length, rows, expected):
+    folder = folder_with(tmp_path / "a", max_length, rows)
+    for load in (ErnieMTokenizer.from_pretrained, AutoTokenizer.from_pretrained):
+        if load == ErnieMTokenizer.from_pretrained or rows is not None:
+            tokenizer = load(folder)
+            assert_cuts_to(tokenizer, expected)
+            assert load(folder, model_max_length=700).model_max_length == 700
+            assert load(folder, model_max_length=None).model_max_length == expected
+    tokenizer.save_pretrained(folder)
+    assert_cuts_to(ErnieMTokenizer.from_pretrained(folder), expected)
+
+
+def test_a_folder_of_4x_is_cut_to_the_models_limit(folder_4x):
+    assert read_json(folder_4x / "tokenizer_config.json")["model_max_length"] > 1e29
+    assert_cuts_to(ErnieMTokenizer.from_pretrained(folder_4x), 512)
+
+
+def test_a_limit_that_is_lowered_is_reported(tmp_path, caplog):
+    ErnieMTokenizer.from_pretrained(folder_with(tmp_path / "none"))
+    ErnieMTokenizer.from_pretrained(folder_with(tmp_path / "unlimited", int(1e30)))
+    assert not caplog.records
+    ErnieMTokenizer.from_pretrained(folder_with(tmp_path / "long", 1024))
+    assert "model_max_length is 512" in caplog.text
+    assert "has 1024" in caplog.text
+
+
 def test_pretokenized_and_ids(tokenizer):
     words = tokenizer(["Hello,", "dog"], is_split_into_words=True)["input_ids"]
     assert words == tokenizer("Hello, dog")["input_ids"]
@@ -526,10 +599,43 @@ def test_bad_vocab(tmp_path, content, message):
         ErnieMTokenizer(MODEL, path)
 
 
+REPEATED = "[CLS]\n[PAD]\n▁a\n[SEP]\n\n[UNK]\n▁a\n\n[MASK]\n▁a\n▁the\n"
+
+
 def test_last_line_of_a_repeated_token_counts(tmp_path):
     path = tmp_path / "vocab.txt"
     path.write_text("[CLS]\n[PAD]\n▁a\n[SEP]\n[UNK]\n▁a\n[MASK]\n")
     assert ErnieMTokenizer(MODEL, path)("a").input_ids == [0, 5, 3]
+
+
+def test_repeated_tokens_keep_their_lines(tmp_path):
+    path = tmp_path / "vocab.txt"
+    path.write_text(REPEATED, encoding="utf-8", newline="\n")
+    tokenizer = ErnieMTokenizer(MODEL, path)
+    assert tokenizer("a the a").input_ids == [0, 9, 10, 9, 3]
+    assert tokenizer.vocab_size == len(tokenizer) == 11
+    assert tokenizer.convert_ids_to_tokens([2, 6, 9, 10]) == ["▁a", "▁a", "▁a", "▁the"]
+    for turn in ("once", "twice"):
+        tokenizer.save_pretrained(tmp_path / turn)
+        assert (tmp_path / turn / "vocab.txt").read_text(encoding="utf-8") == REPEATED
+        again = ErnieMTokenizer.from_pretrained(tmp_path / turn)
+        assert again.get_vocab() == tokenizer.get_vocab()
+        assert again("a the [MASK]").input_ids == [0, 9, 10, 8, 3]
+        tokenizer = again
+
+
+def test_tokens_added_to_a_vocabulary_with_repeated_tokens_take_new_ids(tmp_path):
+    path = tmp_path / "vocab.txt"
+    path.write_text(REPEATED, encoding="utf-8")
+    tokenizer = ErnieMTokenizer(MODEL, path)
+    assert tokenizer.add_tokens(["<one>", "▁the"]) == 1
+    assert tokenizer.convert_tokens_to_ids(["<one>", "▁the", "▁a"]) == [11, 10, 9]
+    assert sorted(tokenizer.get_vocab().values()) == [*range(12)]
+    assert len(tokenizer) == 12
+    tokenizer.save_pretrained(tmp_path / "saved")
+    again = ErnieMTokenizer.from_pretrained(tmp_path / "saved")
+    assert again.get_vocab() == tokenizer.get_vocab()
+    assert again("a<one>").input_ids == tokenizer("a<one>").input_ids == [0, 9, 11, 3]
 
 
 def test_folder_without_model(tmp_path):
