@@ -340,3 +340,34 @@ def test_the_poolers_place_is_kept_in_tuples(models: Any) -> None:
     model = models.ErnieMModel(ErnieMConfig(**SIZES), add_pooling_layer=False).eval()
     found = model(**batch(), return_dict=False, output_hidden_states=True)
     assert shapes(found) == [(4, 10, 32), None, STATES]
+
+
+# Gradients of what is returned
+
+
+@pytest.mark.parametrize("which", ["reference", "fast"])
+@pytest.mark.parametrize("mask_dims", [2, 4])
+def test_returned_hidden_states_and_attentions_take_part(which: str, mask_dims: int) -> None:
+    """As transformers' own test asks: `retain_grad` gives the gradient of the output with respect to them."""
+    plain, fast = make(**NO_DROPOUT)
+    inputs = batch()
+    real_tokens = inputs["attention_mask"].bool()
+    if mask_dims == 4:
+        inputs["attention_mask"] = (real_tokens[:, None, :, None] & real_tokens[:, None, None, :]).long()
+
+    def retained(model: Any) -> list[torch.Tensor]:
+        outputs = model(**inputs, output_hidden_states=True, output_attentions=True)
+        values = [*outputs.hidden_states[:-1], *outputs.attentions]
+        for value in values:
+            value.retain_grad()
+        weight = torch.linspace(-1, 1, 32, dtype=torch.float64)
+        (outputs.last_hidden_state[real_tokens] * weight).tanh().sum().backward()
+        assert all(value.grad is not None for value in values)
+        return [value.grad for value in values]
+
+    expected = retained(plain)
+    for found, wanted in zip(retained({"reference": plain, "fast": fast}[which]), expected, strict=True):
+        assert wanted.any()
+        if found.dim() == 4:  # attentions: queries that are tokens
+            found, wanted = found.transpose(1, 2), wanted.transpose(1, 2)
+        assert_close(found[real_tokens], wanted[real_tokens])
