@@ -34,8 +34,15 @@ from erniem_fast import ErnieMModel, reference
 # Loading
 
 
-@pytest.mark.parametrize("kind", ["bin", "safetensors", "sharded bin", "sharded safetensors"])
-@pytest.mark.parametrize("form", FORMS)
+KINDS = ("bin", "safetensors", "sharded bin", "sharded safetensors")
+FILES = [
+    pytest.param(kind, form, marks=[] if kind == "bin" or form == "half of each" else pytest.mark.slow)
+    for kind in KINDS
+    for form in FORMS
+]
+
+
+@pytest.mark.parametrize(("kind", "form"), FILES)
 def test_every_file_and_every_form_of_key(tmp_path: Path, kind: str, form: str) -> None:
     model = make()
     folder = write(tmp_path, FORMS[form](weights(model)), kind)

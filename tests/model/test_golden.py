@@ -17,6 +17,8 @@ CASES = sorted(path.name for path in FOLDER.iterdir() if path.is_dir())
 # Here the padding-free model differs by design; test_model.py holds it against the reference row by row.
 DIFFERS = {"ie": {"loss"}, "qa": {"loss"}, "model_left_padded": {"pooler_output", "scalar"}}
 DTYPES = {torch.float64: 1e-6, torch.float32: 1e-4}
+INTERPRETED = ("model_left_padded", "qa", "ie")
+"""Cases whose kernels are interpreted in the quick part: padding on either side, positions, losses, gradients."""
 
 
 def load(case: str, dtype: torch.dtype, models: Any) -> tuple[Any, dict[str, torch.Tensor]]:
@@ -85,10 +87,16 @@ def test_reference_is_4_40_2(case: str, dtype: torch.dtype) -> None:
     assert_gradients(model, FOLDER / case, DTYPES[dtype])
 
 
-@pytest.mark.parametrize(
-    ("dtype", "backend"), [(torch.float64, "torch"), (torch.float32, "torch"), (torch.float32, "triton")], ids=str
-)
-@pytest.mark.parametrize("case", CASES)
+BACKENDS = [
+    *((case, dtype, "torch") for case in CASES for dtype in DTYPES),
+    *(
+        pytest.param(case, torch.float32, "triton", marks=[] if case in INTERPRETED else pytest.mark.slow)
+        for case in CASES
+    ),
+]
+
+
+@pytest.mark.parametrize(("case", "dtype", "backend"), BACKENDS, ids=str)
 def test_fast_is_4_40_2_at_real_positions(case: str, dtype: torch.dtype, backend: str, device: torch.device) -> None:
     if backend == "triton":
         pytest.importorskip("triton")

@@ -1,6 +1,7 @@
 """The models in transformers: Auto classes, pipelines, parameters, autocast, offloading, outputs."""
 
 import copy
+import json
 import shutil
 import subprocess
 import sys
@@ -48,6 +49,7 @@ def test_auto_classes(tmp_path: Path) -> None:
     assert type(transformers.AutoTokenizer.from_pretrained(tmp_path / "ErnieMModel")) is ErnieMTokenizer
 
 
+@pytest.mark.slow
 def test_importing_the_package_is_enough(tmp_path: Path) -> None:
     erniem_fast.ErnieMModel(ErnieMConfig(**SIZES)).save_pretrained(tmp_path)
     for file in ("vocab.txt", "sentencepiece.bpe.model"):
@@ -168,6 +170,18 @@ def test_fill_mask(tokenizer: ErnieMTokenizer) -> None:
             expected = run_alone(plain, tokenizer, text).logits[0, place].softmax(-1).topk(4)
             assert [candidate["token"] for candidate in found] == expected.indices.tolist()
             assert_close(torch.tensor([candidate["score"] for candidate in found]), expected.values)
+
+
+def test_texts_longer_than_the_model_takes_are_cut(tmp_path: Path, tokenizer: ErnieMTokenizer) -> None:
+    """In a folder of 4.x, whose tokenizer_config.json sets no limit; sentence-transformers reads the same attribute."""
+    _, model = pipeline_model("ErnieMForTokenClassification", tokenizer)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    file = tmp_path / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"model_max_length": int(1e30)}))
+    pipe = pipeline("token-classification", str(tmp_path), device="cpu", ignore_labels=[])
+    assert pipe.tokenizer.model_max_length == model.config.max_tokens == 128
+    assert len(pipe(TEXTS[0] * 40)) == 126
 
 
 # The models themselves
