@@ -1,4 +1,4 @@
-"""Loading and saving: every form of checkpoint in the wild, into both models."""
+"""Loading and saving of every published form of checkpoint, with both models."""
 
 import json
 from pathlib import Path
@@ -136,7 +136,7 @@ def test_unknown_keys_are_reported_and_ignored(tmp_path: Path) -> None:
     model = make()
     strangers = {"embeddings.token_type_embeddings.weight", "encoder.layers.1.linear7.weight", "in_proj_weight"}
     state = weights(model) | {key: torch.randn(4, 4) for key in strangers}
-    # A form that is converted and one that isn't take two ways.
+    # Converted and plain checkpoints are loaded by different code.
     for form in (FORMS["as it is"], paddle_style):
         loaded, info = load(write(tmp_path, form(state)))
         assert set(info["unexpected_keys"]) == strangers
@@ -157,7 +157,7 @@ def test_more_layers_than_the_configuration_says_raise(tmp_path: Path, kind: str
     whole, info = load(folder, "ErnieMForSequenceClassification", num_hidden_layers=3)
     assert_nothing_to_report(info)
     assert_agree(whole, model)
-    # The first layers alone, as for distillation, are asked for.
+    # ignore_mismatched_sizes=True asks for the first layers, as for distillation.
     first, info = load(folder, "ErnieMForSequenceClassification", ignore_mismatched_sizes=True)
     assert {key.split("layers.")[1][:2] for key in info["unexpected_keys"]} == {"2."}
     assert len(first.ernie_m.encoder.layers) == 2
@@ -222,7 +222,7 @@ def test_dtype(tmp_path: Path, form: str, dtype: torch.dtype) -> None:
     assert loaded.dtype == loaded.config.dtype == dtype
     assert_holds(loaded, {key: value.to(dtype) for key, value in state.items()})
     assert loaded(IDS).last_hidden_state.dtype == dtype
-    # The configuration's own dtype counts where none is asked for.
+    # Without an argument the configuration's dtype counts.
     half, _ = load(write(tmp_path, FORMS[form](state), "safetensors", torch_dtype="bfloat16"))
     assert half.dtype == torch.bfloat16
 
@@ -253,7 +253,7 @@ def test_built_on_meta_and_filled_later(name: str, models: Any) -> None:
 
 @pytest.mark.parametrize("name", ["ErnieMModel", *HEADS])
 def test_nothing_stays_on_meta(tmp_path: Path, name: str) -> None:
-    """Not even where the checkpoint holds next to nothing."""
+    """Every tensor is allocated and initialised, even from a checkpoint that holds a single one."""
     folder = write(tmp_path, {"embeddings.layer_norm.bias": torch.randn(32)}, "safetensors")
     with torch.device("meta"):
         wanted = getattr(erniem_fast, name)(config())
@@ -347,7 +347,7 @@ def test_pruned_heads(tmp_path: Path, form: str, name: str, kinds: str) -> None:
 
 
 def test_pruned_heads_are_heads_that_are_silenced() -> None:
-    """Against a whole model whose head mask hides the same heads."""
+    """A pruned model agrees with a whole model whose head mask hides the same heads."""
     whole = make()
     pruned = {0: [1], 1: [0, 2]}
     fast = ErnieMModel(config(pruned_heads=pruned)).eval()
@@ -366,7 +366,7 @@ def test_pruned_heads_are_heads_that_are_silenced() -> None:
     expected = whole(IDS, head_mask=mask)
     for found in (fast(IDS), fast(IDS, head_mask=torch.ones(4)), fast(IDS, output_attentions=True)):
         torch.testing.assert_close(found[0][IDS != 1], expected[0][IDS != 1], rtol=1e-5, atol=1e-5)
-    # A head mask goes by the number of the whole model's heads.
+    # A head mask counts the heads of the whole model.
     again = torch.ones(2, 4)
     again[0, 3] = 0
     found, expected = fast(IDS, head_mask=again), whole(IDS, head_mask=mask * again)

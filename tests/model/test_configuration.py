@@ -1,4 +1,4 @@
-"""The configuration: 4.40.2's fields, order and files; values that can't be right are refused by name."""
+"""ErnieMConfig: the fields, order and files of 4.40.2; wrong values are refused by name."""
 
 import copy
 import inspect
@@ -66,7 +66,7 @@ def write(folder: Path, content: dict[str, Any]) -> Path:
 
 
 def fields(config: ErnieMConfig) -> dict[str, Any]:
-    """All but where it was read from."""
+    """All fields except the origin of the configuration."""
     return {key: value for key, value in config.to_dict().items() if key not in ("_name_or_path", "architectures")}
 
 
@@ -121,7 +121,7 @@ def test_config_json_of_4_40_2(tmp_path: Path, load: Any) -> None:
 
 
 @pytest.mark.parametrize("golden", sorted(GOLDEN_MODEL.glob("*/config.json")), ids=str)
-def test_golden_configs_load_as_they_stand(golden: Path) -> None:
+def test_golden_configs_load_unchanged(golden: Path) -> None:
     content = json.loads(golden.read_text())
     config = ErnieMConfig.from_pretrained(golden.parent)
     for name in DEFAULTS_OF_4_40_2.keys() & content.keys():
@@ -182,7 +182,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("name", "value"), BAD, ids=[f"{name}={value!r}" for name, value in BAD])
-def test_what_is_refused_and_how(name: str, value: Any) -> None:
+def test_wrong_values_are_refused_by_name(name: str, value: Any) -> None:
     with pytest.raises(ValueError) as caught:  # noqa: PT011
         ErnieMConfig(**{name: value})
     message = str(caught.value)
@@ -203,7 +203,7 @@ def test_hidden_size_must_divide() -> None:
         ErnieMConfig(hidden_size=30, num_attention_heads=4)
 
 
-def test_what_is_accepted_at_the_edges() -> None:
+def test_limits_are_accepted() -> None:
     ErnieMConfig(max_position_embeddings=3, num_hidden_layers=1, pad_token_id=None, hidden_dropout_prob=0)
     ErnieMConfig(vocab_size=2, pad_token_id=1, pruned_heads={0: []}, classifier_dropout=None, act_dropout=None)
     ErnieMConfig(hidden_act=torch.nn.functional.silu, attention_probs_dropout_prob=0.999)
@@ -212,7 +212,7 @@ def test_what_is_accepted_at_the_edges() -> None:
 
 
 def test_num_labels_is_checked_wherever_it_is_set(tmp_path: Path) -> None:
-    """Before as many names are made."""
+    """The check comes before the base class makes as many names."""
     config = ErnieMConfig(num_labels=3)
     for name in ("num_labels", "num_classes"):
         with pytest.raises(ValueError, match=r"num_labels must be an integer in \[1, 1048576\], got 1000000000000"):

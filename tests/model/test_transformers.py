@@ -141,7 +141,7 @@ def test_token_classification(tokenizer: ErnieMTokenizer) -> None:
     )
     for text, groups in zip(TEXTS, simple(TEXTS), strict=True):
         tokens = pipe(text)
-        # Neighbours of one entity go together, and a B- starts another.
+        # Neighbouring tokens of one entity form a group; B- starts a new one.
         expected: list[list[Any]] = []
         for token in tokens:
             entity = token["entity"].split("-")[-1]
@@ -173,7 +173,7 @@ def test_fill_mask(tokenizer: ErnieMTokenizer) -> None:
 
 
 def test_texts_longer_than_the_model_takes_are_cut(tmp_path: Path, tokenizer: ErnieMTokenizer) -> None:
-    """In a folder of 4.x, whose tokenizer_config.json sets no limit; sentence-transformers reads the same attribute."""
+    """A folder of 4.x sets no limit; pipelines and sentence-transformers read `model_max_length`."""
     _, model = pipeline_model("ErnieMForTokenClassification", tokenizer)
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
@@ -216,7 +216,7 @@ def test_number_of_parameters(models: Any, sizes: dict[str, int], millions: floa
 @pytest.mark.parametrize("name", CLASSES[1:])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast(name: str, dtype: torch.dtype) -> None:
-    """Forward and backward; the error is at most twice the plain model's."""
+    """Gradients under autocast have at most twice the plain model's error."""
     plain, fast = make(name, torch.float32, **NO_DROPOUT)
     inputs = batch((12, 12, 12))
     inputs |= labels_for(name, inputs)
@@ -238,7 +238,7 @@ def test_autocast(name: str, dtype: torch.dtype) -> None:
     assert 0 < error(fast) <= 2 * error(plain)
     with torch.autocast("cpu", dtype), torch.no_grad():
         fast.eval()(**inputs)
-    with torch.no_grad():  # nothing low-precision is left in a cache
+    with torch.no_grad():  # no low-precision weight may be left in a cache
         expected = plain.eval()(**inputs).loss
         assert_close(fast(**inputs).loss, expected)
 
@@ -315,7 +315,7 @@ TUPLES_OF_4_40_2 = {
 @pytest.mark.parametrize("models", [erniem_fast, reference], ids=["fast", "reference"])
 @pytest.mark.parametrize("name", TUPLES_OF_4_40_2)
 def test_tuples(models: Any, name: str) -> None:
-    """`return_dict=False` as an argument and in the configuration; arguments come first."""
+    """`return_dict=False` gives 4.40.2's tuples; the argument takes precedence over the configuration."""
     changes = {} if name == "ErnieMForQuestionAnswering" else {"num_labels": 3}
     model = getattr(models, name)(ErnieMConfig(**SIZES, **changes)).eval()
     inputs = batch()
@@ -362,7 +362,7 @@ def test_the_poolers_place_is_kept_in_tuples(models: Any) -> None:
 @pytest.mark.parametrize("which", ["reference", "fast"])
 @pytest.mark.parametrize("mask_dims", [2, 4])
 def test_returned_hidden_states_and_attentions_take_part(which: str, mask_dims: int) -> None:
-    """As transformers' own test asks: `retain_grad` gives the gradient of the output with respect to them."""
+    """`retain_grad` on them gets a gradient, as transformers tests for its own models."""
     plain, fast = make(**NO_DROPOUT)
     inputs = batch()
     real_tokens = inputs["attention_mask"].bool()
@@ -383,6 +383,6 @@ def test_returned_hidden_states_and_attentions_take_part(which: str, mask_dims: 
     for found, wanted in zip(retained({"reference": plain, "fast": fast}[which]), expected, strict=True):
         assert wanted.any()
         counted = real_tokens[..., None]
-        if found.dim() == 4:  # attentions of tokens to tokens
+        if found.dim() == 4:  # attentions: padded queries and keys differ by design
             counted = real_tokens[:, None, :, None] & real_tokens[:, None, None, :]
         assert_close(found * counted, wanted * counted)

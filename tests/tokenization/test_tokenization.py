@@ -1,4 +1,4 @@
-"""ErnieMTokenizer against transformers 4.40.2's ids, and against the splitting rule written out plainly."""
+"""ErnieMTokenizer against the ids of transformers 4.40.2 and against a plain version of the splitting rule."""
 
 import ast
 import copy
@@ -80,7 +80,7 @@ def test_folder_of_4x(folder_4x):
 
 
 def test_folder_of_early_4x(folder_4x):
-    """Before 4.34 added tokens stood in added_tokens.json and special_tokens_map.json only."""
+    """Added tokens are read from added_tokens.json and special_tokens_map.json, the only files before 4.34."""
     expected = ErnieMTokenizer.from_pretrained(folder_4x)
     config = read_json(folder_4x / "tokenizer_config.json")
     del config["added_tokens_decoder"], config["additional_special_tokens"]
@@ -213,7 +213,7 @@ def test_result_may_be_changed_by_the_caller(tokenizer):
     assert tokenizer.tokenize("Hello 12") == ["▁Hello", "12"]
 
 
-# --- Formatting --------------------------------------------------------------------------------------------
+# Formatting
 
 IDS = st.lists(st.integers(4, 16000), max_size=12)
 
@@ -306,7 +306,7 @@ def test_truncation(tokenizer):
 
 
 def folder_with(path, max_length=None, rows=None):
-    """A folder whose tokenizer_config.json and config.json hold these, if they are not None."""
+    """Tokenizer folder with these values in tokenizer_config.json and config.json; None: no such file."""
     path.mkdir()
     for file in (MODEL, VOCAB):
         shutil.copy(file, path)

@@ -1,4 +1,4 @@
-"""Losses of the heads: what they count, what they refuse, and who gets a gradient."""
+"""Losses of the heads: positions that count, labels that are refused, parameters that get a gradient."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ HEADS = CLASSES[1:]
 
 
 def labelled(name: str, num_labels: int = 2) -> dict[str, Tensor]:
-    """A padded batch with labels, in the shapes of the head."""
+    """Padded batch with labels, in the shapes of the head."""
     inputs = batch()
     if name != "ErnieMForMultipleChoice":
         return inputs | labels_for(name, inputs, num_labels)
@@ -31,7 +31,7 @@ def both(name: str, **changes: Any) -> dict[str, Any]:
     return dict(zip(("reference", "fast"), make(name, **changes), strict=True))
 
 
-# What a loss counts
+# Positions that count
 
 
 @pytest.mark.parametrize("which", ["reference", "fast"])
@@ -65,7 +65,7 @@ def test_nan_at_an_answer_or_at_another_token_gives_a_nan_loss(which: str) -> No
 
 
 def test_an_answer_at_padding_counts_in_the_reference_only() -> None:
-    """4.40.2 scores padding like any token; padding-free there is no such token."""
+    """The reference scores padding like any token, as 4.40.2 does; the padding-free model has no such token."""
     plain, fast = make("ErnieMForQuestionAnswering")
     inputs = batch((6, 4))
     answers = torch.tensor([3, 5])  # the second row has 4 tokens
@@ -158,7 +158,7 @@ def test_multiple_choice_refuses_packed_input() -> None:
 
 @pytest.mark.parametrize("name", [*HEADS, "untied ErnieMForMaskedLM"])
 def test_every_trainable_parameter_gets_a_gradient(tmp_path: Path, name: str) -> None:
-    """Or plain DDP waits for it; also after loading, whose parameters are new ones."""
+    """Plain DDP waits for each of them; loading replaces the parameters and must keep them frozen."""
     changes = {"tie_word_embeddings": False} if name.startswith("untied") else {}
     name = name.split()[-1]
     plain, fast = make(name, **changes)
@@ -213,7 +213,7 @@ for name in CLASSES[1:]:
         for (key, found), expected in zip(model.named_parameters(), alone.parameters()):
             if not expected.requires_grad:
                 assert found.grad is None, key
-            # Masked losses weigh tokens, not processes: only those of equally many labels must agree.
+            # A mean over tokens differs from the mean of two processes' means.
             elif name != "ErnieMForMaskedLM":
                 torch.testing.assert_close(found.grad, expected.grad, rtol=1e-6, atol=1e-6)
 torch.distributed.destroy_process_group()
