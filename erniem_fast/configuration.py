@@ -6,9 +6,13 @@ from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
 POSITION_OFFSET = 2
-"""Rows of the position table before the first position: position p reads row p + 2 (as in PaddleNLP)."""
+"""Rows of the position table before position 0: position p reads row p + 2 (as in PaddleNLP)."""
 
 POSITION_EMBEDDING_TYPES = ("absolute", "relative_key", "relative_key_query")
+PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+
+MAX_LABELS = 2**20
+"""Largest number of labels: four vocabularies. The names of many more fill the memory before any model is built."""
 
 
 class ErnieMConfig(PreTrainedConfig):
@@ -19,10 +23,10 @@ class ErnieMConfig(PreTrainedConfig):
     Args:
         vocab_size: rows of the word embedding table.
         hidden_size: width of the encoder, a multiple of `num_attention_heads`.
-        num_hidden_layers: number of encoder layers.
+        num_hidden_layers: number of encoder layers, at least 1.
         num_attention_heads: attention heads a layer.
         intermediate_size: width between the two linear layers of the feed-forward block.
-        hidden_act: name of an activation that transformers knows (`"gelu"` is the exact, erf form), or a callable.
+        hidden_act: name of an activation in transformers' `ACT2FN` (`"gelu"` is the exact, erf form), or a callable.
         hidden_dropout_prob: dropout after the embeddings and after each sub-layer, in [0, 1).
         attention_probs_dropout_prob: dropout on the attention probabilities, in [0, 1).
         max_position_embeddings: rows of the position table; sequences hold at most two tokens fewer.
@@ -34,9 +38,11 @@ class ErnieMConfig(PreTrainedConfig):
         position_embedding_type: "absolute", "relative_key" or "relative_key_query" (both relative kinds are added
             to the absolute positions, as in 4.40.2).
         pruned_heads: layer index to the heads that were cut out of it; those layers are built smaller.
+        id2label: label id to name, of at most `MAX_LABELS` labels; None: `num_labels` (2) numbered names.
+        kwargs: those of `PreTrainedConfig`, among them `num_labels` and `problem_type`.
 
     Raises:
-        ValueError: a value outside what is said above.
+        ValueError: a value that is not described above, by name.
     """
 
     model_type = "ernie_m"
@@ -61,6 +67,7 @@ class ErnieMConfig(PreTrainedConfig):
         *,
         position_embedding_type: str = "absolute",
         pruned_heads: dict | None = None,
+        id2label: dict | None = None,
         is_decoder: bool = False,
         add_cross_attention: bool = False,
         use_cache: bool = True,
@@ -92,17 +99,22 @@ class ErnieMConfig(PreTrainedConfig):
         self.tie_word_embeddings = tie_word_embeddings
         self.bos_token_id = bos_token_id
         self.eos_token_id = eos_token_id
-        self._check()  # before the base class compares what may not compare
-        super().__init__(**kwargs)
-        self._check()  # aliases among the keywords have been set
+        _check_id2label(id2label)
+        self._check()  # before the base class compares values that may not be comparable
+        super().__init__(id2label=id2label, **kwargs)
+        self._check()  # again: the base class has set aliases such as `dropout`
+        if self.problem_type is not None and self.problem_type not in PROBLEM_TYPES:
+            raise ValueError(f"problem_type must be one of {', '.join(PROBLEM_TYPES)}, got {self.problem_type!r}")
+
+    @PreTrainedConfig.num_labels.setter
+    def num_labels(self, num_labels: int) -> None:
+        _check_integer("num_labels", num_labels, 1, MAX_LABELS)  # before the base class names them all
+        PreTrainedConfig.num_labels.fset(self, num_labels)
 
     def _check(self) -> None:
-        least_of = dict.fromkeys(("vocab_size", "hidden_size", "num_attention_heads", "intermediate_size"), 1)
-        least_of |= {"num_hidden_layers": 0, "max_position_embeddings": POSITION_OFFSET + 1}
-        for name, least in least_of.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
+            _check_integer(name, getattr(self, name), 1)
+        _check_integer("max_position_embeddings", self.max_position_embeddings, POSITION_OFFSET + 1)
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size must be a multiple of num_attention_heads, "
@@ -141,5 +153,22 @@ class ErnieMConfig(PreTrainedConfig):
 
     @property
     def max_tokens(self) -> int:
-        """Most tokens that one sequence may hold."""
+        """Largest number of tokens in one sequence."""
         return self.max_position_embeddings - POSITION_OFFSET
+
+
+def _check_integer(name: str, value: object, least: int, most: float = float("inf")) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        accepted = f"of at least {least}" if most == float("inf") else f"in [{least}, {most}]"
+        raise ValueError(f"{name} must be an integer {accepted}, got {value!r}")
+
+
+def _check_id2label(id2label: object) -> None:
+    if id2label is None:
+        return
+    if not isinstance(id2label, dict):
+        raise ValueError(f"id2label must be a dict of label ids and names, got {type(id2label).__name__}")
+    _check_integer("the length of id2label", len(id2label), 1, MAX_LABELS)
+    for key in id2label:
+        if not str(key).isdecimal():  # JSON turns the ids into strings
+            raise ValueError(f"id2label must map label ids, integers from 0, to names, got the id {key!r}")

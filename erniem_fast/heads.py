@@ -1,10 +1,11 @@
 """Task heads, written once for the reference and the padding-free model.
 
-A head computes on rows, whatever they are: all positions of a padded batch (reference) or the real tokens only. The
-model that it is mixed into says so by `encode`, which gives the encoder's output and the layout of its rows.
-Arguments and their order are those of transformers 4.40.2; further keywords go to the encoder.
+A head computes on rows: all positions of a padded batch (reference) or the real tokens only (padding-free). The model
+mixed into it provides `encode`, which returns the encoder's output and the layout of its rows.
+The arguments of `forward` and their order are those of transformers 4.40.2; further keywords go to the encoder.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,9 +18,21 @@ from transformers.modeling_outputs import (
     SequenceClassifierOutput,
     TokenClassifierOutput,
 )
+from transformers.utils import ModelOutput
 
 from .configuration import ErnieMConfig
-from .losses import BoundaryCheck, Layout, boundary_loss, cross_entropy, label_checks, span_loss, token_loss
+from .losses import (
+    Layout,
+    boundary_checks,
+    boundary_loss,
+    check_indices,
+    check_labels,
+    class_checks,
+    cross_entropy,
+    span_loss,
+    token_loss,
+)
+from .packing import PackedBatch
 from .pretrained import ErnieMPreTrainedModel
 from .validation import check_device, check_shape
 
@@ -28,11 +41,36 @@ class _HeadBase(ErnieMPreTrainedModel):
     base_model_class: Any
 
     def encode(self, **inputs: Any) -> tuple[Any, Layout]:
-        """The encoder's output, last_hidden_state as rows, and their layout."""
+        """The encoder's output, with last_hidden_state as rows, and the layout of those rows."""
         raise NotImplementedError
 
-    def _finish(self, output: Any, return_dict: bool | None) -> Any:
+    def _output(self, cls: type[ModelOutput], outputs: Any, return_dict: bool | None, **fields: Any) -> Any:
+        """`fields` and the encoder's hidden states and attentions, as a `cls` or as its tuple."""
+        output = cls(**fields, hidden_states=outputs.hidden_states, attentions=outputs.attentions)
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+    def _span_output(
+        self,
+        outputs: Any,
+        return_dict: bool | None,
+        layout: Layout,
+        start: Tensor,
+        end: Tensor,
+        loss_of: Callable[[str, Tensor, Tensor, Layout], Tensor],
+        start_positions: Tensor | None,
+        end_positions: Tensor | None,
+    ) -> Any:
+        """Scores of starts and ends with the mean of their losses, if both labels are given."""
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            start_loss = loss_of("start_positions", start, start_positions, layout)
+            end_loss = loss_of("end_positions", end, end_positions, layout)
+            loss = (start_loss + end_loss) / 2
+        lowest = torch.finfo(start.dtype).min
+        return self._output(
+            QuestionAnsweringModelOutput, outputs, return_dict,
+            loss=loss, start_logits=layout.output(start, lowest), end_logits=layout.output(end, lowest),
+        )  # fmt: skip
 
 
 def _classifier_dropout(config: ErnieMConfig) -> nn.Dropout:
@@ -77,32 +115,20 @@ class SequenceClassification(_HeadBase):
         Returns:
             SequenceClassifierOutput; logits (num_sequences, num_labels).
         """
-        problem = None if labels is None else self._problem_type(labels)
-        single = labels if problem == "single_label_classification" else None
+        problem = None if labels is None else self._problem_type(check_labels("labels", labels))
+        classes = labels if problem == "single_label_classification" else None
         outputs, _ = self.encode(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            head_mask=head_mask,
-            inputs_embeds=inputs_embeds,
-            past_key_values=past_key_values,
-            use_cache=use_cache,
-            output_hidden_states=output_hidden_states,
-            output_attentions=output_attentions,
-            value_checks=label_checks("labels", single, self.num_labels, "num_labels"),
-            **inputs,
-        )
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, head_mask=head_mask,
+            inputs_embeds=inputs_embeds, past_key_values=past_key_values, use_cache=use_cache,
+            output_hidden_states=output_hidden_states, output_attentions=output_attentions,
+            value_checks=class_checks("labels", classes, self.num_labels, "num_labels"), **inputs,
+        )  # fmt: skip
         logits = self.classifier(self.dropout(outputs.pooler_output))
-        output = SequenceClassifierOutput(
-            loss=None if labels is None or problem is None else self._loss(problem, logits, labels),
-            logits=logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
-        return self._finish(output, return_dict)
+        loss = None if labels is None or problem is None else self._loss(problem, logits, labels)
+        return self._output(SequenceClassifierOutput, outputs, return_dict, loss=loss, logits=logits)
 
     def _problem_type(self, labels: Tensor) -> str:
-        # 4.40.2 writes its first guess into the configuration, where it sticks.
+        # Derived on every call: 4.40.2 writes its first guess into the configuration, where it sticks.
         if self.config.problem_type is not None:
             return self.config.problem_type
         if self.num_labels == 1:
@@ -158,39 +184,37 @@ class MultipleChoice(_HeadBase):
         Returns:
             MultipleChoiceModelOutput; logits (batch, num_choices).
         """
-        source, dims = (input_ids, 3) if inputs_embeds is None else (inputs_embeds, 4)
+        name, source, dims = "input_ids", input_ids, 3
+        if inputs_embeds is not None:
+            name, source, dims = "inputs_embeds", inputs_embeds, 4
+        batch, num_choices = 0, 1
         if isinstance(source, Tensor) and source.dim() == dims:
             batch, num_choices = source.shape[:2]
-        elif source is not None:
-            name = "input_ids" if inputs_embeds is None else "inputs_embeds"
-            raise ValueError(f"{name} must be a padded tensor of shape (batch, num_choices, seq_len, ...)")
-        else:
-            batch, num_choices = 0, 1  # the encoder says what is missing
+        elif isinstance(source, Tensor | PackedBatch):
+            got = "a PackedBatch" if isinstance(source, PackedBatch) else f"shape {tuple(source.shape)}"
+            raise ValueError(f"{name} must be a padded tensor of shape (batch, num_choices, seq_len, ...), got {got}")
+        # Anything else is refused by the encoder.
 
         def flat(tensor: Tensor | None) -> Tensor | None:
             return tensor.flatten(0, 1) if isinstance(tensor, Tensor) and tensor.dim() > 2 else tensor
 
+        outputs, layout = self.encode(
+            input_ids=flat(input_ids), attention_mask=flat(attention_mask), position_ids=flat(position_ids),
+            head_mask=head_mask, inputs_embeds=flat(inputs_embeds), output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            value_checks=class_checks("labels", labels, num_choices, "num_choices"), **inputs,
+        )  # fmt: skip
+        if layout.num_sequences != batch * num_choices:
+            raise ValueError(
+                f"{name} must hold one sequence a choice, {batch * num_choices} in all: packed input is not taken, "
+                f"got {layout.num_sequences} sequences"
+            )
+        logits = self.classifier(self.dropout(outputs.pooler_output)).view(-1, num_choices)
+        loss = None
         if labels is not None:
             check_shape("labels", labels, (batch,), "batch")
-        outputs, _ = self.encode(
-            input_ids=flat(input_ids),
-            attention_mask=flat(attention_mask),
-            position_ids=flat(position_ids),
-            head_mask=head_mask,
-            inputs_embeds=flat(inputs_embeds),
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            value_checks=label_checks("labels", labels, num_choices, "num_choices"),
-            **inputs,
-        )
-        logits = self.classifier(self.dropout(outputs.pooler_output)).view(-1, num_choices)
-        output = MultipleChoiceModelOutput(
-            loss=None if labels is None else cross_entropy(logits, labels),
-            logits=logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
-        return self._finish(output, return_dict)
+            loss = cross_entropy(logits, labels)
+        return self._output(MultipleChoiceModelOutput, outputs, return_dict, loss=loss, logits=logits)
 
 
 class TokenClassification(_HeadBase):
@@ -227,25 +251,14 @@ class TokenClassification(_HeadBase):
             TokenClassifierOutput; logits of the input's shape plus (num_labels,), 0 at padding if padding-free.
         """
         outputs, layout = self.encode(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            head_mask=head_mask,
-            inputs_embeds=inputs_embeds,
-            past_key_values=past_key_values,
-            output_hidden_states=output_hidden_states,
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, head_mask=head_mask,
+            inputs_embeds=inputs_embeds, past_key_values=past_key_values, output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
-            value_checks=label_checks("labels", labels, self.num_labels, "num_labels"),
-            **inputs,
-        )
+            value_checks=class_checks("labels", labels, self.num_labels, "num_labels"), **inputs,
+        )  # fmt: skip
         logits = self.classifier(self.dropout(outputs.last_hidden_state))
-        output = TokenClassifierOutput(
-            loss=None if labels is None else token_loss(logits, labels, layout),
-            logits=layout.output(logits),
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
-        return self._finish(output, return_dict)
+        loss = None if labels is None else token_loss(logits, labels, layout)
+        return self._output(TokenClassifierOutput, outputs, return_dict, loss=loss, logits=layout.output(logits))
 
 
 class QuestionAnswering(_HeadBase):
@@ -275,8 +288,8 @@ class QuestionAnswering(_HeadBase):
         """Score answer spans; arguments not listed are those of `ErnieMModel`. `num_labels` must be 2.
 
         Args:
-            start_positions: (num_sequences,) integers, columns of the padded batch or places in the packed sequence.
-                Answers outside the row, or at padding, are ignored.
+            start_positions: (num_sequences,) integers, columns of the padded batch or positions in the packed sequence.
+                Those outside the row are ignored, and those at padding if padding-free.
             end_positions: likewise.
 
         Returns:
@@ -285,37 +298,17 @@ class QuestionAnswering(_HeadBase):
         """
         if self.num_labels != 2:
             raise ValueError(f"num_labels must be 2 (start and end) to answer questions, got {self.num_labels}")
+        for name, positions in (("start_positions", start_positions), ("end_positions", end_positions)):
+            if positions is not None:
+                check_indices(name, positions)
         outputs, layout = self.encode(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            head_mask=head_mask,
-            inputs_embeds=inputs_embeds,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            **inputs,
-        )
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, head_mask=head_mask,
+            inputs_embeds=inputs_embeds, output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states, **inputs,
+        )  # fmt: skip
         logits = self.qa_outputs(outputs.last_hidden_state)
         start, end = logits[..., 0].contiguous(), logits[..., 1].contiguous()
-        loss = None
-        if start_positions is not None and end_positions is not None:
-            start_loss = span_loss("start_positions", start, start_positions, layout)
-            end_loss = span_loss("end_positions", end, end_positions, layout)
-            loss = (start_loss + end_loss) / 2
-        return self._finish(_span_output(loss, start, end, layout, outputs), return_dict)
-
-
-def _span_output(
-    loss: Tensor | None, start: Tensor, end: Tensor, layout: Layout, outputs: Any
-) -> QuestionAnsweringModelOutput:
-    lowest = torch.finfo(start.dtype).min
-    return QuestionAnsweringModelOutput(
-        loss=loss,  # type: ignore[arg-type]
-        start_logits=layout.output(start, lowest),  # type: ignore[arg-type]
-        end_logits=layout.output(end, lowest),  # type: ignore[arg-type]
-        hidden_states=outputs.hidden_states,
-        attentions=outputs.attentions,
-    )
+        return self._span_output(outputs, return_dict, layout, start, end, span_loss, start_positions, end_positions)
 
 
 class InformationExtraction(_HeadBase):
@@ -324,6 +317,8 @@ class InformationExtraction(_HeadBase):
     def __init__(self, config: ErnieMConfig) -> None:
         super().__init__(config)
         self.ernie_m = self.base_model_class(config)
+        # 4.40.2 saves a pooler that no score reads, and plain DDP waits for every gradient.
+        self.ernie_m.pooler.requires_grad_(False)
         self.linear_start = nn.Linear(config.hidden_size, 1)
         self.linear_end = nn.Linear(config.hidden_size, 1)
         self.post_init()
@@ -353,44 +348,36 @@ class InformationExtraction(_HeadBase):
             QuestionAnsweringModelOutput; start_logits and end_logits of the input's shape, whose sigmoids are
             probabilities; at padding the dtype's minimum if padding-free.
         """
-        positions = (("start_positions", start_positions), ("end_positions", end_positions))
         outputs, layout = self.encode(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            head_mask=head_mask,
-            inputs_embeds=inputs_embeds,
-            output_attentions=output_attentions,
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, head_mask=head_mask,
+            inputs_embeds=inputs_embeds, output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
-            value_checks=tuple(BoundaryCheck(name, value) for name, value in positions if value is not None),
-            **inputs,
-        )
+            value_checks=boundary_checks(start_positions=start_positions, end_positions=end_positions), **inputs,
+        )  # fmt: skip
         start = self.linear_start(outputs.last_hidden_state).squeeze(-1)
         end = self.linear_end(outputs.last_hidden_state).squeeze(-1)
-        loss = None
-        if start_positions is not None and end_positions is not None:
-            start_loss = boundary_loss("start_positions", start, start_positions, layout)
-            end_loss = boundary_loss("end_positions", end, end_positions, layout)
-            loss = (start_loss + end_loss) / 2
-        return self._finish(_span_output(loss, start, end, layout, outputs), return_dict)
+        return self._span_output(
+            outputs, return_dict, layout, start, end, boundary_loss, start_positions, end_positions
+        )
 
 
 class ErnieMLMHead(nn.Module):
-    """XLM-R's head, in XLM-R's names: dense, gelu, layer-norm, decoder tied to the word embeddings, bias."""
+    """XLM-R's head, in XLM-R's names: decoder(layer_norm(gelu(dense(x)))), the decoder tied to the word embeddings."""
 
     def __init__(self, config: ErnieMConfig) -> None:
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
-        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+        # Tied to the decoder's bias. Untied it is saved but not read, and plain DDP waits for every gradient.
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size), requires_grad=config.tie_word_embeddings)
 
     def forward(self, rows: Tensor) -> Tensor:
         return self.decoder(self.layer_norm(F.gelu(self.dense(rows))))
 
 
 class MaskedLM(_HeadBase):
-    """Masked language modelling. ErnieM was initialised from XLM-R and nobody ships its head; this is XLM-R's form."""
+    """Masked language modelling with XLM-R's head: ErnieM was initialised from XLM-R, and no release has its own."""
 
     _tied_weights_keys = {
         "lm_head.decoder.weight": "ernie_m.embeddings.word_embeddings.weight",
@@ -411,8 +398,8 @@ class MaskedLM(_HeadBase):
         if bias is None:
             raise ValueError("new_embeddings must have a bias, as XLM-R's head has, got None")
         self.lm_head.decoder = new_embeddings
-        # transformers ties the head's bias to the decoder's, or with tie_word_embeddings=False saves both.
-        self.lm_head.bias = bias if self.config.tie_word_embeddings else nn.Parameter(bias.detach().clone())
+        tied = self.config.tie_word_embeddings
+        self.lm_head.bias = bias if tied else nn.Parameter(bias.detach().clone(), requires_grad=False)
 
     def forward(
         self,
@@ -433,24 +420,14 @@ class MaskedLM(_HeadBase):
             labels: integers of the input's shape, in [0, vocab_size) or -100.
 
         Returns:
-            MaskedLMOutput; logits of the input's shape plus (vocab_size,), in the padding-free model 0 at padding.
+            MaskedLMOutput; logits of the input's shape plus (vocab_size,), 0 at padding if padding-free.
         """
         outputs, layout = self.encode(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            head_mask=head_mask,
-            inputs_embeds=inputs_embeds,
-            output_attentions=output_attentions,
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, head_mask=head_mask,
+            inputs_embeds=inputs_embeds, output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
-            value_checks=label_checks("labels", labels, self.config.vocab_size, "vocab_size"),
-            **inputs,
-        )
+            value_checks=class_checks("labels", labels, self.config.vocab_size, "vocab_size"), **inputs,
+        )  # fmt: skip
         logits = self.lm_head(outputs.last_hidden_state)
-        output = MaskedLMOutput(
-            loss=None if labels is None else token_loss(logits, labels, layout),
-            logits=layout.output(logits),
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
-        return self._finish(output, return_dict)
+        loss = None if labels is None else token_loss(logits, labels, layout)
+        return self._output(MaskedLMOutput, outputs, return_dict, loss=loss, logits=layout.output(logits))

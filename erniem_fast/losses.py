@@ -9,13 +9,16 @@ from torch import Tensor
 from .validation import RangeCheck, check_device, check_integers, check_shape
 
 IGNORED = -100
+"""Label that no loss counts."""
 
 
 class Layout(Protocol):
-    """Where a model's rows stand in its caller's batch."""
+    """Positions of a model's rows in the caller's batch."""
 
     @property
-    def num_sequences(self) -> int: ...
+    def num_sequences(self) -> int:
+        """Sequences in the batch."""
+        ...
 
     @property
     def token_shape(self) -> tuple[int, int]:
@@ -27,11 +30,11 @@ class Layout(Protocol):
         ...
 
     def output(self, rows: Tensor, fill: float = 0.0) -> Tensor:
-        """Rows to the caller's shape."""
+        """Rows to the caller's shape, positions without a row filled with `fill`."""
         ...
 
     def to_grid(self, rows: Tensor, fill: float = 0.0) -> Tensor:
-        """Rows to one line a sequence, (num_sequences, seq_len, ...)."""
+        """Rows to (num_sequences, seq_len, ...), positions without a row filled with `fill`."""
         ...
 
 
@@ -53,13 +56,36 @@ class BoundaryCheck(NamedTuple):
             raise ValueError(f"{self.name} must lie in [0, 1] or be {IGNORED} (ignored), got {wrong}")
 
 
-def label_checks(name: str, labels: Tensor | None, limit: int, meaning: str) -> tuple[RangeCheck, ...]:
-    """Labels are read where the input is read, so that checking them costs no synchronisation of its own."""
-    return () if labels is None else (RangeCheck(name, check_integers(name, labels), limit, meaning),)
+def check_labels(name: str, labels: object) -> Tensor:
+    """`labels`, if it is a dense tensor of bools, integers or floats; else a TypeError."""
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(labels).__name__}")
+    if labels.layout != torch.strided or labels.is_nested or labels.is_complex():
+        kind = "nested" if labels.is_nested else f"{labels.layout}, {labels.dtype}"
+        raise TypeError(f"{name} must be a dense tensor of bools, integers or floats, got {kind}")
+    return labels
+
+
+def check_indices(name: str, labels: object) -> Tensor:
+    """`labels`, if it is a dense int64 or int32 tensor; else a TypeError."""
+    return check_integers(name, check_labels(name, labels))
+
+
+def class_checks(name: str, labels: Tensor | None, limit: int, meaning: str) -> tuple[RangeCheck, ...]:
+    """Check of class labels, (...) integers in [0, limit) or -100.
+
+    The encoder reads it to the host with the input's own checks: one synchronisation for all.
+    """
+    return () if labels is None else (RangeCheck(name, check_indices(name, labels), limit, meaning),)
+
+
+def boundary_checks(**labels: Tensor | None) -> tuple[BoundaryCheck, ...]:
+    """Checks of boundary labels, (...) numbers in [0, 1] or -100, read like those of `class_checks`."""
+    return tuple(BoundaryCheck(name, check_labels(name, value)) for name, value in labels.items() if value is not None)
 
 
 def _upcast(values: Tensor) -> Tensor:
-    """Sums of many losses don't fit into half precision."""
+    """Float32 at least: the sum of many losses overflows half precision."""
     return values.float() if values.dtype.itemsize < 4 else values
 
 
@@ -73,33 +99,52 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean over labels other than -100, of (..., classes) logits and (...) labels."""
     logits, labels = logits.reshape(-1, logits.shape[-1]), labels.reshape(-1).long()
     counted = labels != IGNORED
-    # Labels that nobody has read must not become a device-side assert.
+    # Off the CPU labels may be unchecked, and one out of range would be a device-side assert.
     labels = torch.where(counted, labels.clamp(0, logits.shape[1] - 1), IGNORED)
     return _mean(F.cross_entropy(logits, labels, reduction="none", ignore_index=IGNORED), counted)
 
 
 def token_loss(logits: Tensor, labels: Tensor, layout: Layout) -> Tensor:
+    """Mean cross-entropy of the tokens whose label is not -100.
+
+    Args:
+        logits: rows of class scores.
+        labels: integers of the input's shape.
+        layout: positions of the rows.
+    """
     check_shape("labels", labels, layout.token_shape, "the input's shape")
     return cross_entropy(logits, layout.rows(labels))
 
 
 def span_loss(name: str, logits: Tensor, positions: Tensor, layout: Layout) -> Tensor:
-    """Mean over the sequences of the cross-entropy of the answer's place among the sequence's tokens."""
-    check_integers(name, positions)
+    """Mean over the sequences of the cross-entropy of the answer's position among the sequence's tokens.
+
+    Args:
+        name: name of `positions` in errors.
+        logits: one row a token.
+        positions: (num_sequences,) integers, columns of the grid. Those outside it, or without a row, are ignored.
+        layout: positions of the rows.
+    """
     check_device(name, positions, logits.device, "the model's output")
     if positions.shape != (layout.num_sequences, 1):
         check_shape(name, positions, (layout.num_sequences,), "num_sequences")
     positions = positions.reshape(-1, 1).long()
-    lowest = torch.finfo(logits.dtype).min
-    grid = layout.to_grid(logits, lowest)
+    grid = layout.to_grid(logits, torch.finfo(logits.dtype).min)
+    real = layout.to_grid(torch.ones_like(logits, dtype=torch.bool), False)
     inside = (positions >= 0) & (positions < grid.shape[1])
     positions = positions.clamp(0, grid.shape[1] - 1)
-    counted = inside & (grid.gather(1, positions) > lowest)
-    return _mean(-F.log_softmax(grid, -1).gather(1, positions), counted)
+    return _mean(-F.log_softmax(grid, -1).gather(1, positions), inside & real.gather(1, positions))
 
 
 def boundary_loss(name: str, logits: Tensor, labels: Tensor, layout: Layout) -> Tensor:
-    """Mean over the sequences of their mean binary cross-entropy, so that a batch is worth its sequences one by one."""
+    """Mean over the sequences of their mean binary cross-entropy, so that a batch is worth its sequences one by one.
+
+    Args:
+        name: name of `labels` in errors.
+        logits: one row a token.
+        labels: numbers in [0, 1], or -100, of the input's shape.
+        layout: positions of the rows.
+    """
     check_shape(name, labels, layout.token_shape, "the input's shape")
     check_device(name, labels, logits.device, "the model's output")
     labels = layout.rows(labels)

@@ -1,4 +1,4 @@
-"""What every ErnieM model shares with transformers: initialisation, loading, saving."""
+"""Base class of the models: initialisation, loading and saving as transformers does them."""
 
 from typing import Any
 
@@ -19,14 +19,15 @@ def _require_grad(module: nn.Module, args: Any, output: Tensor) -> None:
 class ErnieMPreTrainedModel(PreTrainedModel):
     """Base of all ErnieM models.
 
-    `from_pretrained` takes `.bin`, safetensors and sharded checkpoints, folders of transformers 4.x, a base model into
-    a head and the reverse, and the key forms in `checkpoints`.
+    `from_pretrained` loads `.bin`, safetensors and sharded checkpoints, folders of transformers 4.x, a base model into
+    a head and the reverse, and the key forms in `checkpoints`. A checkpoint with more encoder layers than the
+    configuration is a ValueError, unless `ignore_mismatched_sizes=True` asks for the first layers only.
     """
 
     config_class = ErnieMConfig
     base_model_prefix = "ernie_m"
     supports_gradient_checkpointing = True
-    # Heads take **kwargs and pass them on; none of them is Trainer's num_items_in_batch.
+    # Trainer would take the heads' **inputs for support of num_items_in_batch.
     accepts_loss_kwargs = False
     _no_split_modules = ["ErnieMEncoderLayer", "ErnieMEmbeddings"]
 
@@ -36,11 +37,10 @@ class ErnieMPreTrainedModel(PreTrainedModel):
             initialization.zeros_(module.bias)
 
     def enable_input_require_grads(self) -> None:
-        """Makes what enters the encoder require gradients, as adapters under reentrant checkpointing need.
+        """Make the encoder's input require gradients, as adapters under reentrant checkpointing need.
 
-        transformers hooks the word embeddings, and enables this with any gradient checkpointing. A hook there would
-        take them out of the fused operation, so it is the whole of the embeddings that is hooked, of every encoder in
-        this model.
+        transformers calls this with any gradient checkpointing, and hooks the word embeddings. A hook there would
+        keep them out of the fused operation, so the embedding modules of all encoders in this model are hooked.
         """
         self.disable_input_require_grads()
         self._require_grads_hooks = [
@@ -58,13 +58,25 @@ class ErnieMPreTrainedModel(PreTrainedModel):
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        # transformers 5 runs no state-dict hooks; this is where it has resolved the files and not yet read them.
-        if state_dict is None and checkpoint_files:
-            keys = [key for file in checkpoint_files for key in load_state_dict(file, map_location="meta")]
-            if checkpoints.needs_conversion(keys):
+        # transformers 5 runs no state-dict hooks. Here it has found the files and not yet read them.
+        if state_dict is not None:
+            keys = list(state_dict)
+        else:
+            keys = [key for file in checkpoint_files or () for key in load_state_dict(file, map_location="meta")]
+        if not load_config.ignore_mismatched_sizes:
+            checkpoints.check_num_layers(keys, model.config.num_hidden_layers)
+        if checkpoints.needs_conversion(keys):
+            if state_dict is None:
                 state_dict = {}
                 for file in checkpoint_files:
                     state_dict.update(load_state_dict(file))
-        if state_dict is not None and checkpoints.needs_conversion(state_dict):
             state_dict = checkpoints.convert(state_dict)
-        return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, load_config, *args, **kwargs)
+        frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+        result = PreTrainedModel._load_pretrained_model(
+            model, state_dict, checkpoint_files, load_config, *args, **kwargs
+        )
+        # Loaded parameters are new ones, all of which require gradients.
+        for name, parameter in model.named_parameters():
+            if name in frozen:
+                parameter.requires_grad_(False)
+        return result

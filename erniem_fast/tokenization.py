@@ -1,9 +1,11 @@
-"""ErnieM's tokenizer: SentencePiece pieces, cut further at CJK characters, punctuation and digits. No torch.
+"""ErnieM's tokenizer: SentencePiece pieces, cut further at CJK characters, punctuation and digits. Needs no torch.
 
 Model: Ouyang et al., arXiv 2012.15674. Behaviour: `ErnieMTokenizer` of transformers 4.40.2, the last release
-that had it; docstrings say where the two differ.
+with this class; docstrings name the differences.
 """
 
+import json
+import logging
 import os
 from collections.abc import Sequence
 from functools import lru_cache
@@ -12,6 +14,14 @@ from typing import Any
 
 import sentencepiece as spm
 from transformers import AddedToken, BatchEncoding, PreTrainedTokenizer
+from transformers.tokenization_utils_base import LARGE_INTEGER
+
+from .configuration import POSITION_OFFSET
+
+logger = logging.getLogger(__name__)
+
+MAX_TOKENS = 512
+"""Largest number of tokens, special ones included, that the published models take."""
 
 UNDERLINE = "▁"  # SentencePiece's mark for the space before a word
 PUNCTUATION = frozenset(",;:.?!~，；：。？！《》【】")
@@ -21,7 +31,8 @@ VOCAB_FILES_NAMES = {"vocab_file": "vocab.txt", "sentencepiece_model_ckpt": "sen
 def _split_piece(piece: str) -> tuple[str, ...]:
     """Tokens of one SentencePiece piece other than a lone "▁": "▁abc12，中" -> ("▁abc", "12", "，", "中").
 
-    CJK characters (U+4E00..9FFF) and `PUNCTUATION` stand alone; digits (`str.isdigit`) part from the rest.
+    Each CJK character (U+4E00..9FFF) and each of `PUNCTUATION` is one token; digits (`str.isdigit`) are split from
+    the rest.
     """
     cuts = {0, len(piece)}
     for i, char in enumerate(piece):
@@ -30,12 +41,12 @@ def _split_piece(piece: str) -> tuple[str, ...]:
         elif i > 0 and char != UNDERLINE and char.isdigit() != piece[i - 1].isdigit():
             cuts.add(i)
     spans = pairwise(sorted(cuts))
-    # A "▁" that a cut leaves bare is dropped, but not at the end: 4.40.2 keeps whatever follows the last cut.
+    # Cuts leave bare "▁"s. They are dropped, except at the end: 4.40.2 keeps what follows the last cut.
     return tuple(piece[start:end] for start, end in spans if piece[start:end] != UNDERLINE or end == len(piece))
 
 
-# Splitting is nearly all of the tokenizer's time, and a piece gives the same tokens everywhere. Long pieces
-# are left out: runs of unseen characters, of any length, that hardly ever come back.
+# Splitting takes nearly all of the tokenizer's time, and a piece gives the same tokens everywhere. Long pieces, runs
+# of unseen characters, rarely come back: they are not cached.
 _LONGEST_CACHED_PIECE = 32
 _split_piece_cached = lru_cache(maxsize=2**16)(_split_piece)
 
@@ -44,7 +55,7 @@ def _split_pieces(pieces: Sequence[str]) -> list[str]:
     """Tokens of a text's SentencePiece pieces.
 
     A lone "▁" stays only where it is not first and the next piece does not start with "▁". As the last piece
-    (IndexError in 4.40.2) it marks nothing and is dropped.
+    (IndexError in 4.40.2) it precedes nothing and is dropped.
     """
     tokens: list[str] = []
     for i, piece in enumerate(pieces):
@@ -64,13 +75,12 @@ def _check_file(argument: str, path: str | os.PathLike, accepted: str) -> None:
         raise FileNotFoundError(f"{argument}={os.fspath(path)!r}: no such file; expected {accepted}")
 
 
-def _load_vocab(path: str | os.PathLike) -> dict[str, int]:
-    """Token -> id from a UTF-8 file with one token a line; the id is the line number, from 0."""
+def _load_vocab(path: str | os.PathLike) -> list[str]:
+    """Tokens of a UTF-8 file with one token a line; a token's id is its line number, from 0."""
     _check_file("vocab_file", path, "a vocab.txt, one token a line")
     try:
         with open(path, encoding="utf-8") as file:
-            # Of a token that stands twice, the last line counts, as in 4.40.2.
-            return {line.rstrip("\n"): index for index, line in enumerate(file)}
+            return [line.rstrip("\n") for line in file]
     except UnicodeDecodeError as error:
         raise ValueError(f"vocab_file={os.fspath(path)!r}: expected UTF-8 text ({error})") from error
 
@@ -89,32 +99,59 @@ def _load_sentencepiece(proto: bytes, source: str, kwargs: dict[str, Any]) -> sp
     return processor
 
 
+def _read_json(path: str | None) -> dict[str, Any]:
+    """A JSON file's object; empty if there is no such file."""
+    if path is None or not os.path.isfile(path):
+        return {}
+    with open(path, encoding="utf-8") as file:
+        return dict(json.load(file))
+
+
+def _max_length_of_folder(files: dict[str, str | None]) -> int:
+    """`model_max_length` of a folder's tokenizer_config.json, cut to what the folder's model takes."""
+    given = _read_json(files.get("tokenizer_config_file")).get("model_max_length")
+    model_file = files.get("sentencepiece_model_ckpt")
+    config = _read_json(model_file and os.path.join(os.path.dirname(model_file), "config.json"))
+    limit = config.get("max_position_embeddings", MAX_TOKENS + POSITION_OFFSET) - POSITION_OFFSET
+    if given is not None and limit < given < LARGE_INTEGER:
+        logger.warning(
+            "model_max_length is %d, the most tokens that the model takes; tokenizer_config.json has %d. "
+            "The argument model_max_length of from_pretrained overrides both.", limit, given,
+        )  # fmt: skip
+    return limit if given is None else min(given, limit)
+
+
 class ErnieMTokenizer(PreTrainedTokenizer):
-    """Turns text into ErnieM's token ids: `[CLS] A [SEP]`, or `[CLS] A [SEP] [SEP] B [SEP]` for a pair.
+    """Tokenizer of ErnieM: ids of `[CLS] A [SEP]`, or of `[CLS] A [SEP] [SEP] B [SEP]` for a pair.
 
     The ids are those of transformers 4.40.2. Unlike there, `attention_mask` is returned by default.
 
     Args:
         sentencepiece_model_ckpt: path of the SentencePiece model.
-        vocab_file: path of the vocabulary, one token a line; the line number, from 0, is the id. Without it,
-            ids are the SentencePiece model's own, and the special tokens that it lacks come after them.
+        vocab_file: path of the vocabulary, one token a line; the line number, from 0, is the id (of a repeated
+            token the last). Without it, ids are the SentencePiece model's own, and the special tokens that it
+            lacks come after them.
         do_lower_case: lowercase text, but neither special nor added tokens.
         encoding: kept for 4.x folders, and without effect as in 4.40.2: the vocabulary is always UTF-8.
         unk_token, sep_token, pad_token, cls_token, mask_token: special tokens, to be found in `vocab_file`
             if given, since ids past its end are past the model's embedding; `add_special_tokens` adds others.
         sp_model_kwargs: arguments of `sentencepiece.SentencePieceProcessor`. `{"enable_sampling": True,
             "nbest_size": 64, "alpha": 0.1}` samples another segmentation at every call.
-        kwargs: those of `PreTrainedTokenizer`.
+        kwargs: those of `PreTrainedTokenizer`. `model_max_length`, the tokens that `truncation=True` leaves, special
+            ones included, is 512 by default, the limit of the published models (4.40.2: no limit). `from_pretrained`
+            reads it from the folder; a missing value, or one above the model's limit such as 4.x's 1e30 or 514,
+            becomes that limit: `max_position_embeddings` - 2 of the folder's config.json, or 512 without one.
+            As an argument it counts as it is.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a file is not what it should be, a special token is None or not in `vocab_file`, or
-            SentencePiece does not know an argument in `sp_model_kwargs`.
+        ValueError: a file does not hold what its argument names, a special token is None or not in `vocab_file`,
+            or SentencePiece has no such argument as one in `sp_model_kwargs`.
     """
 
     vocab_files_names = VOCAB_FILES_NAMES
     model_input_names = ["input_ids", "attention_mask"]
-    # Answered by the base class's __getattr__.
+    # Provided by the base class's __getattr__.
     unk_token: str
     unk_token_id: int
     sep_token_id: int
@@ -145,14 +182,20 @@ class ErnieMTokenizer(PreTrainedTokenizer):
             source = f"sentencepiece_model_ckpt={self.sentencepiece_model_ckpt!r}"
             self.sp_model = _load_sentencepiece(file.read(), source, self.sp_model_kwargs)
         if vocab_file is None:
-            self.vocab = {self.sp_model.id_to_piece(i): i for i in range(self.sp_model.get_piece_size())}
+            tokens = [self.sp_model.id_to_piece(i) for i in range(self.sp_model.get_piece_size())]
         else:
-            self.vocab = _load_vocab(vocab_file)
-        self.reverse_vocab = {index: token for token, index in self.vocab.items()}
+            tokens = _load_vocab(vocab_file)
+        # Of a repeated token the last line counts, as in 4.40.2; every line keeps its id.
+        self.vocab = {token: index for index, token in enumerate(tokens)}
+        self.reverse_vocab = dict(enumerate(tokens))
+        # The base class numbers new tokens from the number of names: each id needs a name of its own.
+        self._repeated = {f"{token}\n{i}": i for i, token in enumerate(tokens) if self.vocab[token] != i}
 
         names = ("unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
         values = (unk_token, sep_token, pad_token, cls_token, mask_token)
         special_tokens = dict(zip(names, values, strict=True))
+        if kwargs.get("model_max_length", kwargs.get("max_len")) is None:
+            kwargs["model_max_length"] = MAX_TOKENS
         added_tokens = {str(token) for token in kwargs.get("added_tokens_decoder", {}).values()}
         for name, token in special_tokens.items():
             if token is None:
@@ -169,8 +212,16 @@ class ErnieMTokenizer(PreTrainedTokenizer):
             **kwargs,
         )
 
+    @classmethod
+    def _from_pretrained(
+        cls, resolved_vocab_files: dict[str, str | None], *args: Any, **kwargs: Any
+    ) -> "ErnieMTokenizer":
+        if kwargs.get("model_max_length", kwargs.get("max_len")) is None:
+            kwargs["model_max_length"] = _max_length_of_folder(resolved_vocab_files)
+        return super()._from_pretrained(resolved_vocab_files, *args, **kwargs)
+
     def __getstate__(self) -> dict[str, Any]:
-        # The serialized model, not its path: a copy must work where, or when, the file is gone.
+        # The serialized model, not its path: a copy must work without the file.
         return self.__dict__ | {"sp_model": self.sp_model.serialized_model_proto()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -179,12 +230,15 @@ class ErnieMTokenizer(PreTrainedTokenizer):
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids without added tokens; `len(tokenizer)` counts those too."""
-        return len(self.vocab)
+        """Number of ids without added tokens, repeated lines of the vocabulary included."""
+        return len(self.reverse_vocab)
 
     def get_vocab(self) -> dict[str, int]:
-        """Token -> id, added tokens included, in a new dict."""
-        return self.vocab | self._added_tokens_encoder
+        """Token -> id, added tokens included, in a new dict.
+
+        Earlier lines of a repeated token, which no text gives, are named "token\\nid".
+        """
+        return self.vocab | self._repeated | self._added_tokens_encoder
 
     def prepare_for_tokenization(
         self, text: str, is_split_into_words: bool = False, **kwargs: Any
@@ -216,13 +270,13 @@ class ErnieMTokenizer(PreTrainedTokenizer):
             raise ValueError(f"text={text[:100]!r}: expected text that UTF-8 can encode ({error})") from error
 
     def _encode_plus(self, *args: Any, return_offsets_mapping: bool = False, **kwargs: Any) -> BatchEncoding:
-        if return_offsets_mapping:  # the base class would leave them out without a word
+        if return_offsets_mapping:  # the base class ignores it in silence
             raise ValueError("return_offsets_mapping=True: expected False; offsets are not supported yet")
         return super()._encode_plus(*args, **kwargs)
 
     def _convert_token_to_id(self, token: str) -> int | None:
         index = self.vocab.get(token)
-        if index is None:  # without a vocab_file [UNK] is an added token, where 4.40.2 gave None
+        if index is None:  # without a vocab_file [UNK] is an added token; 4.40.2 returned None
             unk_token = self.unk_token
             index = self.vocab.get(unk_token, self._added_tokens_encoder.get(unk_token))
         return index
@@ -242,7 +296,7 @@ class ErnieMTokenizer(PreTrainedTokenizer):
         spaces_between_special_tokens: bool = True,
         **kwargs: Any,
     ) -> str:
-        # As in 4.40.2, spaces surround the tokens that the user added; the base class would glue them on.
+        # Spaces surround the user's added tokens, as in 4.40.2; the base class joins them without any.
         token_ids = [token_ids] if isinstance(token_ids, int) else token_ids
         tokens = self.convert_ids_to_tokens(token_ids, skip_special_tokens=skip_special_tokens)
         added_tokens = self._added_tokens_encoder.keys() - self.special_tokens_map.values()
@@ -272,7 +326,7 @@ class ErnieMTokenizer(PreTrainedTokenizer):
         """1 for each special token of the formatted input, 0 for each token of the text.
 
         With `already_has_special_tokens`, `token_ids_0` is that input, and all special tokens count (4.40.2:
-        only [CLS] and [SEP]) except [UNK], which stands for text.
+        only [CLS] and [SEP]) except [UNK], which replaces text.
 
         Raises:
             ValueError: `token_ids_1` is given with `already_has_special_tokens`.
@@ -305,7 +359,7 @@ class ErnieMTokenizer(PreTrainedTokenizer):
         prefix = f"{filename_prefix}-" if filename_prefix else ""
         vocab_file, model_file = (os.path.join(save_directory, prefix + name) for name in VOCAB_FILES_NAMES.values())
         with open(vocab_file, "w", encoding="utf-8", newline="\n") as file:
-            file.writelines(f"{token}\n" for token in self.vocab)  # ids have no gaps and stand in order
+            file.writelines(f"{self.reverse_vocab[index]}\n" for index in range(self.vocab_size))
         with open(model_file, "wb") as file:
             file.write(self.sp_model.serialized_model_proto())
         return vocab_file, model_file

@@ -1,4 +1,4 @@
-"""Loading and saving: every form of checkpoint in the wild, into both models."""
+"""Loading and saving of every published form of checkpoint, with both models."""
 
 import json
 from pathlib import Path
@@ -34,8 +34,15 @@ from erniem_fast import ErnieMModel, reference
 # Loading
 
 
-@pytest.mark.parametrize("kind", ["bin", "safetensors", "sharded bin", "sharded safetensors"])
-@pytest.mark.parametrize("form", FORMS)
+KINDS = ("bin", "safetensors", "sharded bin", "sharded safetensors")
+FILES = [
+    pytest.param(kind, form, marks=[] if kind == "bin" or form == "half of each" else pytest.mark.slow)
+    for kind in KINDS
+    for form in FORMS
+]
+
+
+@pytest.mark.parametrize(("kind", "form"), FILES)
 def test_every_file_and_every_form_of_key(tmp_path: Path, kind: str, form: str) -> None:
     model = make()
     folder = write(tmp_path, FORMS[form](weights(model)), kind)
@@ -127,14 +134,49 @@ def test_missing_parameters_are_filled_in_and_reported(tmp_path: Path) -> None:
 
 def test_unknown_keys_are_reported_and_ignored(tmp_path: Path) -> None:
     model = make()
-    strangers = {"embeddings.token_type_embeddings.weight", "encoder.layers.7.linear1.weight", "in_proj_weight"}
+    strangers = {"embeddings.token_type_embeddings.weight", "encoder.layers.1.linear7.weight", "in_proj_weight"}
     state = weights(model) | {key: torch.randn(4, 4) for key in strangers}
-    # A form that is converted and one that isn't take two ways.
+    # Converted and plain checkpoints are loaded by different code.
     for form in (FORMS["as it is"], paddle_style):
         loaded, info = load(write(tmp_path, form(state)))
         assert set(info["unexpected_keys"]) == strangers
         assert not info["missing_keys"]
         assert_holds(loaded, weights(model))
+
+
+@pytest.mark.parametrize("kind", ["bin", "sharded safetensors"])
+@pytest.mark.parametrize("form", ["as it is", "fused"])
+def test_more_layers_than_the_configuration_says_raise(tmp_path: Path, kind: str, form: str) -> None:
+    model = make("ErnieMForSequenceClassification", num_hidden_layers=3)
+    folder = write(tmp_path, FORMS[form](weights(model)), kind)  # config.json has 2
+    message = "num_hidden_layers is 2 in the configuration, but the checkpoint holds 3 encoder layers"
+    for models in (erniem_fast, reference):
+        for name in ("ErnieMModel", "ErnieMForSequenceClassification"):
+            with pytest.raises(ValueError, match=message):
+                load(folder, name, models)
+    whole, info = load(folder, "ErnieMForSequenceClassification", num_hidden_layers=3)
+    assert_nothing_to_report(info)
+    assert_agree(whole, model)
+    # ignore_mismatched_sizes=True asks for the first layers, as for distillation.
+    first, info = load(folder, "ErnieMForSequenceClassification", ignore_mismatched_sizes=True)
+    assert {key.split("layers.")[1][:2] for key in info["unexpected_keys"]} == {"2."}
+    assert len(first.ernie_m.encoder.layers) == 2
+    model.ernie_m.encoder.layers = model.ernie_m.encoder.layers[:2]
+    model.config.num_hidden_layers = 2
+    assert_agree(first, model)
+
+
+def test_more_layers_than_the_configuration_says_raise_in_a_given_state_dict() -> None:
+    state = weights(make(num_hidden_layers=3))
+    with pytest.raises(ValueError, match=r"num_hidden_layers is 2 .* holds 3 encoder layers"):
+        ErnieMModel.from_pretrained(None, config=config(), state_dict=state)
+
+
+def test_fewer_layers_than_the_configuration_says_are_filled_in_and_reported(tmp_path: Path) -> None:
+    loaded, info = load(write(tmp_path, weights(make()), num_hidden_layers=3))
+    assert {key.split(".")[2] for key in info["missing_keys"]} == {"2"}
+    assert len(info["missing_keys"]) == 16
+    assert loaded(IDS).last_hidden_state.isfinite().all()
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -180,7 +222,7 @@ def test_dtype(tmp_path: Path, form: str, dtype: torch.dtype) -> None:
     assert loaded.dtype == loaded.config.dtype == dtype
     assert_holds(loaded, {key: value.to(dtype) for key, value in state.items()})
     assert loaded(IDS).last_hidden_state.dtype == dtype
-    # The configuration's own dtype counts where none is asked for.
+    # Without an argument the configuration's dtype counts.
     half, _ = load(write(tmp_path, FORMS[form](state), "safetensors", torch_dtype="bfloat16"))
     assert half.dtype == torch.bfloat16
 
@@ -211,7 +253,7 @@ def test_built_on_meta_and_filled_later(name: str, models: Any) -> None:
 
 @pytest.mark.parametrize("name", ["ErnieMModel", *HEADS])
 def test_nothing_stays_on_meta(tmp_path: Path, name: str) -> None:
-    """Not even where the checkpoint holds next to nothing."""
+    """Every tensor is allocated and initialised, even from a checkpoint that holds a single one."""
     folder = write(tmp_path, {"embeddings.layer_norm.bias": torch.randn(32)}, "safetensors")
     with torch.device("meta"):
         wanted = getattr(erniem_fast, name)(config())
@@ -305,7 +347,7 @@ def test_pruned_heads(tmp_path: Path, form: str, name: str, kinds: str) -> None:
 
 
 def test_pruned_heads_are_heads_that_are_silenced() -> None:
-    """Against a whole model whose head mask hides the same heads."""
+    """A pruned model agrees with a whole model whose head mask hides the same heads."""
     whole = make()
     pruned = {0: [1], 1: [0, 2]}
     fast = ErnieMModel(config(pruned_heads=pruned)).eval()
@@ -324,7 +366,7 @@ def test_pruned_heads_are_heads_that_are_silenced() -> None:
     expected = whole(IDS, head_mask=mask)
     for found in (fast(IDS), fast(IDS, head_mask=torch.ones(4)), fast(IDS, output_attentions=True)):
         torch.testing.assert_close(found[0][IDS != 1], expected[0][IDS != 1], rtol=1e-5, atol=1e-5)
-    # A head mask goes by the number of the whole model's heads.
+    # A head mask counts the heads of the whole model.
     again = torch.ones(2, 4)
     again[0, 3] = 0
     found, expected = fast(IDS, head_mask=again), whole(IDS, head_mask=mask * again)

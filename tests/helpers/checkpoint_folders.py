@@ -1,4 +1,4 @@
-"""Checkpoints as transformers 4.x leaves them, in every form of the wild, and what tests compare of them."""
+"""Checkpoint folders of transformers 4.x in every published form, and comparisons of the models they give."""
 
 import json
 import re
@@ -53,7 +53,7 @@ HEAD_KEYS_OF_4_40_2 = {
     "ErnieMForQuestionAnswering": ({"qa_outputs"}, False),
     "ErnieMForInformationExtraction": ({"linear_start", "linear_end"}, True),
 }
-"""Linear layers of the head, and whether there is a pooler."""
+"""Linear layers of each head, and True if the model has a pooler."""
 
 
 def config(**changes: Any) -> ErnieMConfig:
@@ -61,7 +61,7 @@ def config(**changes: Any) -> ErnieMConfig:
 
 
 def make(name: str = "ErnieMModel", **changes: Any) -> Any:
-    """A reference model whose every parameter is random, biases and layer-norms too."""
+    """Reference model with random parameters, biases and layer-norms included."""
     model = getattr(reference, name)(config(**changes)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -70,12 +70,12 @@ def make(name: str = "ErnieMModel", **changes: Any) -> Any:
 
 
 def weights(model: Any) -> dict[str, Tensor]:
-    """What 4.40.2 would save: every name, no two of one storage."""
+    """State dict as 4.40.2 saves it: every name, no shared storage."""
     return {key: value.detach().clone().contiguous() for key, value in model.state_dict().items()}
 
 
 def write(folder: Path, state: dict[str, Tensor], kind: str = "bin", **changes: Any) -> Path:
-    """A folder as transformers 4.x leaves it: `bin`, `safetensors`, or either in shards with an index."""
+    """Folder in the form of transformers 4.x: `bin`, `safetensors`, or either in shards with an index."""
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(CONFIG_OF_4_40_2 | changes))
     stem, ending = ("model", "safetensors") if "safetensors" in kind else ("pytorch_model", "bin")
@@ -92,7 +92,7 @@ def write(folder: Path, state: dict[str, Tensor], kind: str = "bin", **changes: 
     names, index = list(state), {}
     for shard in range(3):
         file = f"{stem}-{shard + 1:05}-of-00003.{ending}"
-        # Interleaved: what belongs together is spread over the shards.
+        # Interleaved, so that the parameters of a layer are spread over the shards.
         save({name: state[name] for name in names[shard::3]}, file)
         index |= dict.fromkeys(names[shard::3], file)
     size = sum(tensor.nbytes for tensor in state.values())
@@ -106,7 +106,7 @@ def load(folder: Path, name: str = "ErnieMModel", models: Any = erniem_fast, **o
 
 
 def outputs(model: Any, ids: Tensor = IDS) -> list[Tensor]:
-    """Floating outputs at the real tokens, which are all that the two models agree on."""
+    """Floating-point outputs at the real tokens, the positions at which the two models agree."""
     mask = ids != 1
     if "MultipleChoice" in type(model).__name__:
         return [model(ids[None], attention_mask=mask[None].long())[0].detach()]
@@ -123,7 +123,7 @@ def assert_agree(found: Any, expected: Any, ids: Tensor = IDS) -> None:
 
 
 def assert_holds(model: Any, state: dict[str, Tensor]) -> None:
-    """Bitwise, and nothing else in it."""
+    """Check that the model's state dict is bitwise `state`, without further keys."""
     found = model.state_dict()
     assert found.keys() == state.keys()
     for key, value in state.items():
@@ -139,7 +139,7 @@ def paddle_style(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def fused(state: dict[str, Tensor], inner: str = "") -> dict[str, Tensor]:
-    """q, k and v of each layer below each other, under `self_attn.` or `self_attn.self_attn.`."""
+    """State dict with fused projections, under `self_attn.` or with `inner` under `self_attn.self_attn.`."""
     result = {key: value for key, value in state.items() if "_proj." not in key or "out_proj" in key}
     for key in state:
         if "self_attn.self_attn.q_proj." in key:
@@ -151,7 +151,7 @@ def fused(state: dict[str, Tensor], inner: str = "") -> dict[str, Tensor]:
 
 
 def golden_folder(tmp_path: Path, case: str) -> Path:
-    """The golden weights, under the name that from_pretrained looks for."""
+    """Folder of a golden case with file names that `from_pretrained` reads."""
     folder = tmp_path / case
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_bytes((GOLDEN_MODEL / case / "config.json").read_bytes())

@@ -1,4 +1,4 @@
-"""The configuration: 4.40.2's fields, order and files; values that can't be right are refused by name."""
+"""ErnieMConfig: the fields, order and files of 4.40.2; wrong values are refused by name."""
 
 import copy
 import inspect
@@ -66,7 +66,7 @@ def write(folder: Path, content: dict[str, Any]) -> Path:
 
 
 def fields(config: ErnieMConfig) -> dict[str, Any]:
-    """All but where it was read from."""
+    """All fields except the origin of the configuration."""
     return {key: value for key, value in config.to_dict().items() if key not in ("_name_or_path", "architectures")}
 
 
@@ -121,7 +121,7 @@ def test_config_json_of_4_40_2(tmp_path: Path, load: Any) -> None:
 
 
 @pytest.mark.parametrize("golden", sorted(GOLDEN_MODEL.glob("*/config.json")), ids=str)
-def test_golden_configs_load_as_they_stand(golden: Path) -> None:
+def test_golden_configs_load_unchanged(golden: Path) -> None:
     content = json.loads(golden.read_text())
     config = ErnieMConfig.from_pretrained(golden.parent)
     for name in DEFAULTS_OF_4_40_2.keys() & content.keys():
@@ -160,7 +160,12 @@ INTEGERS = ("vocab_size", "hidden_size", "num_attention_heads", "intermediate_si
 PROBABILITIES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "act_dropout")
 BAD = [
     *((name, value) for name in INTEGERS for value in (-1, 1.5, "12", True, None)),
-    *((name, 0) for name in INTEGERS[:4]),
+    *((name, 0) for name in INTEGERS),
+    *(("num_labels", value) for value in (0, -3, 1.5, "3", True, None, 2**20 + 1, 10**12)),
+    ("num_classes", 10**12),
+    *(("id2label", value) for value in (["no", "yes"], "no", 2)),
+    *(("id2label", value) for value in ({}, {"x": "no"}, {0.5: "no"}, {-1: "no"}, {None: "no"})),
+    ("problem_type", "ranking"),
     *(("max_position_embeddings", value) for value in (2, 0, -5, 66.0, None)),
     *((name, value) for name in PROBABILITIES for value in (-0.1, 1, 1.5, float("nan"), float("inf"), "0.1", True)),
     *((name, None) for name in PROBABILITIES[:2]),
@@ -177,14 +182,18 @@ BAD = [
 
 
 @pytest.mark.parametrize(("name", "value"), BAD, ids=[f"{name}={value!r}" for name, value in BAD])
-def test_what_is_refused_and_how(name: str, value: Any) -> None:
+def test_wrong_values_are_refused_by_name(name: str, value: Any) -> None:
     with pytest.raises(ValueError) as caught:  # noqa: PT011
         ErnieMConfig(**{name: value})
     message = str(caught.value)
-    assert name in message
+    assert {"num_classes": "num_labels"}.get(name, name) in message
     if name == "pruned_heads":
         (layer, heads), *_ = value.items()
         assert f"{{{int(layer)}: {heads}}}" in message
+    elif name == "id2label":
+        assert (
+            all(repr(key) in message for key in value) if isinstance(value, dict) else type(value).__name__ in message
+        )
     elif name not in ("is_decoder", "add_cross_attention"):
         assert repr(value) in message
 
@@ -194,10 +203,25 @@ def test_hidden_size_must_divide() -> None:
         ErnieMConfig(hidden_size=30, num_attention_heads=4)
 
 
-def test_what_is_accepted_at_the_edges() -> None:
-    ErnieMConfig(max_position_embeddings=3, num_hidden_layers=0, pad_token_id=None, hidden_dropout_prob=0)
+def test_limits_are_accepted() -> None:
+    ErnieMConfig(max_position_embeddings=3, num_hidden_layers=1, pad_token_id=None, hidden_dropout_prob=0)
     ErnieMConfig(vocab_size=2, pad_token_id=1, pruned_heads={0: []}, classifier_dropout=None, act_dropout=None)
     ErnieMConfig(hidden_act=torch.nn.functional.silu, attention_probs_dropout_prob=0.999)
+    assert ErnieMConfig(num_labels=1, problem_type="regression").id2label == {0: "LABEL_0"}
+    assert ErnieMConfig(id2label={"0": "no", 1: "yes"}).id2label == {0: "no", 1: "yes"}
+
+
+def test_num_labels_is_checked_wherever_it_is_set(tmp_path: Path) -> None:
+    """The check comes before the base class makes as many names."""
+    config = ErnieMConfig(num_labels=3)
+    for name in ("num_labels", "num_classes"):
+        with pytest.raises(ValueError, match=r"num_labels must be an integer in \[1, 1048576\], got 1000000000000"):
+            setattr(config, name, 10**12)
+    assert config.num_labels == 3
+    config.num_labels = 4
+    assert list(config.id2label) == [0, 1, 2, 3]
+    with pytest.raises(ValueError, match="num_labels must be an integer"):
+        ErnieMConfig.from_pretrained(write(tmp_path, JSON_OF_4_40_2), num_labels=10**12)
 
 
 def test_dropouts_follow_hidden_dropout_where_none() -> None:

@@ -1,6 +1,7 @@
 """The models in transformers: Auto classes, pipelines, parameters, autocast, offloading, outputs."""
 
 import copy
+import json
 import shutil
 import subprocess
 import sys
@@ -48,6 +49,7 @@ def test_auto_classes(tmp_path: Path) -> None:
     assert type(transformers.AutoTokenizer.from_pretrained(tmp_path / "ErnieMModel")) is ErnieMTokenizer
 
 
+@pytest.mark.slow
 def test_importing_the_package_is_enough(tmp_path: Path) -> None:
     erniem_fast.ErnieMModel(ErnieMConfig(**SIZES)).save_pretrained(tmp_path)
     for file in ("vocab.txt", "sentencepiece.bpe.model"):
@@ -139,7 +141,7 @@ def test_token_classification(tokenizer: ErnieMTokenizer) -> None:
     )
     for text, groups in zip(TEXTS, simple(TEXTS), strict=True):
         tokens = pipe(text)
-        # Neighbours of one entity go together, and a B- starts another.
+        # Neighbouring tokens of one entity form a group; B- starts a new one.
         expected: list[list[Any]] = []
         for token in tokens:
             entity = token["entity"].split("-")[-1]
@@ -168,6 +170,18 @@ def test_fill_mask(tokenizer: ErnieMTokenizer) -> None:
             expected = run_alone(plain, tokenizer, text).logits[0, place].softmax(-1).topk(4)
             assert [candidate["token"] for candidate in found] == expected.indices.tolist()
             assert_close(torch.tensor([candidate["score"] for candidate in found]), expected.values)
+
+
+def test_texts_longer_than_the_model_takes_are_cut(tmp_path: Path, tokenizer: ErnieMTokenizer) -> None:
+    """A folder of 4.x sets no limit; pipelines and sentence-transformers read `model_max_length`."""
+    _, model = pipeline_model("ErnieMForTokenClassification", tokenizer)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    file = tmp_path / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"model_max_length": int(1e30)}))
+    pipe = pipeline("token-classification", str(tmp_path), device="cpu", ignore_labels=[])
+    assert pipe.tokenizer.model_max_length == model.config.max_tokens == 128
+    assert len(pipe(TEXTS[0] * 40)) == 126
 
 
 # The models themselves
@@ -202,7 +216,7 @@ def test_number_of_parameters(models: Any, sizes: dict[str, int], millions: floa
 @pytest.mark.parametrize("name", CLASSES[1:])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast(name: str, dtype: torch.dtype) -> None:
-    """Forward and backward; the error is at most twice the plain model's."""
+    """Gradients under autocast have at most twice the plain model's error."""
     plain, fast = make(name, torch.float32, **NO_DROPOUT)
     inputs = batch((12, 12, 12))
     inputs |= labels_for(name, inputs)
@@ -224,7 +238,7 @@ def test_autocast(name: str, dtype: torch.dtype) -> None:
     assert 0 < error(fast) <= 2 * error(plain)
     with torch.autocast("cpu", dtype), torch.no_grad():
         fast.eval()(**inputs)
-    with torch.no_grad():  # nothing low-precision is left in a cache
+    with torch.no_grad():  # no low-precision weight may be left in a cache
         expected = plain.eval()(**inputs).loss
         assert_close(fast(**inputs).loss, expected)
 
@@ -301,7 +315,7 @@ TUPLES_OF_4_40_2 = {
 @pytest.mark.parametrize("models", [erniem_fast, reference], ids=["fast", "reference"])
 @pytest.mark.parametrize("name", TUPLES_OF_4_40_2)
 def test_tuples(models: Any, name: str) -> None:
-    """`return_dict=False` as an argument and in the configuration; arguments come first."""
+    """`return_dict=False` gives 4.40.2's tuples; the argument takes precedence over the configuration."""
     changes = {} if name == "ErnieMForQuestionAnswering" else {"num_labels": 3}
     model = getattr(models, name)(ErnieMConfig(**SIZES, **changes)).eval()
     inputs = batch()
@@ -340,3 +354,35 @@ def test_the_poolers_place_is_kept_in_tuples(models: Any) -> None:
     model = models.ErnieMModel(ErnieMConfig(**SIZES), add_pooling_layer=False).eval()
     found = model(**batch(), return_dict=False, output_hidden_states=True)
     assert shapes(found) == [(4, 10, 32), None, STATES]
+
+
+# Gradients of what is returned
+
+
+@pytest.mark.parametrize("which", ["reference", "fast"])
+@pytest.mark.parametrize("mask_dims", [2, 4])
+def test_returned_hidden_states_and_attentions_take_part(which: str, mask_dims: int) -> None:
+    """`retain_grad` on them gets a gradient, as transformers tests for its own models."""
+    plain, fast = make(**NO_DROPOUT)
+    inputs = batch()
+    real_tokens = inputs["attention_mask"].bool()
+    if mask_dims == 4:
+        inputs["attention_mask"] = (real_tokens[:, None, :, None] & real_tokens[:, None, None, :]).long()
+
+    def retained(model: Any) -> list[torch.Tensor]:
+        outputs = model(**inputs, output_hidden_states=True, output_attentions=True)
+        values = [*outputs.hidden_states[:-1], *outputs.attentions]
+        for value in values:
+            value.retain_grad()
+        weight = torch.linspace(-1, 1, 32, dtype=torch.float64)
+        (outputs.last_hidden_state[real_tokens] * weight).tanh().sum().backward()
+        assert all(value.grad is not None for value in values)
+        return [value.grad for value in values]
+
+    expected = retained(plain)
+    for found, wanted in zip(retained({"reference": plain, "fast": fast}[which]), expected, strict=True):
+        assert wanted.any()
+        counted = real_tokens[..., None]
+        if found.dim() == 4:  # attentions: padded queries and keys differ by design
+            counted = real_tokens[:, None, :, None] & real_tokens[:, None, None, :]
+        assert_close(found * counted, wanted * counted)

@@ -1,4 +1,4 @@
-"""Tables of another size, and the masked LM's tied one."""
+"""Word tables of another size, and the table that the masked LM ties to its decoder."""
 
 import copy
 from pathlib import Path
@@ -70,7 +70,7 @@ def test_resize_token_embeddings_of_a_masked_lm(tmp_path: Path, models: Any, siz
     torch.testing.assert_close(found.logits[..., :common], logits[..., :common], rtol=1e-5, atol=1e-5)
     assert torch.equal(model.lm_head.bias[:common], before["lm_head.bias"][:common])
     assert model.lm_head.bias.isfinite().all()
-    # One parameter, trained from both sides.
+    # The table gets gradients as input and as output embedding.
     model(IDS, labels=torch.where(IDS == 1, -100, IDS)).loss.backward()
     assert model.get_input_embeddings().weight.grad.shape == (size, 32)
     assert model.lm_head.bias.grad.any()
@@ -131,14 +131,14 @@ def test_base_into_masked_lm(tmp_path: Path, form: str) -> None:
     assert torch.equal(loaded.lm_head.decoder.weight, model.embeddings.word_embeddings.weight)
     assert set(info["unexpected_keys"]) == {"pooler.dense.weight", "pooler.dense.bias"}
     head = {"dense.weight", "dense.bias", "layer_norm.weight", "layer_norm.bias", "bias"}
-    # transformers also names what would be tied to a missing parameter.
+    # transformers also reports parameters tied to a missing one.
     assert set(info["missing_keys"]) - {"lm_head.decoder.bias"} == {f"lm_head.{key}" for key in head}
     assert not loaded.lm_head.bias.any()
     assert (loaded.lm_head.layer_norm.weight == 1).all()
 
 
 def test_xlm_r_keys_of_the_head_load(tmp_path: Path) -> None:
-    """With the decoder stored too, as old XLM-R checkpoints do."""
+    """Checkpoints that store the tied decoder too, as old ones of XLM-R, load."""
     model = make("ErnieMForMaskedLM")
     loaded, info = load(write(tmp_path, weights(model)), "ErnieMForMaskedLM")
     assert_nothing_to_report(info)

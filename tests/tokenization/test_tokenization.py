@@ -1,33 +1,22 @@
-"""ErnieMTokenizer against transformers 4.40.2's ids, and against the splitting rule written out plainly."""
+"""ErnieMTokenizer against the ids of transformers 4.40.2 and against a plain version of the splitting rule."""
 
 import ast
-import copy
 import inspect
-import json
 import pickle
-import shutil
 from pathlib import Path
 
 import pytest
 import sentencepiece as spm
+from helpers.golden_tokenizer import MODEL, VOCAB, build, read_json
 from helpers.paths import GOLDEN_TOKENIZER
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from transformers import AddedToken, AutoTokenizer, BatchEncoding
+from transformers import AddedToken, BatchEncoding
 
 from erniem_fast import tokenization
 from erniem_fast.tokenization import ErnieMTokenizer
 
-MODEL, VOCAB = GOLDEN_TOKENIZER / "sentencepiece.bpe.model", GOLDEN_TOKENIZER / "vocab.txt"
 CLS, PAD, SEP, UNK, MASK = 0, 1, 2, 3, 16001
-
-
-def read_json(path):
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def build(**kwargs):
-    return ErnieMTokenizer(MODEL, VOCAB, **kwargs)
 
 
 @pytest.fixture(scope="module")
@@ -45,14 +34,6 @@ def processor():
     return spm.SentencePieceProcessor(model_file=str(MODEL))
 
 
-@pytest.fixture
-def folder_4x(tmp_path):
-    """A folder as 4.40.2's save_pretrained writes it: lowercasing, with added tokens."""
-    for path in (MODEL, VOCAB, *(GOLDEN_TOKENIZER / "saved_by_4.40.2").glob("*.json")):
-        shutil.copy(path, tmp_path)
-    return tmp_path
-
-
 def test_golden(tokenizer):
     rows = read_json(GOLDEN_TOKENIZER / "golden.json")
     assert len(rows) == 685
@@ -67,50 +48,6 @@ def test_golden_in_batches(tokenizer):
     assert encoded["input_ids"] == [row["input_ids"] for row in rows]
     assert set(encoded) == {"input_ids", "attention_mask"}
     assert encoded["attention_mask"] == [[1] * len(row["input_ids"]) for row in rows]
-
-
-def test_folder_of_4x(folder_4x):
-    tokenizer = ErnieMTokenizer.from_pretrained(folder_4x)
-    for row in read_json(GOLDEN_TOKENIZER / "saved_by_4.40.2" / "golden.json"):
-        ids = tokenizer(row["text"])["input_ids"]
-        assert ids == row["input_ids"], row["text"]
-        assert tokenizer.tokenize(row["text"]) == row["tokens"]
-        assert tokenizer.decode(ids) == row["decoded"]
-        assert tokenizer.decode(ids, skip_special_tokens=True) == row["decoded_skip"]
-
-
-def test_folder_of_early_4x(folder_4x):
-    """Before 4.34 added tokens stood in added_tokens.json and special_tokens_map.json only."""
-    expected = ErnieMTokenizer.from_pretrained(folder_4x)
-    config = read_json(folder_4x / "tokenizer_config.json")
-    del config["added_tokens_decoder"], config["additional_special_tokens"]
-    (folder_4x / "tokenizer_config.json").write_text(json.dumps(config))
-    early = ErnieMTokenizer.from_pretrained(folder_4x)
-    assert early.get_vocab() == expected.get_vocab()
-    assert early.all_special_tokens == expected.all_special_tokens
-    assert early.encode("NewTok <e1>x [MASK]") == expected.encode("NewTok <e1>x [MASK]")
-
-
-def test_bare_folder(tokenizer, tmp_path):
-    shutil.copy(MODEL, tmp_path)
-    shutil.copy(VOCAB, tmp_path)
-    bare = ErnieMTokenizer.from_pretrained(tmp_path)
-    assert bare.get_vocab() == tokenizer.get_vocab()
-    assert bare.encode("Hello, 12 中文", "pair") == tokenizer.encode("Hello, 12 中文", "pair")
-
-
-def test_without_vocab_file(processor, tmp_path):
-    """Ids of the SentencePiece model, then the special tokens, in 4.40.2's order."""
-    tokenizer = ErnieMTokenizer(MODEL)
-    size = processor.get_piece_size()
-    assert tokenizer.vocab_size == size
-    assert len(tokenizer) == size + 5
-    assert tokenizer.convert_tokens_to_ids(["[UNK]", "[SEP]", "[PAD]", "[CLS]", "[MASK]"]) == [*range(size, size + 5)]
-    ids = [processor.piece_to_id(piece) for piece in ("▁Hello", ",", "▁my")]
-    assert tokenizer.encode("Hello, my") == [tokenizer.cls_token_id, *ids, tokenizer.sep_token_id]
-    assert tokenizer.convert_tokens_to_ids("no such piece") == tokenizer.unk_token_id  # None in 4.40.2
-    tokenizer.save_pretrained(tmp_path)
-    assert ErnieMTokenizer.from_pretrained(tmp_path).get_vocab() == tokenizer.get_vocab()
 
 
 def split_plainly(pieces):
@@ -213,7 +150,7 @@ def test_result_may_be_changed_by_the_caller(tokenizer):
     assert tokenizer.tokenize("Hello 12") == ["▁Hello", "12"]
 
 
-# --- Formatting --------------------------------------------------------------------------------------------
+# Formatting
 
 IDS = st.lists(st.integers(4, 16000), max_size=12)
 
@@ -398,73 +335,6 @@ def test_other_sentencepiece_options(tokenizer):
     assert build(sp_model_kwargs={"enable_sampling": False}).tokenize("Hello 12") == tokenizer.tokenize("Hello 12")
 
 
-def full_tokenizer():
-    options = {"enable_sampling": False, "alpha": 0.3}
-    tokenizer = build(do_lower_case=True, sp_model_kwargs=options, additional_special_tokens=["<ENT>"])
-    tokenizer.add_tokens(["NewTok"])
-    tokenizer.add_special_tokens({"mask_token": "<m>"})
-    return tokenizer
-
-
-def assert_same(copied, original):
-    assert type(copied) is ErnieMTokenizer
-    assert copied.get_vocab() == original.get_vocab()
-    assert len(copied) == len(original)
-    assert copied.special_tokens_map == original.special_tokens_map
-    assert copied.all_special_ids == original.all_special_ids
-    assert copied.do_lower_case == original.do_lower_case
-    assert copied.sp_model_kwargs == original.sp_model_kwargs
-    assert copied.model_input_names == original.model_input_names == ["input_ids", "attention_mask"]
-    for text in ("HELLO NewTok<ENT> 12，中文 <m>", "[MASK] ΟΔΟΣ"):
-        assert copied.encode(text, "pair") == original.encode(text, "pair")
-
-
-def test_save_and_load(tmp_path):
-    original = full_tokenizer()
-    files = original.save_pretrained(tmp_path / "a")
-    assert read_json(tmp_path / "a" / "tokenizer_config.json")["tokenizer_class"] == "ErnieMTokenizer"
-    assert {Path(file).name for file in files} >= {
-        "tokenizer_config.json",
-        "vocab.txt",
-        "sentencepiece.bpe.model",
-    }
-    loaded = ErnieMTokenizer.from_pretrained(tmp_path / "a")
-    assert_same(loaded, original)
-    loaded.save_pretrained(tmp_path / "a")  # over the files that it came from
-    assert_same(ErnieMTokenizer.from_pretrained(tmp_path / "a"), original)
-
-
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda tokenizer: pickle.loads(pickle.dumps(tokenizer))])
-def test_copies_need_no_files(tmp_path, duplicate):
-    full_tokenizer().save_pretrained(tmp_path / "a")
-    original = ErnieMTokenizer.from_pretrained(tmp_path / "a")
-    shutil.rmtree(tmp_path / "a")
-    copied = duplicate(original)
-    assert_same(copied, original)
-    copied.add_tokens(["another"])
-    assert "another" not in original.get_vocab()
-    copied.save_pretrained(tmp_path / "b")
-    assert_same(ErnieMTokenizer.from_pretrained(tmp_path / "b"), copied)
-
-
-def test_save_vocabulary(tokenizer, tmp_path):
-    plain = tokenizer.save_vocabulary(str(tmp_path / "new"))
-    assert plain == (str(tmp_path / "new" / "vocab.txt"), str(tmp_path / "new" / "sentencepiece.bpe.model"))
-    prefixed = tokenizer.save_vocabulary(str(tmp_path), filename_prefix="x")
-    assert prefixed == (str(tmp_path / "x-vocab.txt"), str(tmp_path / "x-sentencepiece.bpe.model"))
-    for vocab_file, model_file in (plain, prefixed):
-        assert Path(vocab_file).read_bytes() == VOCAB.read_bytes()
-        assert Path(model_file).read_bytes() == MODEL.read_bytes()
-
-
-@pytest.mark.parametrize("config", [None, {"model_type": "ernie_m"}])
-def test_auto_tokenizer(folder_4x, config):
-    """`import erniem_fast` registers the class; without config.json, tokenizer_config.json names it."""
-    if config is not None:
-        (folder_4x / "config.json").write_text(json.dumps(config))
-    assert_same(AutoTokenizer.from_pretrained(folder_4x), ErnieMTokenizer.from_pretrained(folder_4x))
-
-
 def test_constructor_arguments_as_in_4x():
     parameters = list(inspect.signature(ErnieMTokenizer).parameters)
     assert parameters[:4] == ["sentencepiece_model_ckpt", "vocab_file", "do_lower_case", "encoding"]
@@ -510,32 +380,6 @@ def test_no_torch():
 def test_bad_arguments(arguments, error, message):
     with pytest.raises(error, match=message):
         ErnieMTokenizer(**{"sentencepiece_model_ckpt": MODEL, "vocab_file": VOCAB} | arguments)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("", r"unk_token='\[UNK\]': expected a token of vocab_file="),
-        ("[CLS]\n[PAD]\n[SEP]\n[UNK]\na\n", r"mask_token='\[MASK\]'"),
-    ],
-)
-def test_bad_vocab(tmp_path, content, message):
-    path = tmp_path / "vocab.txt"
-    path.write_text(content)
-    with pytest.raises(ValueError, match=message):
-        ErnieMTokenizer(MODEL, path)
-
-
-def test_last_line_of_a_repeated_token_counts(tmp_path):
-    path = tmp_path / "vocab.txt"
-    path.write_text("[CLS]\n[PAD]\n▁a\n[SEP]\n[UNK]\n▁a\n[MASK]\n")
-    assert ErnieMTokenizer(MODEL, path)("a").input_ids == [0, 5, 3]
-
-
-def test_folder_without_model(tmp_path):
-    shutil.copy(VOCAB, tmp_path)
-    with pytest.raises(ValueError, match="sentencepiece_model_ckpt=None"):
-        ErnieMTokenizer.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("text", [5, b"bytes", ["a", None], ["a", 5]])

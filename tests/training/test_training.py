@@ -25,7 +25,7 @@ import erniem_fast
 
 
 def train(model: Any, folder: Path, data: list[dict[str, Any]], collator: Any = None, **options: Any) -> list[float]:
-    """Train with plain gradient descent; the losses that were logged, one an optimiser step."""
+    """Losses logged in a training with plain gradient descent, one an optimiser step."""
     sgd = torch.optim.SGD(model.parameters(), lr=0.05)
     arguments = TrainingArguments(
         output_dir=str(folder), use_cpu=True, report_to=[], save_strategy="no", logging_steps=1, max_grad_norm=0.0,
@@ -44,7 +44,7 @@ def train(model: Any, folder: Path, data: list[dict[str, Any]], collator: Any = 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_trainer_with_gradient_accumulation(tmp_path: Path, checkpointing: bool) -> None:
-    """Losses and weights of a plain loop: each step sees all the data, in four parts."""
+    """Losses and weights equal those of a plain loop; each step takes all the data, in four parts."""
     plain, fast = make("ErnieMForSequenceClassification", num_labels=3, **NO_DROPOUT)
     inputs = batch((9, 3, 5, 2, 7, 7, 1, 6))
     inputs |= labels_for("ErnieMForSequenceClassification", inputs, 3)
@@ -67,7 +67,7 @@ def test_trainer_with_gradient_accumulation(tmp_path: Path, checkpointing: bool)
     assert_close(torch.tensor(logged), torch.tensor(losses), 2e-4)
     for name, value in plain.state_dict().items():
         assert_close(fast.state_dict()[name], value, 2e-5)
-        # A constant added to all scores of a softmax changes nothing.
+        # The key bias adds a constant to all scores of a softmax: its gradient is 0.
         assert not torch.equal(value, before[name]) or "k_proj.bias" in name
     fast.eval()
     plain.eval()
@@ -157,7 +157,7 @@ def test_gradient_checkpointing(models: str, use_reentrant: bool, dropout: float
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
 def test_gradient_checkpointing_of_dropouts_that_are_called(use_reentrant: bool) -> None:
-    """A hooked dropout draws from torch's generator, which checkpointing has to restore."""
+    """A hooked dropout draws from torch's generator, and checkpointing restores it."""
     _, model = make("ErnieMForTokenClassification", hidden_dropout_prob=0.3, attention_probs_dropout_prob=0.3)
     inputs = batch()
     inputs |= labels_for("ErnieMForTokenClassification", inputs)
@@ -221,7 +221,7 @@ def test_every_encoder_of_a_model_is_checkpointed_above_frozen_embeddings() -> N
 
 @pytest.mark.parametrize("name", CLASSES[1:])
 def test_training_is_governed_by_manual_seed(name: str) -> None:
-    """Bitwise the same again, otherwise with another seed, and no dropout in eval mode."""
+    """Equal seeds give bitwise equal gradients, other seeds other losses; eval mode has no dropout."""
     _, model = make(name, act_dropout=0.1)
     inputs = batch()
     inputs |= labels_for(name, inputs)
