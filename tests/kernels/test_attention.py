@@ -17,6 +17,7 @@ pytest.importorskip("triton")
 
 from erniem_fast import ops
 from erniem_fast.kernels import attention, attention_tiles, configs
+from erniem_fast.ops import Dropout
 
 pytestmark = pytest.mark.usefixtures("_poisoned")
 
@@ -49,8 +50,7 @@ def check(
 ) -> None:
     cu_seqlens, max_seqlen, total = offsets(lengths, device), max(lengths), sum(lengths) + tail
     prefix_lens = None if prefixes is None else torch.tensor(prefixes, dtype=torch.int32, device=device)
-    seed = ops.draw_seed(device)
-    rest = {"prefix_lens": prefix_lens, "dropout_p": p, "seed": seed, "site": 7}
+    rest: Any = {"prefix_lens": prefix_lens, "dropout": Dropout(p, ops.draw_seed(device), 7) if p else None}
 
     def kernel(qkv: Tensor) -> Tensor:
         return ops.varlen_attention(qkv, cu_seqlens, max_seqlen, backend="triton", **rest)
@@ -150,7 +150,7 @@ def test_the_mask_is_philox_bit_for_bit(length: int, tile: int, device: torch.de
         qkv = torch.zeros(start + length, 3, heads, head_dim, device=device, dtype=torch.bfloat16)
         qkv[start:, 2, :, : shown.shape[1]] = shown[:, None]
         qkv.requires_grad_()
-        out = ops.varlen_attention(qkv, cu_seqlens, length, dropout_p=p, seed=seed, site=11, backend="triton")
+        out = ops.varlen_attention(qkv, cu_seqlens, length, dropout=Dropout(p, seed, 11), backend="triton")
         columns = range(first, min(first + head_dim, length))
         (grad,) = torch.autograd.grad(out, qkv, torch.zeros_like(out).index_copy(
             0, torch.arange(start, start + length, device=device), qkv.detach()[start:, 2]
@@ -237,10 +237,10 @@ def test_wrong_offsets_touch_no_other_memory(
     cu_seqlens = torch.tensor(wrong, dtype=torch.int32, device=device)
     grad = torch.randn(90, 2, 16, device=device)
     for longest in (16, 90):
-        tiles = ops.attention_tiles(cu_seqlens, longest, 90, backend="triton")
+        plan = ops.attention_plan(cu_seqlens, longest, 90, num_heads=2, head_dim=16, backend="triton")
         monkeypatch.setattr(Tensor, "new_empty", new)
         monkeypatch.setattr(torch, "empty_like", lambda like, **_: guarded(like.shape, like.dtype))
-        out = ops.varlen_attention(qkv, cu_seqlens, longest, tiles=tiles, backend="triton")
+        out = ops.varlen_attention(qkv, cu_seqlens, longest, plan=plan, backend="triton")
         (found,) = torch.autograd.grad(out, qkv, grad)
         monkeypatch.setattr(Tensor, "new_empty", new_empty)
         monkeypatch.setattr(torch, "empty_like", empty_like)
@@ -271,7 +271,7 @@ def test_many_sequences(device: torch.device) -> None:
 def test_the_list_holds_every_tile_once_longest_first(device: torch.device, lengths: list[int], tail: int) -> None:
     total, longest = sum(lengths) + tail, max(lengths)
     tile, _ = configs.attention_tile(longest, total, len(lengths))
-    tiles = attention.attention_tiles(offsets(lengths, device), longest, total, False)
+    tiles = attention.attention_tiles(offsets(lengths, device), longest, total, 0)
     if longest <= tile:
         return
     used = tiles[: attention_tiles.tile_slots(tile, total, len(lengths))].tolist()
@@ -284,21 +284,43 @@ def test_the_list_holds_every_tile_once_longest_first(device: torch.device, leng
     assert counts == sorted(counts, reverse=True)
 
 
-def test_tiles_given_are_tiles_made(device: torch.device) -> None:
+def test_a_plan_given_is_the_plan_made(device: torch.device) -> None:
     lengths = [100, 20, 70]
     cu_seqlens = offsets(lengths, device)
     qkv = torch.randn(190, 3, 2, 16, device=device)
-    tiles = ops.attention_tiles(cu_seqlens, 100, 190, backend="triton")
-    found = ops.varlen_attention(qkv, cu_seqlens, 100, tiles=tiles, backend="triton")
+    plan = ops.attention_plan(cu_seqlens, 100, 190, num_heads=2, head_dim=16, backend="triton")
+    assert plan.tiles is not None
+    found = ops.varlen_attention(qkv, cu_seqlens, 100, plan=plan, backend="triton")
     assert torch.equal(found, ops.varlen_attention(qkv, cu_seqlens, 100, backend="triton"))
-    assert ops.attention_tiles(cu_seqlens, 100, 190, backend="torch") is None
+    assert ops.attention_plan(cu_seqlens, 100, 190, num_heads=2, head_dim=16, backend="torch").tiles is None
+
+
+@pytest.mark.parametrize("lengths", [[9, 3, 0], [64, 20], [100, 33, 70]], ids=str)
+def test_a_forced_tile_size(lengths: list[int], device: torch.device) -> None:
+    """The list has one size in every mode, and the result is right with either."""
+    cu_seqlens, longest, total = offsets(lengths, device), max(lengths), sum(lengths) + 5
+    qkv = torch.randn(total, 3, 2, 16, device=device, requires_grad=True)
+    grad = torch.randn(total, 2, 16, device=device)
+    grad[sum(lengths) :] = 0
+    expected = attention.varlen_attention_oracle(qkv, cu_seqlens)[0]
+    (wanted,) = torch.autograd.grad(expected, qkv, grad[: sum(lengths)])
+    shapes = set()
+    for block_m in (0, configs.INVARIANT_TILE):
+        tiles = attention.attention_tiles(cu_seqlens, longest, total, block_m)
+        shapes.add(tiles.shape)
+        out, _ = attention.varlen_attention(qkv, cu_seqlens, tiles, longest, block_m, None, None)
+        torch.testing.assert_close(out[: sum(lengths)], expected, rtol=1e-5, atol=1e-5)
+        assert (out[sum(lengths) :] == 0).all()
+        torch.testing.assert_close(torch.autograd.grad(out, qkv, grad)[0], wanted, rtol=1e-4, atol=1e-5)
+        assert block_m == 0 or (tiles[:, 0] >= 0).sum() == sum(-(-n // block_m) for n in (*lengths, 5))
+    assert shapes == {(total // 16 + len(lengths) + 1, 2)}
 
 
 def test_runs_are_bitwise_equal(device: torch.device) -> None:
     lengths = [100, 20, 70, 3]
     qkv = torch.randn(193, 3, 2, 16, device=device, requires_grad=True)
     run: Callable[[], Tensor] = partial(
-        ops.varlen_attention, qkv, offsets(lengths, device), 100, dropout_p=0.3, seed=ops.draw_seed(device),
+        ops.varlen_attention, qkv, offsets(lengths, device), 100, dropout=Dropout(0.3, ops.draw_seed(device), 0),
         backend="triton",
     )  # fmt: skip
     weight = torch.randn(193, 2, 16, device=device)
@@ -321,8 +343,8 @@ def test_a_second_derivative_is_an_error(device: torch.device) -> None:
 def test_gradcheck_of_the_oracle(p: float, prefixed: bool) -> None:
     cu_seqlens = offsets([4, 0, 3], torch.device("cpu"))
     prefix_lens = torch.tensor([2, 0, 1], dtype=torch.int32) if prefixed else None
-    seed = ops.draw_seed(torch.device("cpu"))
+    dropout = Dropout(p, ops.draw_seed(torch.device("cpu")), 3) if p else None
     qkv = torch.randn(7, 3, 2, 3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(
-        lambda qkv: attention.varlen_attention_oracle(qkv, cu_seqlens, prefix_lens, p, seed, 3), qkv
+        lambda qkv: attention.varlen_attention_oracle(qkv, cu_seqlens, prefix_lens, dropout), qkv
     )
