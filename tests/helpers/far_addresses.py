@@ -1,6 +1,9 @@
-"""Run by tests/kernels/test_backend.py in a process of its own, under TRITON_INTERPRET=1: every kernel on the last rows of tensors of
-more than 2**31 elements. Memory that nobody touches is never committed, and only the programs that work on those rows
-are run; a 32-bit offset would end in a segmentation fault."""
+"""Every kernel on the last rows of tensors of more than 2**31 elements.
+
+Run by tests/kernels/test_backend.py in a process of its own, under TRITON_INTERPRET=1. Memory that nobody touches is
+never committed, and only the programs that work on those rows are run; a 32-bit offset would end in a segmentation
+fault.
+"""
 
 from collections.abc import Iterable
 from typing import Any
@@ -23,7 +26,7 @@ from erniem_fast.kernels.configs import RowConfig
 
 
 class Only:
-    """A kernel of whose grid only some programs are run; negative numbers count from the end."""
+    """A kernel that runs only some programs of its grid; negative numbers count from the end."""
 
     def __init__(self, kernel: Any, programs: Iterable[int]) -> None:
         self.kernel, self.programs = kernel, list(programs)

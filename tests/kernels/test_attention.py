@@ -32,6 +32,14 @@ CASES = {
     "one sequence": [77],
     "one token": [1],
 }
+QUICK = {
+    ("16: four heads a tile", 0.0), ("32: two heads a tile", 0.3), ("64: one tile", 0.0), ("several tiles, mixed", 0.3),
+    ("tiles of 128 rows", 0.0), ("exact tiles of 64", 0.0), ("one sequence", 0.3), ("one token", 0.0),
+}  # fmt: skip
+
+
+def slow(*values: Any) -> Any:
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 def offsets(lengths: list[int], device: torch.device) -> Tensor:
@@ -65,42 +73,60 @@ def check(
     assert (grad[sum(lengths) :] == 0).all()
 
 
-@pytest.mark.parametrize("p", [0.0, 0.3])
-@pytest.mark.parametrize("lengths", CASES.values(), ids=CASES)
-def test_float32(lengths: list[int], p: float, device: torch.device) -> None:
-    check(device, lengths, p=p)
+@pytest.mark.parametrize(
+    ("name", "p"),
+    [(name, p) if (name, p) in QUICK else slow(name, p) for name in CASES for p in (0.0, 0.3)],
+)
+def test_float32(name: str, p: float, device: torch.device) -> None:
+    check(device, CASES[name], p=p)
 
 
-@pytest.mark.parametrize("p", [0.0, 0.3])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("name", ["16: four heads a tile", "several tiles, mixed"])
+@pytest.mark.parametrize(
+    ("name", "dtype", "p"),
+    [
+        ("16: four heads a tile", torch.float16, 0.3),
+        ("several tiles, mixed", torch.bfloat16, 0.0),
+        slow("16: four heads a tile", torch.float16, 0.0),
+        slow("16: four heads a tile", torch.bfloat16, 0.0),
+        slow("16: four heads a tile", torch.bfloat16, 0.3),
+        slow("several tiles, mixed", torch.float16, 0.0),
+        slow("several tiles, mixed", torch.float16, 0.3),
+        slow("several tiles, mixed", torch.bfloat16, 0.3),
+    ],
+    ids=str,
+)
 def test_16_bit(name: str, dtype: torch.dtype, p: float, device: torch.device) -> None:
     check(device, CASES[name], heads=3, head_dim=64, dtype=dtype, p=p)
 
 
-@pytest.mark.parametrize("p", [0.0, 0.3])
+@pytest.mark.parametrize("p", [slow(0.0), 0.3])
 @pytest.mark.parametrize(
     ("lengths", "prefixes"),
     [
         ([16, 9, 4, 0], [7, 9, 0, 0]),
-        ([64, 30, 1], [40, 7, 1]),
+        slow([64, 30, 1], [40, 7, 1]),
         ([100, 65, 20, 70, 64], [70, 65, 5, 0, 64]),
-        ([200, 210], [70, 130]),
+        slow([200, 210], [70, 130]),
     ],
 )
 def test_prefix(lengths: list[int], prefixes: list[int], p: float, device: torch.device) -> None:
     check(device, lengths, p=p, prefixes=prefixes)
 
 
-@pytest.mark.parametrize("head_dim", [4, 20, 64, 80, 128])
+@pytest.mark.parametrize("head_dim", [20, 80, slow(4), slow(64), slow(128)])
 def test_head_dims(head_dim: int, device: torch.device) -> None:
     check(device, [70, 20], heads=1, head_dim=head_dim, p=0.2)
 
 
-@pytest.mark.parametrize("p", [0.0, 0.2])
+@pytest.mark.parametrize("p", [slow(0.0), 0.2])
 @pytest.mark.parametrize(
     ("lengths", "prefixes"),
-    [([20, 9], None), ([40, 64, 17], None), ([33, 100, 70, 1], [20, 40, 70, 0]), ([300, 17], None)],
+    [
+        ([20, 9], None),
+        slow([40, 64, 17], None),
+        ([33, 100, 70, 1], [20, 40, 70, 0]),
+        slow([300, 17], None),
+    ],
 )
 def test_tiles_whose_rows_several_programs_share(
     lengths: list[int], prefixes: list[int] | None, p: float, monkeypatch: pytest.MonkeyPatch, device: torch.device
@@ -120,6 +146,7 @@ def test_rows_of_no_sequence_are_zero(lengths: list[int], device: torch.device) 
     check(device, lengths, p=0.2, tail=70)
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None)
 @given(data=st.data())
 def test_any_lengths(device: torch.device, data: st.DataObject) -> None:
@@ -138,7 +165,17 @@ def test_any_lengths(device: torch.device, data: st.DataObject) -> None:
     )
 
 
-@pytest.mark.parametrize(("length", "tile"), [(9, 16), (30, 32), (64, 64), (120, 64), (385, 128)])
+@pytest.mark.parametrize(
+    ("length", "tile"),
+    [
+        (9, 16),
+        (70, 64),
+        slow(30, 32),
+        slow(64, 64),
+        slow(120, 64),
+        slow(385, 128),
+    ],
+)
 def test_the_mask_is_philox_bit_for_bit(length: int, tile: int, device: torch.device) -> None:
     """Equal scores give each column the probability 1 / length: values, or gradients, of one 1 each show the mask."""
     heads, head_dim, p, start = 1 if length > 200 else 2, 128, 0.3, 3
@@ -210,12 +247,20 @@ def test_a_longest_that_is_too_long_or_too_short(
     assert grad.isfinite().all()
 
 
-@pytest.mark.parametrize("architecture", ["sm_90", "sm_80"])
-@pytest.mark.parametrize("wrong", [[0, 40, 20, 90], [-5, 40, 90], [0, 200, 90], [3, 3, 1000], [5, 30, 60]])
+@pytest.mark.parametrize(
+    ("architecture", "wrong"),
+    [
+        ("sm_90", [0, 40, 20, 90]),
+        ("sm_80", [3, 3, 1000]),
+        slow("sm_80", [0, 40, 20, 90]),
+        slow("sm_90", [3, 3, 1000]),
+        *(slow(name, wrong) for name in ("sm_90", "sm_80") for wrong in ([-5, 40, 90], [0, 200, 90], [5, 30, 60])),
+    ],
+)
 def test_wrong_offsets_touch_no_other_memory(
     wrong: list[int], architecture: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Operands and results stand between guards: NaN that would be read, sevens that would be overwritten."""
+    """Operands and results lie between guards: NaN that would be read, sevens that would be overwritten."""
     monkeypatch.setattr(configs, "architecture", lambda _: architecture)
     guards = []
     new_empty, empty_like = Tensor.new_empty, torch.empty_like
@@ -275,12 +320,12 @@ def test_the_list_holds_every_tile_once_longest_first(device: torch.device, leng
     if longest <= tile:
         return
     used = tiles[: attention_tiles.tile_slots(tile, total, len(lengths))].tolist()
-    there = [(sequence, place) for sequence, place in used if sequence >= 0]
+    listed = [(sequence, place) for sequence, place in used if sequence >= 0]
     counted = [*lengths, tail]
     wanted = {(i, t) for i, length in enumerate(counted) for t in range(-(-length // tile))}
-    assert len(there) == len(wanted)
-    assert set(there) == wanted
-    counts = [-(-counted[sequence] // tile) for sequence, _ in there]
+    assert len(listed) == len(wanted)
+    assert set(listed) == wanted
+    counts = [-(-counted[sequence] // tile) for sequence, _ in listed]
     assert counts == sorted(counts, reverse=True)
 
 
