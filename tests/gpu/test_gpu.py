@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.closeness import assert_right
+from helpers.row_cases import dropout_of
 from torch import Tensor
 
 pytest.importorskip("triton")
@@ -33,10 +34,11 @@ pytestmark = [
 ]
 CUDA = torch.device("cuda")
 KERNELS = [
-    attention_forward._forward, attention_backward._backward_in_one, attention_backward._backward_rows,
-    attention_backward._backward_columns, attention_tiles._scatter_tiles, layer_norm._forward, layer_norm._backward,
-    activation._forward, activation._backward, embedding._forward, embedding._backward, segment_sum._sum_chunks,
-    segment_sum._sum_pieces,
+    attention_forward._attn_fwd_kernel, attention_backward._attn_bwd_single_tile_kernel,
+    attention_backward._attn_bwd_dq_kernel, attention_backward._attn_bwd_dkdv_kernel,
+    attention_tiles._attn_tiles_kernel, layer_norm._layer_norm_fwd_kernel, layer_norm._layer_norm_bwd_kernel,
+    activation._activation_fwd_kernel, activation._activation_bwd_kernel, embedding._embedding_fwd_kernel,
+    embedding._embedding_bwd_kernel, segment_sum._segment_sum_chunks_kernel, segment_sum._segment_sum_merge_kernel,
 ]  # fmt: skip
 MIXES = {
     "16": [16] * 256,
@@ -62,10 +64,10 @@ def test_linear_at_real_sizes(shape: tuple[int, int, int], dtype: torch.dtype, g
     rows, size, out = shape
     x = torch.randn(rows, size, device=CUDA).to(dtype)
     weight, bias = (torch.randn(out, size, device=CUDA) / size**0.5).to(dtype), torch.randn(out, device=CUDA).to(dtype)
-    seed = ops.draw_seed(CUDA)
-    found, product = linear.launch_linear(x, weight, bias, gelu, p, seed, 3, save=True)
-    exact = linear.linear_oracle(x.double(), weight.double(), bias.double(), gelu, p, seed, 3)
-    plain = linear.linear_oracle(x, weight, bias, gelu, p, seed, 3)
+    dropout = dropout_of(p, CUDA)
+    found, product = linear.launch_linear(x, weight, bias, gelu, dropout, save=True)
+    exact = linear.linear_oracle(x.double(), weight.double(), bias.double(), gelu, dropout)
+    plain = linear.linear_oracle(x, weight, bias, gelu, dropout)
     for one, two, low in zip((found, product), exact, plain, strict=True):
         largest = two.abs().max().item()
         rounding = torch.finfo(dtype).eps / 2 * largest
@@ -79,13 +81,13 @@ def test_linear_at_real_sizes(shape: tuple[int, int, int], dtype: torch.dtype, g
 @pytest.mark.parametrize("mix", MIXES)
 def test_attention_at_real_sizes(mix: str, dtype: torch.dtype, p: float, head_dim: int) -> None:
     lengths, heads = MIXES[mix], 768 // head_dim
-    cu_seqlens, seed = offsets(lengths), ops.draw_seed(CUDA)
+    cu_seqlens, dropout = offsets(lengths), dropout_of(p, CUDA, site=5)
 
     def kernel(qkv: Tensor) -> Tensor:
-        return ops.varlen_attention(qkv, cu_seqlens, max(lengths), dropout_p=p, seed=seed, site=5, backend="triton")
+        return ops.varlen_attention(qkv, cu_seqlens, max(lengths), dropout=dropout, backend="triton")
 
     def oracle(qkv: Tensor) -> Tensor:
-        return attention.varlen_attention_oracle(qkv, cu_seqlens, None, p, seed, 5)[0]
+        return attention.varlen_attention_oracle(qkv, cu_seqlens, None, dropout)[0]
 
     qkv = torch.randn(sum(lengths), 3, heads, head_dim, device=CUDA).to(dtype)
     assert_right(kernel, oracle, [qkv], (sum(lengths), heads, head_dim))
@@ -95,9 +97,9 @@ def test_attention_at_real_sizes(mix: str, dtype: torch.dtype, p: float, head_di
 @pytest.mark.parametrize("mix", MIXES)
 def test_prefix_lens_at_real_sizes(mix: str, p: float) -> None:
     lengths = MIXES[mix]
-    cu_seqlens, seed = offsets(lengths), ops.draw_seed(CUDA)
+    cu_seqlens = offsets(lengths)
     prefixes = torch.tensor([length // 3 for length in lengths], dtype=torch.int32, device=CUDA)
-    rest: Any = {"prefix_lens": prefixes, "dropout_p": p, "seed": seed, "site": 5}
+    rest: Any = {"prefix_lens": prefixes, "dropout": dropout_of(p, CUDA, site=5)}
     qkv = torch.randn(sum(lengths), 3, 12, 64, device=CUDA).bfloat16()
     assert_right(
         lambda qkv: ops.varlen_attention(qkv, cu_seqlens, max(lengths), backend="triton", **rest),
@@ -109,16 +111,14 @@ def test_prefix_lens_at_real_sizes(mix: str, p: float) -> None:
 
 def test_dropout_is_fair() -> None:
     """Rates, and the correlation of neighbours in every direction, within 5 standard deviations."""
-    seed, p, length, heads = ops.draw_seed(CUDA), 0.1, 64, 12
-    sequences = 2000
+    p, length, heads, sequences = 0.1, 64, 12, 2000
+    dropout = ops.Dropout(p, ops.draw_seed(CUDA), 0)
     qkv = torch.zeros(sequences * length, 3, heads, length, device=CUDA, dtype=torch.bfloat16)
     qkv[:, 2] = torch.eye(length, device=CUDA).repeat(sequences, 1)[:, None]
     cu_seqlens = torch.arange(sequences + 1, device=CUDA, dtype=torch.int32) * length
-    out = ops.varlen_attention(qkv, cu_seqlens, length, dropout_p=p, seed=seed, backend="triton")
+    out = ops.varlen_attention(qkv, cu_seqlens, length, dropout=dropout, backend="triton")
     scores = (out != 0).double().view(sequences, length, heads, length).transpose(1, 2)
-    rows = ops.bias_gelu_dropout(
-        torch.full((20_000, 3072), 30.0, device=CUDA), dropout_p=p, seed=seed, backend="triton"
-    )
+    rows = ops.bias_gelu_dropout(torch.full((20_000, 3072), 30.0, device=CUDA), dropout=dropout, backend="triton")
     for kept in (scores, (rows != 0).double()):
         deviation = math.sqrt(p * (1 - p) / kept.numel())
         assert abs(kept.mean() - (1 - p)) < 5 * deviation + 1 / 65536

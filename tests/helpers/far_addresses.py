@@ -1,6 +1,9 @@
-"""Run by test_triton.py in a process of its own, under TRITON_INTERPRET=1: every kernel on the last rows of tensors of
-more than 2**31 elements. Memory that nobody touches is never committed, and only the programs that work on those rows
-are run; a 32-bit offset would end in a segmentation fault."""
+"""Every kernel on the last rows of tensors of more than 2**31 elements.
+
+Run by tests/kernels/test_backend.py in a process of its own, under TRITON_INTERPRET=1. Memory that nobody touches is
+never committed, and only the programs that work on those rows are run; a 32-bit offset would end in a segmentation
+fault.
+"""
 
 from collections.abc import Iterable
 from typing import Any
@@ -23,7 +26,7 @@ from erniem_fast.kernels.configs import RowConfig
 
 
 class Only:
-    """A kernel of whose grid only some programs are run; negative numbers count from the end."""
+    """A kernel that runs only some programs of its grid; negative numbers count from the end."""
 
     def __init__(self, kernel: Any, programs: Iterable[int]) -> None:
         self.kernel, self.programs = kernel, list(programs)
@@ -59,8 +62,12 @@ def check_attention(length: int, forward: range, backward: range) -> None:
     """The second of two sequences; the first is most of a million tokens, and no program of it is run."""
     total, heads, dim = 1_000_000, 12, 64
     for module, names, programs in (
-        (attention_forward, ["_forward"], forward),
-        (attention_backward, ["_backward_in_one", "_backward_rows", "_backward_columns"], backward),
+        (attention_forward, ["_attn_fwd_kernel"], forward),
+        (
+            attention_backward,
+            ["_attn_bwd_single_tile_kernel", "_attn_bwd_dq_kernel", "_attn_bwd_dkdv_kernel"],
+            backward,
+        ),
     ):
         for name in names:
             kernel = getattr(module, name)
@@ -69,7 +76,7 @@ def check_attention(length: int, forward: range, backward: range) -> None:
     tiles = torch.tensor([[1, 0], [1, 1]], dtype=torch.int32)
     qkv, grad = far(total, 3, heads, dim), torch.empty(total, heads, dim)
     qkv[-length:], grad[-length:] = torch.randn(length, 3, heads, dim), torch.randn(length, heads, dim)
-    rest: Any = (offsets, tiles, length, None, 0.0, None, 0, False)
+    rest: Any = (offsets, tiles, length, 0, None, None)
     out, lse = attention_forward.launch_forward(qkv, *rest)
     leaf = qkv[-length:].clone().requires_grad_()
     expected = attention.varlen_attention_oracle(leaf, torch.tensor([0, length], dtype=torch.int32))[0]
@@ -80,32 +87,33 @@ def check_attention(length: int, forward: range, backward: range) -> None:
 
 def check_rows() -> None:
     rows, size, last = 600_000, 4096, 64
-    config = RowConfig(rows=last, warps=4, programs=rows // last, block=1024)
-    for module in (layer_norm, activation, embedding):
+    config = RowConfig(block_m=last, num_warps=4, max_programs=rows // last, block_n=1024)
+    for module, name in ((layer_norm, "layer_norm"), (activation, "activation"), (embedding, "embedding")):
         module.row_config = lambda *_: config  # type: ignore[attr-defined]
-        module._forward, module._backward = Only(module._forward, [-1]), Only(module._backward, [-1])  # type: ignore[attr-defined]
+        for kernel in (f"_{name}_fwd_kernel", f"_{name}_bwd_kernel"):
+            setattr(module, kernel, Only(getattr(module, kernel), [-1]))
     x, grad = far(rows, size), far(rows, size)
     x[-last:], grad[-last:] = torch.randn(last, size), torch.randn(last, size)
     weight, bias = torch.randn(size), torch.randn(size)
     leaf = x[-last:].clone().requires_grad_()
 
-    y, z, mean, rstd = layer_norm.dropout_add_layer_norm.forward(x, x, weight, bias, None, 1e-5, 0.0, None, 0, True)
+    y, z, mean, rstd = layer_norm.dropout_add_layer_norm.forward(x, x, weight, bias, None, 1e-5, None, True)
     expected = layer_norm.dropout_add_layer_norm_oracle(leaf, leaf, weight, bias, None, 1e-5)
     same(y[-last:], expected)
     found = layer_norm.dropout_add_layer_norm_backward.forward(
-        grad, z, mean, rstd, weight, torch.float32, torch.float32, False, 0.0, None, 0
+        grad, z, mean, rstd, weight, torch.float32, torch.float32, False, None
     )[1]
     same(2 * found[-last:], torch.autograd.grad(expected, leaf, grad[-last:])[0])
 
-    y = activation.bias_gelu_dropout.forward(x, bias, 0.0, None, 0)
+    y = activation.bias_gelu_dropout.forward(x, bias, None)
     expected = activation.bias_gelu_dropout_oracle(leaf, bias)
     same(y[-last:, -1024:], expected[:, -1024:])
-    found, _, again = activation.bias_gelu_dropout_backward.forward(grad, x, bias, 0.0, None, 0, True)
+    found, _, again = activation.bias_gelu_dropout_backward.forward(grad, x, bias, None, True)
     same(again[-last:, -1024:], expected[:, -1024:])
     same(found[-last:, -1024:], torch.autograd.grad(expected, leaf, grad[-last:])[0][:, -1024:])
 
-    linear._programs = lambda _: rows  # one a tile
-    linear._linear = Only(linear._linear, [-1])
+    linear._num_programs = lambda _: rows  # one a tile
+    linear._linear_fwd_kernel = Only(linear._linear_fwd_kernel, [-1])
     square = torch.randn(size, size) / size**0.5
     y, product = linear.launch_linear(x, square, bias, save=True)
     expected = x[-last:] @ square.T
@@ -114,13 +122,13 @@ def check_rows() -> None:
 
     ids = torch.arange(rows)
     positions = torch.randn(3, size)
-    places = torch.zeros(rows, dtype=torch.int64)
-    rest: Any = (x, places, positions, weight)
-    y, mean, rstd = embedding.embedding_layer_norm.forward(ids, *rest, bias, 1e-5, -1, -1, 0.0, None, 0, True)
+    position_ids = torch.zeros(rows, dtype=torch.int64)
+    rest: Any = (x, position_ids, positions, weight)
+    y, mean, rstd = embedding.embedding_layer_norm.forward(ids, *rest, bias, 1e-5, -1, -1, None, True)
     expected = embedding.embedding_layer_norm_oracle(leaf, positions[:1], weight, bias, 1e-5)
     same(y[-last:], expected)
-    segment_sum._sum_chunks = Only(segment_sum._sum_chunks, [-1])
-    segment_sum._sum_pieces = Only(segment_sum._sum_pieces, [-1])
+    for name in ("_segment_sum_chunks_kernel", "_segment_sum_merge_kernel"):
+        setattr(segment_sum, name, Only(getattr(segment_sum, name), [-1]))
     chunk = segment_sum.CHUNK
     few = torch.cat((torch.zeros(rows - chunk, dtype=torch.int64), torch.arange(1, chunk + 1)))
     table = segment_sum.segment_sum(grad, few, chunk + 1, -1, torch.float32)

@@ -17,6 +17,7 @@ pytest.importorskip("triton")
 
 from erniem_fast import ops
 from erniem_fast.kernels import attention, attention_tiles, configs
+from erniem_fast.ops import Dropout
 
 pytestmark = pytest.mark.usefixtures("_poisoned")
 
@@ -31,6 +32,14 @@ CASES = {
     "one sequence": [77],
     "one token": [1],
 }
+QUICK = {
+    ("16: four heads a tile", 0.0), ("32: two heads a tile", 0.3), ("64: one tile", 0.0), ("several tiles, mixed", 0.3),
+    ("tiles of 128 rows", 0.0), ("exact tiles of 64", 0.0), ("one sequence", 0.3), ("one token", 0.0),
+}  # fmt: skip
+
+
+def slow(*values: Any) -> Any:
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 def offsets(lengths: list[int], device: torch.device) -> Tensor:
@@ -49,8 +58,7 @@ def check(
 ) -> None:
     cu_seqlens, max_seqlen, total = offsets(lengths, device), max(lengths), sum(lengths) + tail
     prefix_lens = None if prefixes is None else torch.tensor(prefixes, dtype=torch.int32, device=device)
-    seed = ops.draw_seed(device)
-    rest = {"prefix_lens": prefix_lens, "dropout_p": p, "seed": seed, "site": 7}
+    rest: Any = {"prefix_lens": prefix_lens, "dropout": Dropout(p, ops.draw_seed(device), 7) if p else None}
 
     def kernel(qkv: Tensor) -> Tensor:
         return ops.varlen_attention(qkv, cu_seqlens, max_seqlen, backend="triton", **rest)
@@ -65,42 +73,60 @@ def check(
     assert (grad[sum(lengths) :] == 0).all()
 
 
-@pytest.mark.parametrize("p", [0.0, 0.3])
-@pytest.mark.parametrize("lengths", CASES.values(), ids=CASES)
-def test_float32(lengths: list[int], p: float, device: torch.device) -> None:
-    check(device, lengths, p=p)
+@pytest.mark.parametrize(
+    ("name", "p"),
+    [(name, p) if (name, p) in QUICK else slow(name, p) for name in CASES for p in (0.0, 0.3)],
+)
+def test_float32(name: str, p: float, device: torch.device) -> None:
+    check(device, CASES[name], p=p)
 
 
-@pytest.mark.parametrize("p", [0.0, 0.3])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("name", ["16: four heads a tile", "several tiles, mixed"])
+@pytest.mark.parametrize(
+    ("name", "dtype", "p"),
+    [
+        ("16: four heads a tile", torch.float16, 0.3),
+        ("several tiles, mixed", torch.bfloat16, 0.0),
+        slow("16: four heads a tile", torch.float16, 0.0),
+        slow("16: four heads a tile", torch.bfloat16, 0.0),
+        slow("16: four heads a tile", torch.bfloat16, 0.3),
+        slow("several tiles, mixed", torch.float16, 0.0),
+        slow("several tiles, mixed", torch.float16, 0.3),
+        slow("several tiles, mixed", torch.bfloat16, 0.3),
+    ],
+    ids=str,
+)
 def test_16_bit(name: str, dtype: torch.dtype, p: float, device: torch.device) -> None:
     check(device, CASES[name], heads=3, head_dim=64, dtype=dtype, p=p)
 
 
-@pytest.mark.parametrize("p", [0.0, 0.3])
+@pytest.mark.parametrize("p", [slow(0.0), 0.3])
 @pytest.mark.parametrize(
     ("lengths", "prefixes"),
     [
         ([16, 9, 4, 0], [7, 9, 0, 0]),
-        ([64, 30, 1], [40, 7, 1]),
+        slow([64, 30, 1], [40, 7, 1]),
         ([100, 65, 20, 70, 64], [70, 65, 5, 0, 64]),
-        ([200, 210], [70, 130]),
+        slow([200, 210], [70, 130]),
     ],
 )
 def test_prefix(lengths: list[int], prefixes: list[int], p: float, device: torch.device) -> None:
     check(device, lengths, p=p, prefixes=prefixes)
 
 
-@pytest.mark.parametrize("head_dim", [4, 20, 64, 80, 128])
+@pytest.mark.parametrize("head_dim", [20, 80, slow(4), slow(64), slow(128)])
 def test_head_dims(head_dim: int, device: torch.device) -> None:
     check(device, [70, 20], heads=1, head_dim=head_dim, p=0.2)
 
 
-@pytest.mark.parametrize("p", [0.0, 0.2])
+@pytest.mark.parametrize("p", [slow(0.0), 0.2])
 @pytest.mark.parametrize(
     ("lengths", "prefixes"),
-    [([20, 9], None), ([40, 64, 17], None), ([33, 100, 70, 1], [20, 40, 70, 0]), ([300, 17], None)],
+    [
+        ([20, 9], None),
+        slow([40, 64, 17], None),
+        ([33, 100, 70, 1], [20, 40, 70, 0]),
+        slow([300, 17], None),
+    ],
 )
 def test_tiles_whose_rows_several_programs_share(
     lengths: list[int], prefixes: list[int] | None, p: float, monkeypatch: pytest.MonkeyPatch, device: torch.device
@@ -120,6 +146,7 @@ def test_rows_of_no_sequence_are_zero(lengths: list[int], device: torch.device) 
     check(device, lengths, p=0.2, tail=70)
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None)
 @given(data=st.data())
 def test_any_lengths(device: torch.device, data: st.DataObject) -> None:
@@ -138,7 +165,17 @@ def test_any_lengths(device: torch.device, data: st.DataObject) -> None:
     )
 
 
-@pytest.mark.parametrize(("length", "tile"), [(9, 16), (30, 32), (64, 64), (120, 64), (385, 128)])
+@pytest.mark.parametrize(
+    ("length", "tile"),
+    [
+        (9, 16),
+        (70, 64),
+        slow(30, 32),
+        slow(64, 64),
+        slow(120, 64),
+        slow(385, 128),
+    ],
+)
 def test_the_mask_is_philox_bit_for_bit(length: int, tile: int, device: torch.device) -> None:
     """Equal scores give each column the probability 1 / length: values, or gradients, of one 1 each show the mask."""
     heads, head_dim, p, start = 1 if length > 200 else 2, 128, 0.3, 3
@@ -150,7 +187,7 @@ def test_the_mask_is_philox_bit_for_bit(length: int, tile: int, device: torch.de
         qkv = torch.zeros(start + length, 3, heads, head_dim, device=device, dtype=torch.bfloat16)
         qkv[start:, 2, :, : shown.shape[1]] = shown[:, None]
         qkv.requires_grad_()
-        out = ops.varlen_attention(qkv, cu_seqlens, length, dropout_p=p, seed=seed, site=11, backend="triton")
+        out = ops.varlen_attention(qkv, cu_seqlens, length, dropout=Dropout(p, seed, 11), backend="triton")
         columns = range(first, min(first + head_dim, length))
         (grad,) = torch.autograd.grad(out, qkv, torch.zeros_like(out).index_copy(
             0, torch.arange(start, start + length, device=device), qkv.detach()[start:, 2]
@@ -210,12 +247,20 @@ def test_a_longest_that_is_too_long_or_too_short(
     assert grad.isfinite().all()
 
 
-@pytest.mark.parametrize("architecture", ["sm_90", "sm_80"])
-@pytest.mark.parametrize("wrong", [[0, 40, 20, 90], [-5, 40, 90], [0, 200, 90], [3, 3, 1000], [5, 30, 60]])
+@pytest.mark.parametrize(
+    ("architecture", "wrong"),
+    [
+        ("sm_90", [0, 40, 20, 90]),
+        ("sm_80", [3, 3, 1000]),
+        slow("sm_80", [0, 40, 20, 90]),
+        slow("sm_90", [3, 3, 1000]),
+        *(slow(name, wrong) for name in ("sm_90", "sm_80") for wrong in ([-5, 40, 90], [0, 200, 90], [5, 30, 60])),
+    ],
+)
 def test_wrong_offsets_touch_no_other_memory(
     wrong: list[int], architecture: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Operands and results stand between guards: NaN that would be read, sevens that would be overwritten."""
+    """Operands and results lie between guards: NaN that would be read, sevens that would be overwritten."""
     monkeypatch.setattr(configs, "architecture", lambda _: architecture)
     guards = []
     new_empty, empty_like = Tensor.new_empty, torch.empty_like
@@ -237,10 +282,10 @@ def test_wrong_offsets_touch_no_other_memory(
     cu_seqlens = torch.tensor(wrong, dtype=torch.int32, device=device)
     grad = torch.randn(90, 2, 16, device=device)
     for longest in (16, 90):
-        tiles = ops.attention_tiles(cu_seqlens, longest, 90, backend="triton")
+        plan = ops.attention_plan(cu_seqlens, longest, 90, num_heads=2, head_dim=16, backend="triton")
         monkeypatch.setattr(Tensor, "new_empty", new)
         monkeypatch.setattr(torch, "empty_like", lambda like, **_: guarded(like.shape, like.dtype))
-        out = ops.varlen_attention(qkv, cu_seqlens, longest, tiles=tiles, backend="triton")
+        out = ops.varlen_attention(qkv, cu_seqlens, longest, plan=plan, backend="triton")
         (found,) = torch.autograd.grad(out, qkv, grad)
         monkeypatch.setattr(Tensor, "new_empty", new_empty)
         monkeypatch.setattr(torch, "empty_like", empty_like)
@@ -271,34 +316,56 @@ def test_many_sequences(device: torch.device) -> None:
 def test_the_list_holds_every_tile_once_longest_first(device: torch.device, lengths: list[int], tail: int) -> None:
     total, longest = sum(lengths) + tail, max(lengths)
     tile, _ = configs.attention_tile(longest, total, len(lengths))
-    tiles = attention.attention_tiles(offsets(lengths, device), longest, total, False)
+    tiles = attention.attention_tiles(offsets(lengths, device), longest, total, 0)
     if longest <= tile:
         return
     used = tiles[: attention_tiles.tile_slots(tile, total, len(lengths))].tolist()
-    there = [(sequence, place) for sequence, place in used if sequence >= 0]
+    listed = [(sequence, place) for sequence, place in used if sequence >= 0]
     counted = [*lengths, tail]
     wanted = {(i, t) for i, length in enumerate(counted) for t in range(-(-length // tile))}
-    assert len(there) == len(wanted)
-    assert set(there) == wanted
-    counts = [-(-counted[sequence] // tile) for sequence, _ in there]
+    assert len(listed) == len(wanted)
+    assert set(listed) == wanted
+    counts = [-(-counted[sequence] // tile) for sequence, _ in listed]
     assert counts == sorted(counts, reverse=True)
 
 
-def test_tiles_given_are_tiles_made(device: torch.device) -> None:
+def test_a_plan_given_is_the_plan_made(device: torch.device) -> None:
     lengths = [100, 20, 70]
     cu_seqlens = offsets(lengths, device)
     qkv = torch.randn(190, 3, 2, 16, device=device)
-    tiles = ops.attention_tiles(cu_seqlens, 100, 190, backend="triton")
-    found = ops.varlen_attention(qkv, cu_seqlens, 100, tiles=tiles, backend="triton")
+    plan = ops.attention_plan(cu_seqlens, 100, 190, num_heads=2, head_dim=16, backend="triton")
+    assert plan.tiles is not None
+    found = ops.varlen_attention(qkv, cu_seqlens, 100, plan=plan, backend="triton")
     assert torch.equal(found, ops.varlen_attention(qkv, cu_seqlens, 100, backend="triton"))
-    assert ops.attention_tiles(cu_seqlens, 100, 190, backend="torch") is None
+    assert ops.attention_plan(cu_seqlens, 100, 190, num_heads=2, head_dim=16, backend="torch").tiles is None
+
+
+@pytest.mark.parametrize("lengths", [[9, 3, 0], [64, 20], [100, 33, 70]], ids=str)
+def test_a_forced_tile_size(lengths: list[int], device: torch.device) -> None:
+    """The list has one size in every mode, and the result is right with either."""
+    cu_seqlens, longest, total = offsets(lengths, device), max(lengths), sum(lengths) + 5
+    qkv = torch.randn(total, 3, 2, 16, device=device, requires_grad=True)
+    grad = torch.randn(total, 2, 16, device=device)
+    grad[sum(lengths) :] = 0
+    expected = attention.varlen_attention_oracle(qkv, cu_seqlens)[0]
+    (wanted,) = torch.autograd.grad(expected, qkv, grad[: sum(lengths)])
+    shapes = set()
+    for block_m in (0, configs.INVARIANT_TILE):
+        tiles = attention.attention_tiles(cu_seqlens, longest, total, block_m)
+        shapes.add(tiles.shape)
+        out, _ = attention.varlen_attention(qkv, cu_seqlens, tiles, longest, block_m, None, None)
+        torch.testing.assert_close(out[: sum(lengths)], expected, rtol=1e-5, atol=1e-5)
+        assert (out[sum(lengths) :] == 0).all()
+        torch.testing.assert_close(torch.autograd.grad(out, qkv, grad)[0], wanted, rtol=1e-4, atol=1e-5)
+        assert block_m == 0 or (tiles[:, 0] >= 0).sum() == sum(-(-n // block_m) for n in (*lengths, 5))
+    assert shapes == {(total // 16 + len(lengths) + 1, 2)}
 
 
 def test_runs_are_bitwise_equal(device: torch.device) -> None:
     lengths = [100, 20, 70, 3]
     qkv = torch.randn(193, 3, 2, 16, device=device, requires_grad=True)
     run: Callable[[], Tensor] = partial(
-        ops.varlen_attention, qkv, offsets(lengths, device), 100, dropout_p=0.3, seed=ops.draw_seed(device),
+        ops.varlen_attention, qkv, offsets(lengths, device), 100, dropout=Dropout(0.3, ops.draw_seed(device), 0),
         backend="triton",
     )  # fmt: skip
     weight = torch.randn(193, 2, 16, device=device)
@@ -321,8 +388,8 @@ def test_a_second_derivative_is_an_error(device: torch.device) -> None:
 def test_gradcheck_of_the_oracle(p: float, prefixed: bool) -> None:
     cu_seqlens = offsets([4, 0, 3], torch.device("cpu"))
     prefix_lens = torch.tensor([2, 0, 1], dtype=torch.int32) if prefixed else None
-    seed = ops.draw_seed(torch.device("cpu"))
+    dropout = Dropout(p, ops.draw_seed(torch.device("cpu")), 3) if p else None
     qkv = torch.randn(7, 3, 2, 3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(
-        lambda qkv: attention.varlen_attention_oracle(qkv, cu_seqlens, prefix_lens, p, seed, 3), qkv
+        lambda qkv: attention.varlen_attention_oracle(qkv, cu_seqlens, prefix_lens, dropout), qkv
     )

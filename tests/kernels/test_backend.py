@@ -17,6 +17,7 @@ pytest.importorskip("triton")
 import erniem_fast
 from erniem_fast import ErnieMConfig, PackedBatch, ops
 from erniem_fast.kernels import activation, attention, embedding, layer_norm, linear, mlp
+from erniem_fast.ops import Dropout
 
 DROPOUT = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.3, "act_dropout": 0.1}
 
@@ -184,65 +185,95 @@ def operations(device: torch.device) -> list[tuple[Any, tuple[Any, ...]]]:
     def plain(*shape: int) -> Tensor:
         return torch.randn(*shape, device=device)
 
-    seed, offsets = ops.draw_seed(device), torch.tensor([0, 5, 5, 8], dtype=torch.int32, device=device)
-    tiles = ops.attention_tiles(offsets, 5, 8, backend="triton")
+    offsets = torch.tensor([0, 5, 5, 8], dtype=torch.int32, device=device)
     prefixes = torch.tensor([2, 0, 3], dtype=torch.int32, device=device)
-    rest = (offsets, tiles, 5, prefixes, 0.2, seed, 3, False)
+    dropout = Dropout(0.2, ops.draw_seed(device), 3)
+    tiles = attention.attention_tiles(offsets, 5, 8, 0)
+    rest = (offsets, tiles, 5, 0, prefixes, dropout)
     out, lse = attention.varlen_attention.forward(plain(8, 3, 2, 16), *rest)
     ids = torch.randint(0, 5, (8,), device=device)
     float32 = torch.float32
     return [
-        (attention.attention_tiles, (offsets, 5, 8, False)),
+        (attention.attention_tiles, (offsets, 5, 8, 0)),
+        (attention.attention_tiles, (offsets, 5, 8, 64)),
         (attention.varlen_attention, (leaf(8, 3, 2, 16), *rest)),
         (attention.varlen_attention_backward, (plain(8, 2, 16), plain(8, 3, 2, 16), out, lse, *rest)),
         (
             layer_norm.dropout_add_layer_norm,
-            (leaf(8, 24), leaf(8, 24), leaf(24), leaf(24), leaf(24), 1e-5, 0.2, seed, 3, True),
+            (leaf(8, 24), leaf(8, 24), leaf(24), leaf(24), leaf(24), 1e-5, dropout, True),
         ),
         (
             layer_norm.dropout_add_layer_norm,
-            (plain(8, 24), plain(8, 24), plain(24), plain(24), None, 1e-5, 0.0, None, 0, False),
+            (plain(8, 24), plain(8, 24), plain(24), plain(24), None, 1e-5, None, False),
         ),
         (
             layer_norm.dropout_add_layer_norm_backward,
-            (plain(8, 24), plain(8, 24), plain(8), plain(8), plain(24), float32, float32, True, 0.2, seed, 3),
+            (plain(8, 24), plain(8, 24), plain(8), plain(8), plain(24), float32, float32, True, dropout),
         ),
-        (activation.bias_gelu_dropout, (leaf(8, 24), leaf(24), 0.2, seed, 3)),
-        (activation.bias_gelu_dropout, (leaf(8, 24), None, 0.0, None, 0)),
-        (activation.bias_gelu_dropout_backward, (plain(8, 24), plain(8, 24), plain(24), 0.2, seed, 3, True)),
+        (activation.bias_gelu_dropout, (leaf(8, 24), leaf(24), dropout)),
+        (activation.bias_gelu_dropout, (leaf(8, 24), None, None)),
+        (activation.bias_gelu_dropout_backward, (plain(8, 24), plain(8, 24), plain(24), dropout, True)),
         (linear.linear, (plain(8, 24), plain(40, 24), plain(40))),
-        (mlp.mlp, (leaf(8, 24), leaf(40, 24), leaf(40), leaf(24, 40), 0.2, seed, 3, True, False)),
+        (mlp.mlp, (leaf(8, 24), leaf(40, 24), leaf(40), leaf(24, 40), dropout, True)),
         (
             mlp.mlp_backward,
             (
-                plain(8, 24), plain(8, 24), plain(8, 40), plain(40, 24), plain(40), plain(24, 40), 0.2, seed, 3,
-                True, True, False,
+                plain(8, 24), plain(8, 24), plain(8, 40), plain(40, 24), plain(40), plain(24, 40), dropout, True, True,
+                False,
             ),
         ),
         (
             embedding.embedding_layer_norm,
-            (ids, leaf(5, 24), ids, leaf(6, 24), leaf(24), leaf(24), 1e-5, 1, -1, 0.2, seed, 0, True),
+            (ids, leaf(5, 24), ids, leaf(6, 24), leaf(24), leaf(24), 1e-5, 1, -1, dropout, True),
         ),
         (
             embedding.embedding_layer_norm,
-            (None, leaf(8, 24), ids, leaf(6, 24), leaf(24), leaf(24), 1e-5, 1, 2, 0.0, None, 0, True),
+            (None, leaf(8, 24), ids, leaf(6, 24), leaf(24), leaf(24), 1e-5, 1, 2, None, True),
         ),
         (
             embedding.embedding_layer_norm_backward,
             (
-                plain(8, 24), ids, plain(5, 24), ids, plain(6, 24), plain(24), plain(8), plain(8), 1, -1, 0.2, seed, 0,
+                plain(8, 24), ids, plain(5, 24), ids, plain(6, 24), plain(24), plain(8), plain(8), 1, -1, dropout,
                 True, False,
             ),
         ),
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("index", range(15))
+@pytest.mark.parametrize("index", range(16))
 def test_opcheck(index: int, device: torch.device) -> None:
     checked = operations(device)
-    assert len(checked) == 15
+    assert len(checked) == 16
     operation, arguments = checked[index]
-    torch.library.opcheck(operation.op, arguments)
+    torch.library.opcheck(operation.op, operation.flatten(arguments))
+
+
+def test_a_dropout_is_one_argument_for_all_but_torch(device: torch.device) -> None:
+    """The dispatcher and the path past it give the same result, and the same gradient."""
+    x = torch.randn(8, 24, device=device, requires_grad=True)
+    for dropout in (Dropout(0.3, ops.draw_seed(device), 5), None):
+        arguments = (x, None, dropout)
+        flat = activation.bias_gelu_dropout.flatten(arguments)
+        assert len(flat) == 5
+        assert activation.bias_gelu_dropout.regroup(flat) == arguments
+        eager, dispatched = activation.bias_gelu_dropout(*arguments), activation.bias_gelu_dropout.op(*flat)
+        assert torch.equal(eager, dispatched)
+        assert (dropout is not None) == bool((eager == 0).any())
+        grads = [torch.autograd.grad(y.square().sum(), x)[0] for y in (eager, dispatched)]
+        assert torch.equal(*grads)
+
+
+def test_a_dropout_of_probability_zero_is_none(device: torch.device) -> None:
+    nothing = Dropout(0.0, ops.draw_seed(device), 5)
+    x, residual = (torch.randn(8, 24, device=device, requires_grad=True) for _ in range(2))
+    vector, grad = torch.randn(24, device=device), torch.randn(8, 24, device=device)
+    runs = [
+        ops.dropout_add_layer_norm(x, residual, vector, vector, 1e-5, dropout=dropout, backend="triton")
+        for dropout in (nothing, None)
+    ]
+    assert torch.equal(*runs)
+    grads = [torch.autograd.grad(y, (x, residual), grad) for y in runs]
+    assert all(torch.equal(one, two) for one, two in zip(*grads, strict=True))
 
 
 def test_a_backend_that_cannot_be_had(device: torch.device) -> None:
@@ -336,7 +367,8 @@ found = util.find_spec
 import torch
 import erniem_fast
 from erniem_fast import ops
-ops.find_spec = lambda name: None if name == "triton" else found(name)
+from erniem_fast.ops import backend
+backend.find_spec = lambda name: None if name == "triton" else found(name)
 assert ops.bias_gelu_dropout(torch.randn(2, 16)).shape == (2, 16)
 try:
     ops.bias_gelu_dropout(torch.randn(2, 16), backend="triton")
@@ -350,6 +382,6 @@ except ValueError as error:
 @pytest.mark.skipif(sys.platform != "linux", reason="counts on memory that is committed when it is touched")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU runs a million tokens instead")
 def test_addresses_are_64_bit() -> None:
-    code = (ROOT / "tests" / "far_addresses.py").read_text()
+    code = (ROOT / "tests" / "helpers" / "far_addresses.py").read_text()
     done = in_a_process(code, TRITON_INTERPRET="1")
     assert done.stdout.strip() == "right", f"exit code {done.returncode}: {done.stderr[-2000:]}"

@@ -1,4 +1,4 @@
-"""The linear layer's kernel, alone, with GELU in its epilogue, and in the feed-forward block."""
+"""The linear layer's kernel, alone and with GELU in its epilogue."""
 
 import pytest
 import torch
@@ -7,10 +7,10 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
-from helpers.closeness import assert_right, error
+from helpers.closeness import error
+from helpers.row_cases import dropout_of
 
-from erniem_fast import ops
-from erniem_fast.kernels import activation, configs, linear
+from erniem_fast.kernels import activation, linear
 
 SHAPES = [(1, 24, 3), (37, 40, 200), (300, 72, 130), (64, 128, 128)]
 """rows, in_features, out_features: below a tile, tails in all directions, several tiles a program, whole tiles."""
@@ -43,14 +43,14 @@ def test_linear(shape: tuple[int, int, int], dtype: torch.dtype, bias: bool, dev
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_the_epilogue_is_the_operation_on_the_product(dtype: torch.dtype, p: float, device: torch.device) -> None:
     x, weight, bias = operands((150, 40, 200), dtype, device)
-    seed = ops.draw_seed(device)
-    y, product = linear.launch_linear(x, weight, bias, True, p, seed, 5, save=True)
+    dropout = dropout_of(p, device, site=5)
+    y, product = linear.launch_linear(x, weight, bias, True, dropout, save=True)
     assert torch.equal(product, linear.linear(x, weight, None))
-    assert torch.equal(y, activation.bias_gelu_dropout(product, bias, p, seed, 5))
-    again, nothing = linear.launch_linear(x, weight, bias, True, p, seed, 5)
+    assert torch.equal(y, activation.bias_gelu_dropout(product, bias, dropout))
+    again, nothing = linear.launch_linear(x, weight, bias, True, dropout)
     assert torch.equal(y, again)
     assert nothing.shape == (0, 200)
-    expected, _ = linear.linear_oracle(x.double(), weight.double(), bias.double(), True, p, seed, 5)
+    expected, _ = linear.linear_oracle(x.double(), weight.double(), bias.double(), True, dropout)
     assert error(y, expected) <= (1e-5 if dtype == torch.float32 else 2e-2) * expected.abs().max().item()
 
 
@@ -86,29 +86,3 @@ def test_operands_in_odd_places(device: torch.device) -> None:
 def test_no_rows(device: torch.device) -> None:
     x, weight, bias = operands((0, 24, 40), torch.float32, device)
     assert linear.linear(x, weight, bias).shape == (0, 40)
-
-
-@pytest.mark.parametrize("p", [0.0, 0.3])
-def test_mlp_with_gelu_in_the_epilogue(p: float, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(configs, "FUSED_GELU", {configs.architecture(device): 5})
-    launched = []
-    launch = linear.launch_linear
-    monkeypatch.setattr("erniem_fast.kernels.mlp.launch_linear", lambda *a: launched.append(a[0].shape) or launch(*a))
-    seed = ops.draw_seed(device)
-
-    def kernel(*inputs: Tensor) -> Tensor:
-        return ops.mlp(*inputs, dropout_p=p, seed=seed, site=3, backend="triton")
-
-    def oracle(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor) -> Tensor:
-        return F.linear(activation.bias_gelu_dropout_oracle(F.linear(x, weight1), bias1, p, seed, 3), weight2)
-
-    def check(rows: int, size: int, dtype: torch.dtype) -> None:
-        shapes = ((rows, size), (36, size), 36, (size, 36))
-        assert_right(kernel, oracle, [torch.randn(shape, device=device).to(dtype) for shape in shapes], (rows, size))
-
-    check(9, 24, torch.bfloat16)
-    assert launched == [(9, 24)]
-    check(4, 24, torch.bfloat16)  # too few rows
-    check(9, 20, torch.bfloat16)  # 40 bytes
-    check(9, 24, torch.float32)
-    assert len(launched) == 1
