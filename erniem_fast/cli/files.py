@@ -9,7 +9,6 @@ import errno
 import os
 import re
 import secrets
-import shutil
 import stat
 import sys
 import tempfile
@@ -166,7 +165,10 @@ class VectorFile:
         """
         with _naming(self.out, "expected a stream that can be written"):
             self.file.seek(0)
-            shutil.copyfileobj(self.file, target, 2**20)
+            while chunk := memoryview(self.file.read(2**20)):
+                # stdout without a buffer, as PYTHONUNBUFFERED makes it, may take a part only.
+                while chunk:
+                    chunk = chunk[target.write(chunk) :]
             target.flush()
 
 

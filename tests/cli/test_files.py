@@ -1,5 +1,6 @@
 """Texts in, vectors out: what is refused, what is replaced, what is left behind."""
 
+import io
 import os
 import stat
 import sys
@@ -197,6 +198,16 @@ def test_a_stdout_that_cannot_serve(monkeypatch, stream, part):
     monkeypatch.setattr(sys, "stdout", stream)
     with pytest.raises(InputError, match=f"--out '-': stdout is {part}"):
         write_to_stdout()
+
+
+def test_a_stdout_that_takes_a_part_at_a_time(monkeypatch):
+    """As a raw stream may."""
+    taken = io.BytesIO()
+    stream = SimpleNamespace(write=lambda chunk: taken.write(chunk[:1000]), flush=lambda: None)
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(buffer=stream, isatty=lambda: False))
+    write_to_stdout()
+    taken.seek(0)
+    np.testing.assert_array_equal(np.load(taken), np.zeros((1000, 100)))
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
