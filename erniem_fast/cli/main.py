@@ -81,7 +81,7 @@ def embed_command(
 ) -> None:
     """Turn each line of TEXTS into a vector.
 
-    Vectors stand in the order of the lines; an empty line gives zeros.
+    Vectors come in the order of the lines; an empty line gives zeros.
 
     Texts of more tokens than the model takes are cut.
 
