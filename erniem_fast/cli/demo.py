@@ -52,7 +52,7 @@ def demo(name: str | None, out: str, device: torch.device, say: Callable[[str], 
         say: takes the report, line by line.
 
     Raises:
-        InputError: there is no usable checkpoint, or `out` can't be written.
+        InputError: no usable checkpoint, or `out` can't be written.
     """
     with vector_file(out) as file:
         documents = sample()

@@ -1,4 +1,4 @@
-"""How a command ends: bad input in one line, signals without leftovers, an unwritable stderr without harm."""
+"""End a command: bad input in one line, signals without leftovers, an unwritable stderr without harm."""
 
 import os
 import signal
@@ -49,7 +49,7 @@ class OneLineErrors(TyperGroup):
                 code = 1
             except OSError as error:  # stdout on a full disk; typer itself ends with 1 where nobody reads stdout
                 say_on_stderr(f"Error: {' '.join(str(error).split())}")
-                _discard(sys.stdout)
+                _discard(LossyStream(sys.stdout))
                 code = 1
             except (typer.Abort, KeyboardInterrupt):
                 code = 130
@@ -58,9 +58,9 @@ class OneLineErrors(TyperGroup):
 
 @contextmanager
 def _lossy_stderr() -> Iterator[None]:
-    """Drop what stderr does not take, and keep a closed stdin, stdout or stderr from lending its number to a file."""
+    """Replace stderr by a stream that never fails, and fill the descriptors of standard streams that are closed."""
     with suppress(OSError):
-        # The lowest free number is given first: one of 0 to 2, if one is closed.
+        # The lowest free descriptor comes first: a file at 1 or 2 would receive what libraries print there.
         while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
             pass
         os.close(descriptor)
@@ -74,12 +74,10 @@ def _lossy_stderr() -> Iterator[None]:
                 _discard(stream)
 
 
-def _discard(stream: Any) -> None:
-    """Empty a broken stream's buffer, so that flushing it at exit raises no error and changes no exit code."""
-    with suppress(OSError, ValueError):
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, stream.fileno())
-        os.close(null)
+def _discard(stream: LossyStream) -> None:
+    """Redirect a broken stream to nowhere, so that flushing it at exit raises no error and changes no exit code."""
+    with suppress(OSError, ValueError), open(os.devnull, "wb") as null:
+        os.dup2(null.fileno(), stream.fileno())
 
 
 @contextmanager

@@ -30,7 +30,7 @@ TEMPORARY = re.compile(r"\.erniem-fast-vectors-[0-9a-f]{16}\.tmp")
 
 
 def check_texts(source: str) -> None:
-    """Refuse a file of texts whose ending promises something else than one text a line.
+    """Refuse a file whose ending promises another format than one text a line.
 
     Raises:
         InputError: the ending is neither .txt nor none.
@@ -160,13 +160,13 @@ class VectorFile:
         """Copy the file to a stream.
 
         Raises:
-            BrokenPipeError: nobody reads the stream.
+            BrokenPipeError: the stream is a pipe without a reader.
             InputError: the stream can't be written.
         """
         with _naming(self.out, "expected a stream that can be written"):
             self.file.seek(0)
             while chunk := memoryview(self.file.read(2**20)):
-                # stdout without a buffer, as PYTHONUNBUFFERED makes it, may take a part only.
+                # A raw stream, as PYTHONUNBUFFERED makes stdout, may write a part only.
                 while chunk:
                     chunk = chunk[target.write(chunk) :]
             target.flush()
@@ -174,7 +174,7 @@ class VectorFile:
 
 @contextmanager
 def _naming(out: str, accepted: str) -> Iterator[None]:
-    """Turn an OSError of the output into an InputError; a pipe that nobody reads is no error of input."""
+    """Turn an OSError of the output into an InputError, except that of a pipe without a reader."""
     try:
         yield
     except BrokenPipeError:
@@ -187,7 +187,7 @@ def _naming(out: str, accepted: str) -> Iterator[None]:
 def vector_file(out: str) -> Iterator[VectorFile]:
     """Open the output of a command, in place as a whole at the end, or not at all if anything is raised.
 
-    A file that is replaced keeps its mode. What killed runs have left in the folder is removed.
+    A file that is replaced keeps its mode. Temporary files that killed runs left in the folder are removed.
 
     Args:
         out: path of a .npy file, or "-" for stdout.
@@ -233,7 +233,7 @@ def _to_file(out: str) -> Iterator[VectorFile]:
 
 @contextmanager
 def _closing(file: BinaryIO) -> Iterator[BinaryIO]:
-    """Close a file at the end; what a full disk did not take was an error before."""
+    """Close a file at the end, without a second error where a full disk was the first."""
     try:
         yield file
     finally:
@@ -279,7 +279,7 @@ def _keep_owner_and_mode(path: Path, replaced: os.stat_result) -> None:
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Remove the temporary files of killed runs: those of ours, of this user, that no process holds locked."""
+    """Remove the temporary files of killed runs: files of our name and this user that no process holds locked."""
     with suppress(OSError):
         for entry in list(os.scandir(folder)):
             if TEMPORARY.fullmatch(entry.name):

@@ -26,13 +26,13 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
 def load_config(name: str) -> ErnieMConfig:
-    """The configuration of a checkpoint.
+    """Load the configuration of a checkpoint.
 
     Args:
         name: a folder, or user/name on the Hub. A folder of that name goes first.
 
     Raises:
-        InputError: there is no such folder and no such id, or no ErnieM checkpoint in it.
+        InputError: no such folder and no such id, or no ErnieM checkpoint in it.
     """
     problem = None
     file = Path(name) / "config.json"
@@ -57,10 +57,10 @@ def load_config(name: str) -> ErnieMConfig:
 
 
 def load_tokenizer(name: str, config: ErnieMConfig) -> ErnieMTokenizer:
-    """The tokenizer of a checkpoint.
+    """Load the tokenizer of a checkpoint.
 
     Raises:
-        InputError: there is none, or its vocabulary is not the model's.
+        InputError: no tokenizer, or one with another vocabulary than the model's.
     """
     for file in VOCAB_FILES_NAMES.values():
         if not _holds(name, file):
@@ -83,10 +83,10 @@ class Loaded:
     """A checkpoint's weights in a model.
 
     Attributes:
-        model: of `modeling`, in eval mode.
-        missing: parameters that the weights don't hold; they are random.
-        unexpected: weights that the model has no parameter for.
-        mismatched: weights of another shape; the parameters are random.
+        model: an instance of a class in `modeling`, in eval mode.
+        missing: parameters without weights; they are random.
+        unexpected: weights without parameters.
+        mismatched: weights of another shape than their parameters, which are random.
     """
 
     model: Any
@@ -96,7 +96,7 @@ class Loaded:
 
 
 def load(name: str, cls: Any, dtype: torch.dtype | str, **options: Any) -> Loaded:
-    """A checkpoint in a class of `modeling`, whatever its weights lack.
+    """Load a checkpoint into a class of `modeling`, whatever its weights lack.
 
     Raises:
         InputError: the weights can't be read.
@@ -116,13 +116,13 @@ def load(name: str, cls: Any, dtype: torch.dtype | str, **options: Any) -> Loade
 
 
 def load_encoder(name: str, dtype: torch.dtype, device: torch.device, pooler: bool = False) -> ErnieMModel:
-    """The padding-free encoder of a checkpoint, without its head, in eval mode.
+    """Load the padding-free encoder of a checkpoint, without its head, in eval mode.
 
     Args:
         name: a folder, or an id on the Hub.
-        dtype: of the weights.
-        device: where the encoder goes.
-        pooler: with the pooler.
+        dtype: dtype of the weights.
+        device: device of the encoder.
+        pooler: load the pooler, too.
 
     Raises:
         InputError: weights can't be read, are missing, or have other shapes or more layers than config.json says.

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 import transformers
 import typer
+from huggingface_hub import constants
+from huggingface_hub.utils import enable_progress_bars
 
 from ..inference.embed import embed, tokenize
 from ..inference.pooling import POOLINGS
@@ -46,9 +48,11 @@ def main(
     ] = False,
 ) -> None:
     """ErnieM under transformers 5, padding-free."""
-    # Our own messages say what is wrong with a checkpoint.
+    # The commands report problems of a checkpoint themselves.
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    if not constants.HF_HUB_DISABLE_PROGRESS_BARS:
+        enable_progress_bars()  # of downloads, which the line above disables, too
 
 
 @app.command("embed")

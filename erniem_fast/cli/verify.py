@@ -67,7 +67,7 @@ class Difference:
     """One output of both models, at real positions.
 
     Attributes:
-        name: of the output.
+        name: name of the output.
         largest: largest absolute difference; NaN where either model gives NaN.
         magnitude: largest magnitude of the reference.
     """
@@ -85,7 +85,7 @@ def compare(model: Any, plain: Any, sequences: list[Any]) -> list[Difference]:
     """Run the padding-free model and the reference on one padded batch, and compare all they return.
 
     Args:
-        model, plain: of the same class, with the same parameters, in eval mode.
+        model, plain: models of the same class, with the same parameters, in eval mode.
         sequences: token ids, special tokens included, of different lengths.
     """
     ids, mask = pad(sequences, model.config.pad_token_id, model.device)
@@ -117,7 +117,7 @@ def has_base_sizes(config: ErnieMConfig) -> bool:
 def base_differences(model: Any, plain: Any) -> tuple[float, float]:
     """Largest differences of the padding-free encoder and of the reference from `BASE_VALUES`.
 
-    Id 1 is [PAD], and without a mask padding: there the padding-free model gives zeros, so that row is left out.
+    Row 1 is left out: id 1 is [PAD], and without a mask the padding-free model gives zeros for it.
     """
     ids = torch.arange(6, device=model.device)[None]
     expected = torch.tensor(BASE_VALUES, device=model.device)
@@ -127,7 +127,7 @@ def base_differences(model: Any, plain: Any) -> tuple[float, float]:
 
 
 def verify(name: str, device: torch.device, say: Callable[[str], None]) -> list[str]:
-    """Say what a checkpoint holds, and whether the padding-free model computes on it what the reference computes.
+    """Report what a checkpoint holds, and compare the padding-free model with the reference on it.
 
     Args:
         name: folder of the checkpoint, or its id on the Hub.
@@ -138,7 +138,7 @@ def verify(name: str, device: torch.device, say: Callable[[str], None]) -> list[
         Problems: parameters without weights, weights without parameters, and outputs in which the models differ.
 
     Raises:
-        InputError: there is no checkpoint that can be read, or no tokenizer of the same vocabulary.
+        InputError: no checkpoint that can be read, or no tokenizer of the same vocabulary.
     """
     config = load_config(name)
     tokenizer = load_tokenizer(name, config)
@@ -179,7 +179,7 @@ def verify(name: str, device: torch.device, say: Callable[[str], None]) -> list[
 
 
 def _summarise(name: str, named: str, tokens: int, loaded: Loaded, say: Callable[[str], None]) -> list[str]:
-    """Say what the checkpoint is, and return its problems."""
+    """Report the checkpoint's sizes and keys, and return its problems."""
     config, cls = loaded.model.config, type(loaded.model).__name__
     also = "" if named == cls else f" (config.json names {named})"
     rows = {
@@ -207,5 +207,5 @@ def _summarise(name: str, named: str, tokens: int, loaded: Loaded, say: Callable
 
 
 def _without_pooler(keys: list[str]) -> list[str]:
-    """Keys that decide; early uploads lack the pooler, and most uses of the model do without."""
+    """Keys outside the pooler, which early uploads lack, and which most uses of the model do without."""
     return [key for key in keys if ".pooler." not in f".{key}"]

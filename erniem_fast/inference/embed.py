@@ -37,7 +37,7 @@ def tokenize(texts: Sequence[str], tokenizer: ErnieMTokenizer, max_tokens: int, 
 
     Args:
         texts: any number of texts. A text of nothing but white space has no tokens at all.
-        tokenizer: of the model.
+        tokenizer: the model's tokenizer.
         max_tokens: most tokens of a sequence, special tokens included.
         progress: show a progress bar on stderr.
     """
@@ -83,7 +83,7 @@ def embed(
         never come; zeros are their vectors.
 
     Raises:
-        ValueError: an argument outside what is said above.
+        ValueError: `pooling` is unknown, `batch_tokens` is below 1, or the model is in training mode.
     """
     if pooling not in POOLINGS:
         raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, got {pooling!r}")

@@ -1,4 +1,4 @@
-"""Progress on stderr that never stops the work: what cannot be written is dropped."""
+"""Progress bars on stderr that never stop the work: output that cannot be written is dropped."""
 
 import io
 import sys
@@ -11,10 +11,10 @@ SECONDS_ON_A_TERMINAL, SECONDS_IN_A_LOG = 0.1, 10.0
 
 
 class LossyStream(io.TextIOBase):
-    """A text stream that drops what cannot be written: a closed pipe, a full disk, no stream at all.
+    """A text stream that drops output instead of raising an error: a closed pipe, a full disk, no stream at all.
 
     Args:
-        stream: the stream to write to; None: everything is dropped.
+        stream: the stream that receives the output; None: everything is dropped.
 
     Attributes:
         lost: True once anything was dropped.
@@ -62,7 +62,7 @@ def progress_bar(total: int, description: str, unit: str, shown: bool) -> Any:
     Args:
         total: units of the whole work.
         description: text before the bar.
-        unit: of the work, with a leading space.
+        unit: name of the unit, with a leading space.
         shown: False: a bar that draws nothing.
     """
     stream = LossyStream(sys.stderr)
