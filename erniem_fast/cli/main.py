@@ -7,7 +7,7 @@ import torch
 import transformers
 import typer
 from huggingface_hub import constants
-from huggingface_hub.utils import enable_progress_bars
+from huggingface_hub.utils import enable_progress_bars  # type: ignore[attr-defined]
 
 from ..inference.embed import embed, tokenize
 from ..inference.pooling import POOLINGS
