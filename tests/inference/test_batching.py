@@ -1,5 +1,7 @@
 """Batches of at most so many tokens, and results in order of arrival."""
 
+import io
+import sys
 from itertools import pairwise
 
 import numpy as np
@@ -88,6 +90,17 @@ def test_progress_counts_tokens(capsys):
     assert "Reading: 100%" in capsys.readouterr().err
     run(sequences_of([3, 2, 1]), split, 3)
     assert capsys.readouterr().err == ""
+
+
+class Unwritable(io.TextIOBase):
+    def write(self, text):
+        raise BrokenPipeError(32, "Broken pipe")
+
+
+@pytest.mark.parametrize("stream", [Unwritable(), None])
+def test_progress_that_cannot_be_shown_stops_nothing(monkeypatch, stream):
+    monkeypatch.setattr(sys, "stderr", stream)
+    assert run(sequences_of([3, 2, 1]), split, 3, progress="Reading") == [[1, 1, 1], [2, 2], [3]]
 
 
 def test_bad_arguments():
