@@ -49,7 +49,7 @@ def pad(sequences: list[Any], pad_id: int | None, device: torch.device) -> tuple
 
 
 def reference_of(model: Any) -> Any:
-    """The padded reference with a padding-free model's own parameters, shared rather than copied.
+    """Build the padded reference on a padding-free model's own parameters, shared rather than copied.
 
     Args:
         model: any class of `modeling`. Its mode (training or eval) is taken over.

@@ -25,7 +25,7 @@ CONFIG = ErnieMConfig(
 
 @pytest.fixture
 def launched(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> set[Any]:
-    """Kernel, dtypes of the tensors and constants of each launch: what it is compiled for. The interpreter runs none."""
+    """Kernel, dtypes of the tensors and constants of each launch: what it is compiled for. On a CPU nothing is run."""
     seen: set[Any] = set()
     function: Any = InterpretedFunction if device.type == "cpu" else JITFunction
     real = function.run
