@@ -21,8 +21,8 @@ LAYERS = [
     "validation", "packing", "fusion", "encoder", "outputs",
     "checkpoints", "pretrained", "modules", "losses", "heads", "reference", "modeling",
     "inference.__init__", "inference.batch_invariance", "inference.graphs", "__init__",
-    "inference.batching", "inference.embed", "cli.__init__", "cli.files", "cli.verify", "cli.demo", "cli.warm_up",
-    "cli.main",
+    "inference.progress", "inference.batching", "inference.pooling", "inference.embed",
+    "cli.__init__", "cli.errors", "cli.files", "cli.loading", "cli.verify", "cli.demo", "cli.warm_up", "cli.main",
 ]  # fmt: skip
 MODULES = sorted(p for p in PACKAGE.rglob("*.py")) + sorted((ROOT / "kernels").glob("*.py"))
 

@@ -9,10 +9,16 @@ import numpy as np
 import torch
 
 from ..configuration import ErnieMConfig
-from ..inference.embed import allocate, encode, pad, pool, progress_bar, replacing, tokenize
+from ..inference.batching import run
+from ..inference.embed import tokenize
+from ..inference.pooling import mean
+from ..inference.progress import progress_bar
 from ..modeling import ErnieMModel
+from ..packing import PackedBatch
 from ..tokenization import ErnieMTokenizer
-from .verify import load_config, load_encoder, load_tokenizer, reference_of, sample
+from .files import vector_file
+from .loading import load_config, load_encoder, load_tokenizer
+from .verify import pad, reference_of, sample
 
 SEED = 0
 REFERENCE_BATCH = 16
@@ -21,13 +27,13 @@ TOKENIZER = Path(__file__).parents[1] / "demo_data" / "tokenizer"
 
 
 class Pass(NamedTuple):
-    """One model's way through the sample.
+    """One run of one model over the sample.
 
     Attributes:
-        computed: tokens that it computed, padding included.
-        seconds: that it took.
-        states: (length, hidden_size) float32 for each sequence, the last hidden states.
-        vectors: (n, hidden_size) float32, their means; of the padding-free model only.
+        computed: number of tokens computed, padding included.
+        seconds: wall-clock time of the run.
+        states: last hidden states of each sequence, (length, hidden_size) float32.
+        vectors: their means, (n, hidden_size) float32; of the padding-free model only.
     """
 
     computed: int
@@ -36,21 +42,21 @@ class Pass(NamedTuple):
     vectors: np.ndarray
 
 
-def demo(folder: Path | None, out: Path, device: torch.device, say: Callable[[str], None]) -> None:
+def demo(name: str | None, out: str, device: torch.device, say: Callable[[str], None]) -> None:
     """Encode the sample by both models, say how they compare, and write the vectors.
 
     Args:
-        folder: of a checkpoint; None: ernie-m-base's sizes, with random weights.
-        out: the .npy file to write, (96, hidden_size) float32.
+        name: folder of a checkpoint, or its id on the Hub; None: ernie-m-base's sizes, with random weights.
+        out: the .npy file to write, (96, hidden_size) float32; "-": stdout.
         device: where both models run, in float32.
-        say: is given the report, line by line.
+        say: takes the report, line by line.
 
     Raises:
-        InputError: `folder` holds no usable checkpoint, or `out` can't be written.
+        InputError: no usable checkpoint, or `out` can't be written.
     """
-    with replacing(out) as temporary:
+    with vector_file(out) as file:
         documents = sample()
-        model, tokenizer = _random_base() if folder is None else _checkpoint(folder)
+        model, tokenizer = _random_base() if name is None else _checkpoint(name)
         model = model.to(device)
         texts = [text for _, text in documents]
         sequences = tokenize(texts, tokenizer, model.config.max_tokens).sequences
@@ -58,22 +64,22 @@ def demo(folder: Path | None, out: Path, device: torch.device, say: Callable[[st
         say(
             f"{len(texts)} documents in {languages} languages, {sum(map(len, sequences)):,} tokens. "
             f"ErnieM of {model.num_parameters() / 1e6:.1f} M parameters, float32 on {_name(device)}, "
-            f"{'random weights' if folder is None else f'weights of {folder}'}."
+            f"{'random weights' if name is None else f'weights of {name}'}."
         )
         plain = reference_of(model)
-        # The first run starts threads, and on a GPU compiles kernels: it is not what is measured.
+        # The first run starts threads and, on a GPU, compiles kernels: keep it out of the measurement.
         warm_up = sequences if device.type == "cuda" else sorted(sequences, key=len)[:4]
         _padded(plain, warm_up, progress=False)
         _packed(model, warm_up, progress=False)
         padded = _padded(plain, sequences, progress=True)
         packed = _packed(model, sequences, progress=True)
-        vectors = allocate(temporary, packed.vectors.shape, out)
-        vectors[:] = packed.vectors
-        vectors.flush()
+        count, hidden_size = packed.vectors.shape
+        file.allocate(count, hidden_size)
+        file.write(range(count), packed.vectors)
     for line in _table(padded, packed):
         say(line)
-    say(f"Wrote {out}: {vectors.shape[0]} vectors of {vectors.shape[1]} numbers, the mean of each document's tokens.")
-    if folder is None:
+    say(f"Wrote {out}: {count} vectors of {hidden_size} numbers, the mean of each document's tokens.")
+    if name is None:
         say("THE WEIGHTS ARE RANDOM: speed and agreement are real, the vectors mean nothing.")
         say("With a real checkpoint: make demo MODEL=dir, or erniem-fast demo --model dir.")
 
@@ -84,19 +90,18 @@ def _random_base() -> tuple[ErnieMModel, ErnieMTokenizer]:
     return model, ErnieMTokenizer(TOKENIZER / "sentencepiece.bpe.model", TOKENIZER / "vocab.txt")
 
 
-def _checkpoint(folder: Path) -> tuple[ErnieMModel, ErnieMTokenizer]:
-    config = load_config(folder)
-    tokenizer = load_tokenizer(folder, config)
-    return load_encoder(folder, torch.float32, torch.device("cpu")), tokenizer
+def _checkpoint(name: str) -> tuple[ErnieMModel, ErnieMTokenizer]:
+    config = load_config(name)
+    tokenizer = load_tokenizer(name, config)
+    return load_encoder(name, torch.float32, torch.device("cpu")), tokenizer
 
 
 def _padded(plain: Any, sequences: list[np.ndarray], progress: bool) -> Pass:
-    """The reference, in batches of `REFERENCE_BATCH` in arrival order, each padded to its longest."""
+    """Run the reference in batches of `REFERENCE_BATCH` in order of arrival, each padded to its longest."""
     states: list[torch.Tensor] = []
     computed = 0
     start = time.perf_counter()
-    name = "Reference".ljust(12)
-    with progress_bar(sum(map(len, sequences)), name, " tokens", progress) as bar:
+    with progress_bar(sum(map(len, sequences)), "Reference".ljust(12), " tokens", progress) as bar:
         for begin in range(0, len(sequences), REFERENCE_BATCH):
             batch = sequences[begin : begin + REFERENCE_BATCH]
             ids, mask = pad(batch, plain.config.pad_token_id, plain.device)
@@ -110,18 +115,18 @@ def _padded(plain: Any, sequences: list[np.ndarray], progress: bool) -> Pass:
 
 
 def _packed(model: ErnieMModel, sequences: list[np.ndarray], progress: bool) -> Pass:
-    """The padding-free model, in batches of at most `BATCH_TOKENS` tokens."""
-    states = [torch.empty(0)] * len(sequences)
-    vectors = np.zeros((len(sequences), model.config.hidden_size), dtype=np.float32)
-    computed = 0
+    """Run the padding-free model in batches of at most `BATCH_TOKENS` tokens."""
+
+    def compute(batch: PackedBatch) -> list[tuple[torch.Tensor, np.ndarray]]:
+        rows = model(batch, return_packed=True).last_hidden_state
+        vectors = mean(batch, rows, None).cpu().numpy()
+        return list(zip(rows.float().cpu().split(batch.lengths.tolist()), vectors, strict=True))
+
     start = time.perf_counter()
-    for indices, batch, rows in encode(model, sequences, BATCH_TOKENS, progress, "Padding-free".ljust(12)):
-        vectors[indices] = pool(batch, rows, "mean")
-        lengths = [len(sequences[i]) for i in indices]
-        for index, state in zip(indices, rows.float().cpu().split(lengths), strict=True):
-            states[index] = state
-        computed += batch.total_tokens
-    return Pass(computed, time.perf_counter() - start, states, vectors)
+    results = run(sequences, compute, BATCH_TOKENS, model.device, "Padding-free".ljust(12) if progress else None)
+    states, vectors = zip(*(result for result in results if result is not None), strict=True)
+    seconds = time.perf_counter() - start
+    return Pass(sum(map(len, sequences)), seconds, list(states), np.stack(vectors))
 
 
 def _table(padded: Pass, packed: Pass) -> list[str]:

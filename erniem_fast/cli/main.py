@@ -1,55 +1,36 @@
 """The command line: `erniem-fast embed`, `verify`, `demo` and `warm-up`."""
 
-import os
-import sys
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
 import transformers
 import typer
-from typer.core import TyperGroup
+from huggingface_hub import constants
+from huggingface_hub.utils import enable_progress_bars  # type: ignore[attr-defined]
 
-from ..inference.embed import POOLINGS, InputError, allocate, embed, replacing, tokenize
+from ..inference.embed import embed, tokenize
+from ..inference.pooling import POOLINGS
 from ..version import __version__
 from .demo import demo as run_demo
-from .verify import load_config, load_encoder, load_tokenizer
+from .errors import InputError, OneLineErrors, say_on_stderr
+from .files import STANDARD_STREAM, check_distinct, check_texts, read_texts, vector_file
+from .loading import load_config, load_encoder, load_tokenizer
 from .verify import verify as run_verify
 from .warm_up import warm_up
 
-USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]  # click's; typer may bring a click of its own
-
-
 DTYPES = ("float32", "bfloat16", "float16")
-
-
-class OneLineErrors(TyperGroup):
-    """Bad input is one line on stderr and exit code 2, without usage, box or traceback."""
-
-    def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> Any:
-        args = sys.argv[1:] if args is None else list(args)
-        extra["standalone_mode"] = False
-        try:
-            code = super().main(args or ["--help"], *rest, **extra)
-        except (USAGE_ERROR, InputError) as error:
-            message = error.format_message() if hasattr(error, "format_message") else str(error)
-            typer.echo(f"Error: {' '.join(message.split())}", err=True)
-            code = 2
-        except torch.OutOfMemoryError:
-            typer.echo("Error: the device is out of memory; try a smaller --batch-tokens or --dtype bfloat16", err=True)
-            code = 1
-        except (typer.Abort, KeyboardInterrupt):
-            code = 130
-        sys.exit(code if isinstance(code, int) else 0)
-
 
 app = typer.Typer(cls=OneLineErrors, add_completion=False, pretty_exceptions_enable=False)
 
 ModelOption = Annotated[
-    Path,
-    typer.Option(metavar="DIR", help="Folder with config.json, the weights and the tokenizer.", show_default=False),
+    str,
+    typer.Option(
+        metavar="DIR|ID",
+        help="Folder with config.json, the weights and the tokenizer, or the id of such a model on the Hugging Face "
+        "Hub (user/name).",
+        show_default=False,
+    ),
 ]
 DeviceOption = Annotated[str, typer.Option(metavar="auto|cpu|cuda[:N]", help="auto: a GPU if there is one.")]
 
@@ -67,24 +48,33 @@ def main(
     ] = False,
 ) -> None:
     """ErnieM under transformers 5, padding-free."""
-    # What they would say of a checkpoint stands in our own messages.
+    # The commands report problems of a checkpoint themselves.
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    if not constants.HF_HUB_DISABLE_PROGRESS_BARS:
+        enable_progress_bars()  # of downloads, which the line above disables, too
 
 
 @app.command("embed")
 def embed_command(
-    texts: Annotated[Path, typer.Argument(metavar="TEXTS", help="UTF-8, one text a line.", show_default=False)],
+    texts: Annotated[
+        str,
+        typer.Argument(
+            metavar="TEXTS", help="UTF-8, one text a line: .txt or no ending, or - for stdin.", show_default=False
+        ),
+    ],
     model: ModelOption,
     out: Annotated[
-        Path, typer.Option(metavar="FILE", help="The .npy file to write: float32 (lines, hidden).", show_default=False)
+        str,
+        typer.Option(
+            metavar="FILE", help="The .npy file to write, or - for stdout: float32 (lines, hidden).", show_default=False
+        ),
     ],
     pooling: Annotated[
         str,
         typer.Option(
             metavar="|".join(POOLINGS),
-            help="mean: of all of a text's tokens, special tokens included. "
-            "cls: its first token's last hidden state (not the pooler's output).",
+            help=" ".join(f"{name}: {pooling.description}." for name, pooling in POOLINGS.items()),
         ),
     ] = "mean",
     batch_tokens: Annotated[
@@ -95,43 +85,42 @@ def embed_command(
 ) -> None:
     """Turn each line of TEXTS into a vector.
 
-    Vectors stand in the order of the lines; an empty line gives zeros.
+    Vectors come in the order of the lines; an empty line gives zeros.
 
     Texts of more tokens than the model takes are cut.
 
     FILE is written at once at the end, or not at all.
     """
-    for name, value, accepted in (("--pooling", pooling, POOLINGS), ("--dtype", dtype, DTYPES)):
+    for name, value, accepted in (("--pooling", pooling, tuple(POOLINGS)), ("--dtype", dtype, DTYPES)):
         if value not in accepted:
             raise InputError(f"{name} {value!r}: expected one of {', '.join(accepted)}")
     tokens_per_batch = parse_count("--batch-tokens", batch_tokens)
     place = parse_device(device)
-    if os.path.exists(out) and os.path.exists(texts) and os.path.samefile(out, texts):
-        raise InputError(f"--out {str(out)!r}: is TEXTS itself; expected another file")
-    with replacing(out) as temporary:
+    check_texts(texts)
+    check_distinct(texts, out)
+    with vector_file(out) as file:
         lines = read_texts(texts)
         config = load_config(model)
         tokenizer = load_tokenizer(model, config)
-        vectors = allocate(temporary, (len(lines), config.hidden_size), out)
-        encoder = load_encoder(model, getattr(torch, dtype), place)
+        file.allocate(len(lines), config.hidden_size)
+        encoder = load_encoder(model, getattr(torch, dtype), place, POOLINGS[pooling].reads_pooler)
         sequences, truncated = tokenize(lines, tokenizer, config.max_tokens, progress=True)
-        for indices, rows in embed(encoder, sequences, pooling, tokens_per_batch, progress=True):
-            if not np.isfinite(rows).all():
+        for indices, vectors in embed(encoder, sequences, pooling, tokens_per_batch, progress=True):
+            if not np.isfinite(vectors).all():
                 raise InputError(
                     f"--dtype {dtype!r}: some vectors are not finite; expected finite weights, "
                     f"and a dtype that holds what the model computes"
                 )
-            vectors[indices] = rows
-        vectors.flush()
+            file.write(indices, vectors)
     if truncated:
-        typer.echo(f"{truncated} of {len(lines)} texts were cut to {config.max_tokens} tokens", err=True)
+        say_on_stderr(f"{truncated} of {len(lines)} texts were cut to {config.max_tokens} tokens")
 
 
 @app.command("verify")
 def verify_command(model: ModelOption, device: DeviceOption = "auto") -> None:
     """Say what a checkpoint holds, and compare the padding-free model with the reference on real text.
 
-    Exit code 1 if they differ, or if parameters other than the pooler's have no weights.
+    Exit code 1 if they differ, or if parameters other than the pooler's have no weights, or weights no parameters.
     """
     problems = run_verify(model, parse_device(device), typer.echo)
     typer.echo()
@@ -144,14 +133,17 @@ def verify_command(model: ModelOption, device: DeviceOption = "auto") -> None:
 @app.command("demo")
 def demo_command(
     model: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="A real checkpoint instead of random weights.", show_default=False),
+        str | None,
+        typer.Option(metavar="DIR|ID", help="A real checkpoint instead of random weights.", show_default=False),
     ] = None,
-    out: Annotated[Path, typer.Option(metavar="FILE", help="The .npy file to write.")] = Path("demo-vectors.npy"),
+    out: Annotated[
+        str, typer.Option(metavar="FILE", help="The .npy file to write, or - for stdout.")
+    ] = "demo-vectors.npy",
     device: DeviceOption = "auto",
 ) -> None:
     """Encode 96 shipped documents in 23 languages by the padded reference and by the padding-free model."""
-    run_demo(model, out, parse_device(device), typer.echo)
+    say = say_on_stderr if out == STANDARD_STREAM else typer.echo
+    run_demo(model, out, parse_device(device), say)
 
 
 @app.command("warm-up")
@@ -176,10 +168,10 @@ def warm_up_command(
 
 
 def parse_count(name: str, value: str) -> int:
-    """A whole number of at least 1.
+    """Parse a whole number of at least 1.
 
     Raises:
-        InputError: it isn't.
+        InputError: the value is anything else.
     """
     number = int(value) if value.isascii() and value.isdigit() and len(value) < 19 else 0
     if number < 1:
@@ -188,10 +180,10 @@ def parse_count(name: str, value: str) -> int:
 
 
 def parse_device(name: str) -> torch.device:
-    """A device that is there.
+    """Parse the name of a device that this machine has; "auto" is a GPU if there is one.
 
     Raises:
-        InputError: it isn't, or it is neither a CPU nor a CUDA device.
+        InputError: there is no such device, or it is neither a CPU nor a CUDA device.
     """
     cuda = torch.cuda.is_available()
     if name == "auto":
@@ -204,30 +196,6 @@ def parse_device(name: str) -> torch.device:
         there = f"{torch.cuda.device_count()} CUDA devices" if cuda else "no CUDA device"
         raise InputError(f"--device {name!r}: there is {there}; expected auto, cpu or a device that is there")
     return torch.device(name)
-
-
-def read_texts(path: Path) -> list[str]:
-    r"""The lines of a UTF-8 file, without their "\n" or "\r\n" and without a byte order mark.
-
-    Raises:
-        InputError: the file can't be read, is empty, or is not UTF-8.
-    """
-    accepted = "expected a UTF-8 text file, one text a line"
-    texts = []
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                try:
-                    texts.append(
-                        line.decode("utf-8-sig" if number == 1 else "utf-8").removesuffix("\n").removesuffix("\r")
-                    )
-                except UnicodeDecodeError as error:
-                    raise InputError(f"TEXTS {str(path)!r}: line {number} is not UTF-8; {accepted}") from error
-    except OSError as error:
-        raise InputError(f"TEXTS {str(path)!r}: {error.strerror}; {accepted}") from error
-    if not texts:
-        raise InputError(f"TEXTS {str(path)!r}: the file is empty; {accepted}")
-    return texts
 
 
 if __name__ == "__main__":

@@ -1,23 +1,20 @@
-"""Checkpoint folders: loading them with one-line errors, and verifying them against the reference model."""
+"""Verify a checkpoint: what it holds, and the padding-free model against the reference on real text."""
 
 import json
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .. import modeling, reference
 from ..configuration import ErnieMConfig
-from ..inference.embed import InputError, pad, tokenize
+from ..inference.embed import tokenize
 from ..modeling import ErnieMModel
-from ..tokenization import VOCAB_FILES_NAMES, ErnieMTokenizer
+from .loading import Loaded, listing, load, load_config, load_tokenizer
 
-CHECKPOINT = "a folder with config.json, the weights, vocab.txt and sentencepiece.bpe.model"
 HEADS = [name for name in reference.__all__ if name.startswith("ErnieMFor")]
 PER_SEQUENCE = ("ErnieMForSequenceClassification", "ErnieMForMultipleChoice")
 """Heads with logits for each sequence; the others have them for each token."""
@@ -36,125 +33,23 @@ BASE_VALUES = ((-0.0012, 0.1245, -0.0214), (-0.0742, 0.0244, -0.0771), (-0.0333,
 BASE_TOLERANCE = 1e-3
 
 
-def load_config(folder: Path) -> ErnieMConfig:
-    """The configuration of a checkpoint's folder.
-
-    Raises:
-        InputError: there is no such folder, or no ErnieM checkpoint in it.
-    """
-    problem = None
-    if not os.path.isdir(folder):  # unlike Path's, it raises nothing
-        problem = "is not a folder" if os.path.exists(folder) else "no such folder"
-    elif not os.path.isfile(folder / "config.json"):
-        problem = "holds no checkpoint (no config.json)"
-    elif not [*folder.glob("*.safetensors"), *folder.glob("*.bin")]:
-        problem = "holds no weights (no .safetensors, no .bin)"
-    if problem:
-        raise InputError(f"--model {str(folder)!r}: {problem}; expected {CHECKPOINT}")
-    with _as_input_error(f"--model {str(folder)!r}: config.json can't be read"):
-        fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        kind = fields.get("model_type") if isinstance(fields, dict) else None
-        if kind != "ernie_m":
-            raise InputError(f"--model {str(folder)!r}: config.json has model_type {kind!r}; expected 'ernie_m'")
-        return ErnieMConfig.from_pretrained(folder, local_files_only=True)
-
-
-def load_tokenizer(folder: Path, config: ErnieMConfig) -> ErnieMTokenizer:
-    """The tokenizer of a checkpoint's folder.
-
-    Raises:
-        InputError: there is none, or its vocabulary is not the model's.
-    """
-    for name in VOCAB_FILES_NAMES.values():
-        if not os.path.isfile(folder / name):
-            raise InputError(f"--model {str(folder)!r}: holds no tokenizer (no {name}); expected {CHECKPOINT}")
-    with _as_input_error(f"--model {str(folder)!r}: the tokenizer can't be read"):
-        tokenizer = ErnieMTokenizer.from_pretrained(folder, local_files_only=True)
-    tokens, rows = len(tokenizer), config.vocab_size
-    # Some pad the model's table to a multiple of 8 or more; anything else is another vocabulary.
-    padded = rows % 8 == 0 and rows - tokens < 128
-    if tokens > rows or (tokens < rows and not padded):
-        raise InputError(
-            f"--model {str(folder)!r}: the tokenizer has {tokens} tokens, the model's vocab_size is {rows}; "
-            f"expected the same vocabulary for both"
-        )
-    return tokenizer
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A checkpoint's weights in a model.
-
-    Attributes:
-        model: of `modeling`, in eval mode.
-        missing: parameters that the weights don't hold; they are random.
-        unexpected: weights that the model has no parameter for.
-        mismatched: weights of another shape; the parameters are random.
-    """
-
-    model: Any
-    missing: list[str]
-    unexpected: list[str]
-    mismatched: list[str]
-
-
-def load(folder: Path, cls: Any, dtype: torch.dtype | str, **options: Any) -> Loaded:
-    """A checkpoint in a class of `modeling`, whatever its weights lack.
-
-    Raises:
-        InputError: the weights can't be read.
-    """
-    with _as_input_error(f"--model {str(folder)!r}: the weights can't be read"):
-        model, info = cls.from_pretrained(
-            folder,
-            dtype=dtype,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            local_files_only=True,
-            **options,
-        )
-    mismatched = sorted(f"{name} {tuple(given)} for {tuple(wanted)}" for name, given, wanted in info["mismatched_keys"])
-    missing = sorted(set(info["missing_keys"]) - {name for name, *_ in info["mismatched_keys"]})
-    return Loaded(model.eval(), missing, sorted(info["unexpected_keys"]), mismatched)
-
-
-def load_encoder(folder: Path, dtype: torch.dtype, device: torch.device) -> ErnieMModel:
-    """The padding-free encoder of a checkpoint, without its pooler and head, in eval mode.
-
-    Raises:
-        InputError: weights can't be read, are missing, or have other shapes than config.json says.
-    """
-    loaded = load(folder, ErnieMModel, dtype, add_pooling_layer=False)
-    for problem, keys in (("lack", loaded.missing), ("hold another shape of", loaded.mismatched)):
-        if keys:
-            # Such parameters are random now: better no vectors than those.
-            raise InputError(
-                f"--model {str(folder)!r}: the weights {problem} {_listing(keys)}; "
-                f"expected every parameter of the encoder in config.json's sizes"
-            )
-    return loaded.model.to(device)
-
-
-@contextmanager
-def _as_input_error(what: str) -> Iterator[None]:
-    """Files from outside break in any way; whatever their readers raise becomes one line."""
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{what} ({reason}); expected {CHECKPOINT}") from error
-
-
 def sample() -> list[tuple[str, str]]:
     """The real text shipped with the package: 96 documents of 1 to 500 tokens as (language, text)."""
     lines = (files("erniem_fast") / "demo_data" / "texts.jsonl").read_text(encoding="utf-8").strip().split("\n")
     return [(document["lang"], document["text"]) for document in map(json.loads, lines)]
 
 
+def pad(sequences: list[Any], pad_id: int | None, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Pad token id sequences on the right: (batch, longest) input_ids and attention_mask, int64."""
+    rows = [torch.as_tensor(sequence, dtype=torch.int64) for sequence in sequences]
+    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad_id or 0)
+    lengths = torch.tensor([len(row) for row in rows])
+    mask = torch.arange(ids.shape[1]) < lengths[:, None]
+    return ids.to(device), mask.long().to(device)
+
+
 def reference_of(model: Any) -> Any:
-    """The padded reference with a padding-free model's own parameters, shared rather than copied.
+    """Build the padded reference on a padding-free model's own parameters, shared rather than copied.
 
     Args:
         model: any class of `modeling`. Its mode (training or eval) is taken over.
@@ -172,7 +67,7 @@ class Difference:
     """One output of both models, at real positions.
 
     Attributes:
-        name: of the output.
+        name: name of the output.
         largest: largest absolute difference; NaN where either model gives NaN.
         magnitude: largest magnitude of the reference.
     """
@@ -190,7 +85,7 @@ def compare(model: Any, plain: Any, sequences: list[Any]) -> list[Difference]:
     """Run the padding-free model and the reference on one padded batch, and compare all they return.
 
     Args:
-        model, plain: of the same class, with the same parameters, in eval mode.
+        model, plain: models of the same class, with the same parameters, in eval mode.
         sequences: token ids, special tokens included, of different lengths.
     """
     ids, mask = pad(sequences, model.config.pad_token_id, model.device)
@@ -215,14 +110,14 @@ def compare(model: Any, plain: Any, sequences: list[Any]) -> list[Difference]:
 
 
 def has_base_sizes(config: ErnieMConfig) -> bool:
-    """Whether this may be the public ernie-m-base: its sizes, whatever the weights."""
+    """True if this may be the public ernie-m-base: its sizes, whatever the weights."""
     return all(getattr(config, name) == value for name, value in BASE_SIZES.items())
 
 
 def base_differences(model: Any, plain: Any) -> tuple[float, float]:
     """Largest differences of the padding-free encoder and of the reference from `BASE_VALUES`.
 
-    Id 1 is [PAD], and without a mask padding: there the padding-free model gives zeros, so that row is left out.
+    Row 1 is left out: id 1 is [PAD], and without a mask the padding-free model gives zeros for it.
     """
     ids = torch.arange(6, device=model.device)[None]
     expected = torch.tensor(BASE_VALUES, device=model.device)
@@ -231,25 +126,25 @@ def base_differences(model: Any, plain: Any) -> tuple[float, float]:
     return (fast - expected)[[0, 2]].abs().max().item(), (slow - expected).abs().max().item()
 
 
-def verify(folder: Path, device: torch.device, say: Callable[[str], None]) -> list[str]:
-    """Say what a checkpoint holds, and whether the padding-free model computes on it what the reference computes.
+def verify(name: str, device: torch.device, say: Callable[[str], None]) -> list[str]:
+    """Report what a checkpoint holds, and compare the padding-free model with the reference on it.
 
     Args:
-        folder: of the checkpoint.
+        name: folder of the checkpoint, or its id on the Hub.
         device: where both models run, in float32.
-        say: is given the report, line by line.
+        say: takes the report, line by line.
 
     Returns:
-        What is wrong, if anything: parameters without weights, and outputs in which the models differ.
+        Problems: parameters without weights, weights without parameters, and outputs in which the models differ.
 
     Raises:
-        InputError: `folder` holds no checkpoint that can be read, or no tokenizer of the same vocabulary.
+        InputError: no checkpoint that can be read, or no tokenizer of the same vocabulary.
     """
-    config = load_config(folder)
-    tokenizer = load_tokenizer(folder, config)
+    config = load_config(name)
+    tokenizer = load_tokenizer(name, config)
     named = next(iter(config.architectures or []), "no class")
-    loaded = load(folder, getattr(modeling, named) if named in HEADS else ErnieMModel, "auto")
-    problems = _summarise(folder, named, len(tokenizer), loaded, say)
+    loaded = load(name, getattr(modeling, named) if named in HEADS else ErnieMModel, "auto")
+    problems = _summarise(name, named, len(tokenizer), loaded, say)
 
     model = loaded.model.float().to(device)
     plain = reference_of(model)
@@ -283,28 +178,34 @@ def verify(folder: Path, device: torch.device, say: Callable[[str], None]) -> li
     return problems
 
 
-def _summarise(folder: Path, named: str, tokens: int, loaded: Loaded, say: Callable[[str], None]) -> list[str]:
-    """Say what the checkpoint is. Returns what is wrong with it."""
+def _summarise(name: str, named: str, tokens: int, loaded: Loaded, say: Callable[[str], None]) -> list[str]:
+    """Report the checkpoint's sizes and keys, and return its problems."""
     config, cls = loaded.model.config, type(loaded.model).__name__
     also = "" if named == cls else f" (config.json names {named})"
     rows = {
-        "checkpoint": str(folder),
+        "checkpoint": name,
         "class": cls + also,
         "parameters": f"{loaded.model.num_parameters():,} in {str(loaded.model.dtype).removeprefix('torch.')}",
         "layers": f"{config.num_hidden_layers}, hidden {config.hidden_size}, heads {config.num_attention_heads}, "
         f"intermediate {config.intermediate_size}",
         "max. tokens": str(config.max_tokens),
         "vocabulary": f"{config.vocab_size:,} in the model, {tokens:,} in the tokenizer",
-        "missing keys": _listing(loaded.missing),
-        "unexpected keys": _listing(loaded.unexpected),
-        "mismatched keys": _listing(loaded.mismatched),
+        "missing keys": listing(loaded.missing),
+        "unexpected keys": listing(loaded.unexpected),
+        "mismatched keys": listing(loaded.mismatched),
     }
-    for name, value in rows.items():
-        say(f"{name:<17}{value}")
-    # Early uploads lack the pooler, and most uses of the model do without.
-    lacking = [key for key in loaded.missing if ".pooler." not in f".{key}"] + loaded.mismatched
-    return [f"the weights lack {len(lacking)} parameters, which are random"] if lacking else []
+    for title, value in rows.items():
+        say(f"{title:<17}{value}")
+    problems = []
+    lacking = _without_pooler(loaded.missing) + loaded.mismatched
+    if lacking:
+        problems.append(f"the weights lack {len(lacking)} parameters, which are random")
+    surplus = _without_pooler(loaded.unexpected)
+    if surplus:
+        problems.append(f"the weights hold {len(surplus)} parameters that {cls} lacks: {listing(surplus)}")
+    return problems
 
 
-def _listing(keys: list[str]) -> str:
-    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "") or "none"
+def _without_pooler(keys: list[str]) -> list[str]:
+    """Keys outside the pooler, which early uploads lack, and which most uses of the model do without."""
+    return [key for key in keys if ".pooler." not in f".{key}"]

@@ -5,10 +5,10 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from .. import ops
 from ..configuration import ErnieMConfig
+from ..inference.progress import progress_bar
 from ..modeling import ErnieMModel
 from ..packing import PackedBatch
 
@@ -30,13 +30,13 @@ def warm_up(
     when first used.
 
     Args:
-        config: of the model; its sizes and dropout probabilities count.
+        config: configuration of the model; its sizes and dropout probabilities count.
         device: a CUDA device.
-        dtype: of the weights; in training, of autocast, too.
-        training: forward with dropout and backward as well, in weights of `dtype` and, unless that is float32, in
+        dtype: dtype of the weights; in training, of autocast, too.
+        training: run forward with dropout and backward as well, in weights of `dtype` and, unless that is float32, in
             float32 weights under autocast.
-        backend: of the operations.
-        progress: show a bar.
+        backend: backend of the operations.
+        progress: show a progress bar on stderr.
 
     Raises:
         ValueError: the backend can't run on this device, or in this dtype.
@@ -49,15 +49,14 @@ def warm_up(
     changes = {"vocab_size": 128, "num_hidden_layers": 1, "pad_token_id": 1}
     small = ErnieMConfig(**{**config.to_dict(), **changes})
     batches = list(_batches(small.max_tokens))
-    bar = tqdm(total=len(runs) * len(batches), desc="compiling", unit="batch", disable=not progress)
-    for weights, train, autocast in runs:
-        model = ErnieMModel(small).to(device, weights).train(train)
-        model.backend = backend
-        for lengths in batches:
-            rows = [torch.randint(2, small.vocab_size, (length,)) for length in lengths]
-            _run(model, PackedBatch.from_sequences(rows, device), train, dtype if autocast else None)
-            bar.update()
-    bar.close()
+    with progress_bar(len(runs) * len(batches), "Compiling", " batches", progress) as bar:
+        for weights, train, autocast in runs:
+            model = ErnieMModel(small).to(device, weights).train(train)
+            model.backend = backend
+            for lengths in batches:
+                rows = [torch.randint(2, small.vocab_size, (length,)) for length in lengths]
+                _run(model, PackedBatch.from_sequences(rows, device), train, dtype if autocast else None)
+                bar.update()
 
 
 def _batches(longest: int) -> Iterator[tuple[int, ...]]:

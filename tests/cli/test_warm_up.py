@@ -25,7 +25,7 @@ CONFIG = ErnieMConfig(
 
 @pytest.fixture
 def launched(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> set[Any]:
-    """What each launch is compiled for: kernel, dtypes of its tensors and constants. Interpreted kernels aren't run."""
+    """Kernel, dtypes of the tensors and constants of each launch: what it is compiled for. On a CPU nothing is run."""
     seen: set[Any] = set()
     function: Any = InterpretedFunction if device.type == "cpu" else JITFunction
     real = function.run
@@ -33,9 +33,9 @@ def launched(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> set[Any]:
     def run(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
         parameters = inspect.signature(self.fn).parameters
         given = {**dict(zip(parameters, args, strict=False)), **kwargs}
-        constants = {
-            name: value for name, value in given.items() if name.isupper() or name in ("num_warps", "num_stages")
-        }
+        compiled = {name for name, parameter in parameters.items() if "constexpr" in str(parameter.annotation)}
+        compiled |= {"num_warps", "num_stages"}
+        constants = {name: value for name, value in given.items() if name in compiled}
         dtypes = {name: value.dtype for name, value in given.items() if isinstance(value, Tensor)}
         seen.add((self.fn.__module__, self.fn.__name__, *sorted({**constants, **dtypes}.items(), key=str)))
         return None if device.type == "cpu" else real(self, *args, grid=grid, warmup=warmup, **kwargs)

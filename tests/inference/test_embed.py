@@ -1,4 +1,4 @@
-"""Tokens, batches, pooling and the output file of `embed`."""
+"""Texts to tokens, tokens to vectors."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,8 @@ from helpers.paths import GOLDEN_TOKENIZER
 
 from erniem_fast import ErnieMConfig, ErnieMModel, ErnieMTokenizer, PackedBatch
 from erniem_fast.cli.verify import reference_of, sample
-from erniem_fast.inference.embed import InputError, allocate, embed, encode, plan, replacing, tokenize
+from erniem_fast.inference.embed import embed, tokenize
+from erniem_fast.inference.pooling import POOLINGS, Pooling
 
 SEP = 2
 
@@ -53,6 +54,20 @@ def test_vectors_are_those_of_each_sequence_alone(model, sequences, pooling, bat
         np.testing.assert_allclose(vector, expected, atol=1e-5, rtol=0)
 
 
+def test_a_pooling_is_a_line_in_the_table(sequences, monkeypatch):
+    config = ErnieMConfig(
+        vocab_size=97, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48
+    )
+    model = ErnieMModel(config).eval()
+    monkeypatch.setitem(POOLINGS, "pooler", Pooling(lambda batch, hidden, pooled: pooled, "its pooler's output", True))
+    plain = reference_of(model)
+    for indices, vectors in embed(model, sequences, "pooler", 40):
+        for index, vector in zip(indices, vectors, strict=True):
+            with torch.inference_mode():
+                expected = plain(torch.tensor(sequences[index][None], dtype=torch.int64)).pooler_output[0]
+            np.testing.assert_allclose(vector, expected.numpy(), atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("lengths", [(3, 0, 5, 1), (0,), (4, 4)], ids=str)
 def test_pooling_on_rows(lengths):
     """Rows behind the last offset, which buckets leave, belong to no sequence."""
@@ -68,12 +83,6 @@ def test_pooling_on_rows(lengths):
     torch.testing.assert_close(rows.grad, weights[:, None].expand(-1, 6))
 
 
-def test_batches_are_never_padded(model, sequences):
-    for indices, batch, rows in encode(model, sequences, 40):
-        assert rows.shape == (sum(len(sequences[i]) for i in indices), 32)
-        assert batch.padded_shape is None
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_gives_float32_vectors(model, sequences, dtype):
     expected = {i: v for indices, vectors in embed(model, sequences) for i, v in zip(indices, vectors, strict=True)}
@@ -81,14 +90,6 @@ def test_half_precision_gives_float32_vectors(model, sequences, dtype):
         assert vectors.dtype == np.float32
         for index, vector in zip(indices, vectors, strict=True):
             np.testing.assert_allclose(vector, expected[index], atol=0.15)
-
-
-def test_plan_fills_batches_with_the_longest_first():
-    lengths = [3, 9, 0, 4, 2, 6]
-    batches = list(plan(lengths, 9))
-    assert batches == [[1], [5], [3, 0, 4]]
-    assert list(plan(lengths, 1)) == [[1], [5], [3], [0], [4]]
-    assert list(plan([0, 0], 9)) == []
 
 
 def test_bad_arguments(model, sequences):
@@ -119,38 +120,3 @@ def test_sample_is_as_its_readme_says(tokenizer):
     assert len({language for language, _ in documents}) == 23
     assert (sum(lengths), min(lengths), max(lengths)) == (5935, 3, 502)
     assert sum(16 * max(lengths[i : i + 16]) for i in range(0, 96, 16)) == 34704
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-def test_replacing_leaves_nothing_behind(tmp_path, error):
-    target = tmp_path / "v.npy"
-    target.write_bytes(b"old")
-
-    def work():
-        with replacing(target) as temporary:
-            allocate(temporary, (3, 4), target)
-            raise error
-
-    with pytest.raises(error):
-        work()
-    assert [p.name for p in tmp_path.iterdir()] == ["v.npy"]
-    assert target.read_bytes() == b"old"
-
-
-def test_replacing_replaces_at_the_end(tmp_path):
-    link, target = tmp_path / "link.npy", tmp_path / "v.npy"
-    link.symlink_to(target)
-    with replacing(link) as temporary:
-        vectors = allocate(temporary, (3, 4), link)
-        vectors[1] = 1
-        vectors.flush()
-        assert not target.exists()
-    assert link.is_symlink()
-    np.testing.assert_array_equal(np.load(target).sum(1), [0, 4, 0])
-    assert len(list(tmp_path.iterdir())) == 2
-
-
-def test_a_file_too_large_is_an_error_at_once(tmp_path):
-    with pytest.raises(InputError, match="expected room for"), replacing(tmp_path / "v.npy") as temporary:
-        allocate(temporary, (2**41, 768), tmp_path / "v.npy")
-    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,105 @@
+"""Sequences in batches of at most so many tokens, results in order of arrival.
+
+logits = run(sequences, lambda batch: model(batch, return_packed=True).logits.cpu(), batch_tokens=8192)
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..packing import PackedBatch
+from .progress import progress_bar
+
+T = TypeVar("T")
+TokenIds = Sequence[int] | np.ndarray | Tensor
+"""Token ids of one sequence, special tokens included: (length,) integers."""
+
+
+def plan(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+    """Group sequences by length, the longest first, into batches of at most `batch_tokens` tokens.
+
+    Args:
+        lengths: tokens of each sequence; empty sequences are left out.
+        batch_tokens: most tokens of a batch; a longer sequence makes a batch alone.
+
+    Yields:
+        Indices into `lengths`.
+
+    Raises:
+        ValueError: `batch_tokens` is below 1.
+    """
+    if batch_tokens < 1:
+        raise ValueError(f"batch_tokens must be at least 1, got {batch_tokens}")
+    batch: list[int] = []
+    tokens = 0
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if batch and tokens + lengths[index] > batch_tokens:
+            yield batch
+            batch, tokens = [], 0
+        if lengths[index]:
+            batch.append(index)
+            tokens += lengths[index]
+    if batch:
+        yield batch
+
+
+def as_completed(
+    sequences: Sequence[TokenIds],
+    compute: Callable[[PackedBatch], T],
+    batch_tokens: int,
+    device: torch.device | str | None = None,
+    progress: str | None = None,
+) -> Iterator[tuple[list[int], T]]:
+    """Compute sequences a batch at a time; for results that are stored elsewhere, or too large to be kept.
+
+    Args:
+        sequences: token ids of each; empty ones are left out.
+        compute: from a batch, whose sequences are in the order of the yielded indices, to its result. Runs in
+            inference mode.
+        batch_tokens: most tokens of a batch; a longer sequence makes a batch alone.
+        device: where the batches go.
+        progress: description of a progress bar on stderr; None: no bar.
+
+    Yields:
+        Indices of the batch's sequences, and the batch's result.
+
+    Raises:
+        ValueError: `batch_tokens` is below 1.
+    """
+    lengths = [len(sequence) for sequence in sequences]
+    with progress_bar(sum(lengths), progress or "", " tokens", progress is not None) as bar:
+        for indices in plan(lengths, batch_tokens):
+            batch = PackedBatch.from_sequences((torch.as_tensor(sequences[i]) for i in indices), device)
+            with torch.inference_mode():
+                result = compute(batch)
+            yield indices, result
+            bar.update(batch.total_tokens)
+
+
+def run(
+    sequences: Sequence[TokenIds],
+    compute: Callable[[PackedBatch], Iterable[T]],
+    batch_tokens: int,
+    device: torch.device | str | None = None,
+    progress: str | None = None,
+) -> list[T | None]:
+    """Compute sequences in batches; results in order of arrival.
+
+    Args:
+        sequences, batch_tokens, device, progress: see `as_completed`.
+        compute: from a batch to one result for each of its sequences, in order. Runs in inference mode.
+
+    Returns:
+        The result of each sequence; None for an empty one.
+
+    Raises:
+        ValueError: `batch_tokens` is below 1, or `compute` gives more or fewer results than the batch has sequences.
+    """
+    results: list[T | None] = [None] * len(sequences)
+    for indices, batch_results in as_completed(sequences, compute, batch_tokens, device, progress):
+        for index, result in zip(indices, batch_results, strict=True):
+            results[index] = result
+    return results
