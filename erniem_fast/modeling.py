@@ -14,12 +14,11 @@ from . import encoder, fusion, heads, modules, ops
 from .configuration import POSITION_OFFSET
 from .encoder import AttentionParts, LayerParts, PackedContext, PackedModelOutput
 from .outputs import Encoded, OutputOptions, base_tuple
-from .packing import PackedBatch, packed_input
+from .packing import PackedBatch, pack_input
 from .validation import (
     Limits,
     ValueCheck,
     check_encoder_only,
-    check_padded,
     split_head_mask,
     warn_once,
     warn_token_types,
@@ -177,24 +176,10 @@ class ErnieMModel(modules.ErnieMModules):
         check_encoder_only(past_key_values)
         warn_token_types(token_type_ids)
         limits, table = Limits.of(self.config), self.embeddings.position_embeddings.weight
-        batch = packed_input(
-            limits, input_ids, inputs_embeds, position_ids, attention_mask, cu_seq_lens_q, cu_seq_lens_k, max_length_q
-        )
-        mask = None
-        if batch is None:
-            inputs = check_padded(
-                limits,
-                table,
-                input_ids,
-                inputs_embeds,
-                attention_mask,
-                position_ids,
-                value_checks,  # type: ignore[arg-type]
-                find_packed=True,
-            )
-            batch, mask = PackedBatch.from_padded(inputs), inputs.dense_mask
-        else:
-            batch = batch.checked(limits, table, validate, value_checks)
+        batch, mask = pack_input(
+            limits, table, input_ids, inputs_embeds, position_ids, attention_mask, cu_seq_lens_q, cu_seq_lens_k,
+            max_length_q, validate, value_checks,
+        )  # fmt: skip
         options = OutputOptions.of(self.config, output_hidden_states, output_attentions, return_dict)
         context = self._context(batch, mask, dense=options.attentions or mask is not None or head_mask is not None)
         head_masks = split_head_mask(head_mask, self.config.num_hidden_layers, self.config.num_attention_heads)
@@ -205,10 +190,12 @@ class ErnieMModel(modules.ErnieMModules):
         # Where layers are spread over devices, the last rows are not where the batch is.
         device = batch.position_ids.device
         rows, hidden_states = encoded.last_hidden_state.to(device), encoded.hidden_states
+        if hidden_states is not None:
+            hidden_states = tuple(state.to(device) for state in hidden_states)
         output = PackedModelOutput(
-            last_hidden_state=rows if return_packed else batch.output(rows),
+            last_hidden_state=rows if return_packed else hidden_states[-1] if hidden_states else batch.output(rows),
             pooler_output=None if self.pooler is None else self.pooler(batch.first(rows)),
-            hidden_states=None if hidden_states is None else tuple(state.to(device) for state in hidden_states),
+            hidden_states=hidden_states,
             attentions=encoded.attentions,
         )
         if return_packed:

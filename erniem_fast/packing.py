@@ -16,6 +16,7 @@ from .validation import (
     check_embeds,
     check_integers,
     check_one_source,
+    check_padded,
     check_range,
     check_shape,
     check_tensor,
@@ -407,7 +408,47 @@ def _places(cu_seqlens: Tensor, total: int) -> tuple[Tensor, Tensor]:
     return sequence, rows - offsets[sequence]
 
 
-def packed_input(
+def pack_input(
+    limits: Limits,
+    weight: Tensor,
+    input_ids: Tensor | PackedBatch | None,
+    inputs_embeds: Tensor | None,
+    position_ids: Tensor | None,
+    attention_mask: Tensor | None,
+    cu_seq_lens_q: Tensor | None,
+    cu_seq_lens_k: Tensor | None,
+    max_length_q: int | None,
+    validate: bool,
+    value_checks: tuple[ValueCheck, ...],
+) -> tuple[PackedBatch, Tensor | None]:
+    """Check and pack the arguments of a forward: a padded batch, a flattened one or a PackedBatch.
+
+    Args:
+        limits: of the model.
+        weight: the model's position table; its dtype and device are what the input must match.
+        validate: check values of packed input off the CPU too, at the price of a synchronisation.
+        value_checks: further values, read together with the rest.
+        The others: as in the model's forward.
+
+    Returns:
+        The batch, and the mask of a dense attention if one was given.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what is accepted.
+    """
+    batch = _packed_input(
+        limits, input_ids, inputs_embeds, position_ids, attention_mask, cu_seq_lens_q, cu_seq_lens_k, max_length_q
+    )
+    if batch is not None:
+        return batch.checked(limits, weight, validate, value_checks), None
+    assert not isinstance(input_ids, PackedBatch)
+    inputs = check_padded(
+        limits, weight, input_ids, inputs_embeds, attention_mask, position_ids, value_checks, find_packed=True
+    )
+    return PackedBatch.from_padded(inputs), inputs.dense_mask
+
+
+def _packed_input(
     limits: Limits,
     input_ids: Tensor | PackedBatch | None,
     inputs_embeds: Tensor | None,
@@ -417,11 +458,7 @@ def packed_input(
     cu_seq_lens_k: Tensor | None,
     max_length_q: int | None,
 ) -> PackedBatch | None:
-    """Read the arguments of a forward as a packed batch, not checked yet; None: they are a padded one.
-
-    Raises:
-        TypeError, ValueError: arguments that do not go together.
-    """
+    """Read the arguments as a packed batch, not checked yet; None: they are a padded one."""
     if isinstance(input_ids, PackedBatch):
         for name, value in (
             ("inputs_embeds", inputs_embeds), ("position_ids", position_ids), ("cu_seq_lens_q", cu_seq_lens_q),
