@@ -63,8 +63,16 @@ def assert_same(found: tuple[Tensor, dict[str, Tensor]], expected: tuple[Tensor,
         assert float((found[1][name] - grad).abs().max()) <= 1e-4 * scale, name
 
 
-@pytest.mark.parametrize("lengths", [(5, 16, 0, 3), (70, 33, 1)], ids=str)
-@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(
+    ("training", "lengths"),
+    [
+        (True, (5, 16, 0, 3)),
+        (False, (70, 33, 1)),
+        pytest.param(False, (5, 16, 0, 3), marks=pytest.mark.slow),
+        pytest.param(True, (70, 33, 1), marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_the_model_is_the_torch_backend_s(training: bool, lengths: tuple[int, ...], device: torch.device) -> None:
     """With dropout, too: the masks are the same."""
     model = make(device, **DROPOUT).train(training)
@@ -94,7 +102,7 @@ def test_prefix_lens_reach_the_kernels(device: torch.device) -> None:
     assert_same(run(model, batch, "triton"), expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)], ids=str)
 def test_half_precision_is_at_most_twice_as_wrong_as_torch(dtype: torch.dtype, device: torch.device) -> None:
     model = make(device, hidden_size=64, intermediate_size=128).eval()
     batch = sequences((33, 9, 70), device)
@@ -123,16 +131,19 @@ def test_autocast(device: torch.device) -> None:
     assert sum(errors[0][1:]) <= 2 * sum(errors[1][1:])
 
 
-def test_checkpointing_draws_the_same_masks(device: torch.device) -> None:
-    """And changes nothing else: with two words, whose gradients depend on the order in which rows are added."""
+@pytest.mark.parametrize(
+    ("reentrant", "lengths"),
+    [(False, (20, 9)), *(pytest.param(value, (33, 9), marks=pytest.mark.slow) for value in (False, True))],
+)
+def test_checkpointing_changes_nothing(reentrant: bool, lengths: tuple[int, ...], device: torch.device) -> None:
+    """The same masks, and with two words, whose gradients depend on the order in which rows are added."""
     model = make(device, vocab_size=4, **DROPOUT).train()
-    batch = PackedBatch.from_sequences([torch.randint(2, 4, (length,)) for length in (33, 9)], device)
+    batch = PackedBatch.from_sequences([torch.randint(2, 4, (length,)) for length in lengths], device)
     expected = run(model, batch, "triton")
-    for reentrant in (False, True):
-        model.gradient_checkpointing_enable({"use_reentrant": reentrant})
-        found = run(model, batch, "triton")
-        assert torch.equal(found[0], expected[0])
-        assert all(torch.equal(found[1][name], grad) for name, grad in expected[1].items())
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    found = run(model, batch, "triton")
+    assert torch.equal(found[0], expected[0])
+    assert all(torch.equal(found[1][name], grad) for name, grad in expected[1].items())
 
 
 def test_one_compiled_graph_serves_all(device: torch.device) -> None:
