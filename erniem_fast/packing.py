@@ -192,6 +192,10 @@ class PackedBatch:
         total = source.shape[0] if source.dim() else 0
         if self.input_ids is not None:
             check_shape(name, source, (total,), "total_tokens")
+        unknown = sorted(self.token_ids.keys() - limits.token_ids.keys())
+        if unknown:
+            taken = ", ".join(sorted(limits.token_ids)) or "no further ids"
+            raise ValueError(f"token_ids must hold what the model takes, {taken}; got {', '.join(unknown)}")
         for other, ids in (("position_ids", self.position_ids), *self.token_ids.items()):
             check_integers(other, ids)
             check_shape(other, ids, (total,), "total_tokens")

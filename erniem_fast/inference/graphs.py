@@ -1,4 +1,4 @@
-"""Packed inference by CUDA graphs: a small batch then costs what its kernels cost, not what launching them does."""
+"""Packed inference by CUDA graphs: the time of a small batch is that of its kernels, without that of launching them."""
 
 from bisect import bisect_left
 from collections import OrderedDict
@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..encoder import PackedModelOutput
@@ -20,19 +21,20 @@ TOKENS = tuple(size for power in range(5, 14) for size in (2**power, 3 * 2 ** (p
 SEQUENCES = tuple(2**power for power in range(10))
 """1, 2, 4, ... 512."""
 
-Key = tuple[int, int, bool, torch.dtype | None]
+Key = tuple[int, int, bool, torch.dtype | None, tuple[str, ...]]
+"""Tokens and sequences of the bucket, batch invariance, autocast's dtype, names of the further ids."""
 
 
 def in_bucket(batch: PackedBatch, tokens: int, sequences: int, max_tokens: int) -> PackedBatch:
-    """A batch of fixed sizes whose first sequences are those of `batch`; on them the model gives the same.
+    """Enlarge a batch to fixed sizes. On the sequences of `batch`, the first ones, the model gives the same.
 
-    The sequences added are empty: `cu_seqlens` goes on with its last offset. The rows added belong to none.
+    The sequences added are empty: `cu_seqlens` goes on with its last offset. The rows added belong to no sequence.
 
     Args:
         batch: packed tokens.
         tokens: total_tokens of the result.
         sequences: num_sequences of the result.
-        max_tokens: the most that a sequence may have; max_seqlen is this, or `tokens` where that is less.
+        max_tokens: most tokens of a sequence; max_seqlen is this, or `tokens` where that is less.
     """
     rows, empty = tokens - batch.total_tokens, sequences - batch.num_sequences
     assert batch.input_ids is not None
@@ -40,19 +42,20 @@ def in_bucket(batch: PackedBatch, tokens: int, sequences: int, max_tokens: int) 
     return PackedBatch(
         cu_seqlens=torch.cat((batch.cu_seqlens, ends)),
         max_seqlen=min(tokens, max_tokens),
-        position_ids=torch.cat((batch.position_ids, batch.position_ids.new_zeros(rows))),
-        input_ids=torch.cat((batch.input_ids, batch.input_ids.new_zeros(rows))),
+        position_ids=F.pad(batch.position_ids, (0, rows)),
+        input_ids=F.pad(batch.input_ids, (0, rows)),
+        token_ids={name: F.pad(ids, (0, rows)) for name, ids in batch.token_ids.items()},
     )
 
 
 @dataclass(frozen=True, eq=False)
 class Captured:
-    """What computes a batch that lies in fixed memory: `graph.replay()`.
+    """A captured graph and the fixed memory that `graph.replay()` reads and writes.
 
     Attributes:
-        graph: of the encoder.
-        batch: that it reads.
-        rows, pooled: that it writes; they hold the largest bucket.
+        graph: the encoder's graph.
+        batch: the batch that it reads.
+        rows, pooled: the results that it writes, with room for the largest bucket.
     """
 
     graph: torch.cuda.CUDAGraph
@@ -64,24 +67,24 @@ class Captured:
 class GraphedEncoder:
     """An encoder that replays a CUDA graph for each bucket of tokens and sequences.
 
-    A bucket is captured when it is first met. All graphs share one pool of memory, in which each may use what others
-    have used, since no two run at once: capture the largest bucket first, and the others need little more.
-    `reserved_bytes` says what the pool and the captures took. A batch beyond the buckets runs without a graph.
+    A bucket is captured when it is first met. All graphs share one pool of memory, since no two run at once: capture
+    the largest bucket first, and the others need little more. `reserved_bytes` is the memory that pool and captures
+    took. A batch beyond the buckets runs without a graph.
 
-    Weights may be changed in place; a parameter, or a module, that was replaced goes unnoticed, and so do hooks that a
-    replaced module carries. Not for several threads at once.
+    Weights may be changed in place; a parameter or module that was replaced goes unnoticed, and so do the hooks of a
+    replaced module. Not for several threads at once.
 
     Results equal those of the model on the same bucket (`in_bucket`) bit for bit, and those of the batch by itself but
     for rounding: cuBLAS may add up in another order where there are other numbers of rows.
 
     Args:
         model: on a CUDA device, in eval mode, without hooks, which a graph would leave out.
-        tokens: sizes of the buckets, rising.
-        sequences: likewise.
-        max_graphs: kept at once; the one that was used longest ago makes room.
+        tokens: total_tokens of the buckets, rising.
+        sequences: num_sequences of the buckets, rising.
+        max_graphs: most graphs kept at once; the least recently used one makes room.
 
     Raises:
-        ValueError: an argument outside what is said above.
+        ValueError: an argument that is not as described above.
     """
 
     device_type = "cuda"
@@ -110,7 +113,7 @@ class GraphedEncoder:
         # Memory of a pool belongs to the stream that it was first taken on: one stream captures all.
         self._stream: Any = None
         self._pool: Any = None
-        # By dtype. Every graph copies its results here, and leaves its own memory to the next one.
+        # By dtype. Every graph copies its results here and leaves its own memory to the next one.
         self._results: dict[torch.dtype, tuple[Tensor, Tensor]] = {}
 
     @torch.inference_mode()
@@ -130,10 +133,10 @@ class GraphedEncoder:
             return output
         kind = self.device_type
         autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        key = tokens, sequences, is_batch_invariant(), autocast
+        key = tokens, sequences, is_batch_invariant(), autocast, tuple(sorted(batch.token_ids))
         captured = self._graphs.get(key)
         if captured is None:
-            bucket = in_bucket(batch, *key[:2], self.model.config.max_tokens)
+            bucket = in_bucket(batch, tokens, sequences, self.model.config.max_tokens)
             # Autocast's cache would free the copies of weights that a graph reads.
             with torch.autocast(kind, autocast, enabled=autocast is not None, cache_enabled=False):
                 captured = self._graphs[key] = self._capture(bucket)
@@ -161,7 +164,7 @@ class GraphedEncoder:
             raise ValueError(f"batch must be on {device}, where the model is, got {given}")
 
     def _room(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
-        """For the results of the largest bucket, in the dtype of this batch's; runs the model."""
+        """Memory for the results of the largest bucket, in the dtype that this batch has; runs the model."""
         output = self.model(batch, return_packed=True)
         rows = output.last_hidden_state
         if rows.dtype not in self._results:
@@ -183,7 +186,7 @@ class GraphedEncoder:
             self._stream = self._stream or torch.cuda.Stream()
             self._stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self._stream):
-                # What is captured must find its kernels compiled and its libraries ready.
+                # A capture must find its kernels compiled and its libraries ready.
                 room = self._room(batch)
                 self._run(batch, *room)
             torch.cuda.current_stream().wait_stream(self._stream)
@@ -204,10 +207,12 @@ def _bucket(sizes: Sequence[int], size: int) -> int | None:
 
 
 def _refill(static: PackedBatch, batch: PackedBatch) -> None:
-    """Rows left over from another batch stay: they belong to no sequence."""
+    """Copy a batch into the fixed memory. Rows left over from another batch stay: they belong to no sequence."""
     assert static.input_ids is not None
     assert batch.input_ids is not None
     static.input_ids[: batch.total_tokens].copy_(batch.input_ids)
     static.position_ids[: batch.total_tokens].copy_(batch.position_ids)
+    for name, ids in batch.token_ids.items():
+        static.token_ids[name][: batch.total_tokens].copy_(ids)
     static.cu_seqlens[: batch.num_sequences + 1].copy_(batch.cu_seqlens)
     static.cu_seqlens[batch.num_sequences + 1 :].fill_(batch.total_tokens)

@@ -132,3 +132,12 @@ def test_what_graphs_would_leave_out_is_refused(make_pair: Callable[..., Any]) -
 def test_graphs_need_a_gpu(make_pair: Callable[..., Any]) -> None:
     with pytest.raises(ValueError, match="model must be on a CUDA device, got cpu"):
         GraphedEncoder(make_pair()[1])
+
+
+def test_further_ids_fill_their_bucket() -> None:
+    ids = {"token_type_ids": torch.tensor([0, 1, 1, 0, 1])}
+    batch = replace(PackedBatch.from_sequences([[5, 6, 7], [8, 9]]), token_ids=ids)
+    static = in_bucket(batch, 8, 4, 64)
+    assert static.token_ids["token_type_ids"].tolist() == [0, 1, 1, 0, 1, 0, 0, 0]
+    _refill(static, replace(PackedBatch.from_sequences([[5, 6]]), token_ids={"token_type_ids": torch.tensor([2, 3])}))
+    assert static.token_ids["token_type_ids"].tolist()[:2] == [2, 3]

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import DataCollatorWithFlattening
 
 from erniem_fast import PackedBatch
+from erniem_fast.validation import Limits
 
 LENGTHS = (7, 3, 10, 1)
 
@@ -186,7 +187,11 @@ def test_int64_offsets_are_taken() -> None:
         ({"max_seqlen": 5.0}, TypeError, "max_seqlen .* must be an int, got float"),
         ({"cu_seqlens": None}, TypeError, "cu_seqlens must be a tensor, got NoneType"),
         ({"position_ids": None}, TypeError, "position_ids must be a tensor, got NoneType"),
-        ({"token_ids": {"task_type_ids": torch.zeros(8, dtype=torch.int64)}}, ValueError, r"task_type_ids must have"),
+        (
+            {"token_ids": {"task_type_ids": torch.zeros(8, dtype=torch.int64)}},
+            ValueError,
+            "no further ids; got task_type_ids",
+        ),
     ],
 )
 def test_a_batch_made_by_hand_is_checked(change: dict[str, Any], error: type[Exception], message: str) -> None:
@@ -215,6 +220,17 @@ def test_a_batch_made_by_hand_is_checked(change: dict[str, Any], error: type[Exc
 def test_from_sequences_takes_integers(sequences: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         PackedBatch.from_sequences(sequences)
+
+
+def test_further_ids_are_checked_and_clamped() -> None:
+    limits = Limits.of(make()[0].config)._replace(token_ids={"token_type_ids": 2})
+    weight = torch.zeros(1, dtype=torch.float64)
+    batch = PackedBatch.from_sequences([torch.arange(2, 6), torch.arange(5)])
+    for ids, message in ((torch.arange(9), r"token_type_ids must lie in \[0, 2\)"), (torch.ones(8).long(), "shape")):
+        with pytest.raises(ValueError, match=message):
+            replace(batch, token_ids={"token_type_ids": ids}).checked(limits, weight, False)
+    unread = replace(batch, token_ids={"token_type_ids": torch.arange(9, device="meta")}).to("meta")
+    assert unread.checked(limits, weight.to("meta"), False).token_ids["token_type_ids"].shape == (9,)
 
 
 def test_further_ids_travel_with_the_batch() -> None:
