@@ -146,12 +146,20 @@ def test_checkpointing_changes_nothing(reentrant: bool, lengths: tuple[int, ...]
     assert all(torch.equal(found[1][name], grad) for name, grad in expected[1].items())
 
 
-def test_one_compiled_graph_serves_all(device: torch.device) -> None:
+@pytest.mark.parametrize(
+    "batches",
+    [
+        ((5, 3), (16, 2, 9), (70, 3, 3)),
+        pytest.param(((5, 3), (16, 2, 9), (30, 35), (70, 3, 3), (1, 1, 1, 1)), marks=pytest.mark.slow),
+    ],
+    ids=["quick", "all"],
+)
+def test_one_compiled_graph_serves_all(batches: tuple[tuple[int, ...], ...], device: torch.device) -> None:
     model = make(device, layers=1, **DROPOUT).train()
     counter = CompileCounterWithBackend("aot_eager")
     torch._dynamo.reset()
     fast = torch.compile(model, fullgraph=True, backend=counter)
-    for lengths in ((5, 3), (16, 2, 9), (30, 35), (70, 3, 3), (1, 1, 1, 1)):
+    for lengths in batches:
         offsets = torch.tensor([0, *lengths], device=device).cumsum(0).int()
         batch = {
             "input_ids": torch.randint(2, 97, (1, sum(lengths)), device=device),
