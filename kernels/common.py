@@ -102,7 +102,7 @@ def dropout_arguments(dropout: Dropout | None, like: Tensor) -> dict[str, Any]:
 
     Args:
         dropout: the dropout, if any.
-        like: any tensor of the kernel's device; stands in for the seed, which is not read without dropout.
+        like: any tensor of the kernel's device; passed for the seed, which is not read without dropout.
     """
     p, seed, site = dropout if dropout is not None and drops(dropout) else (0.0, like, 0)
     return {

@@ -12,6 +12,12 @@ import torch
 
 from .tables import ATTENTION, LINEAR, ROWS, AttentionConfig, LinearConfig, RowConfig
 
+__all__ = [
+    "FUSED_GELU", "INVARIANT_TILE", "LONG", "TILES", "TUNED", "TUNED_FILE", "AttentionConfig", "Entry", "LinearConfig",
+    "RowConfig", "architecture", "attention_config", "attention_tile", "fuses_gelu", "linear_config", "load_tuned",
+    "row_config",
+]  # fmt: skip
+
 TILES = (16, 32, 64, 128)
 """Sizes of attention tiles."""
 LONG = 192
@@ -41,7 +47,7 @@ def _family(name: str) -> str:
 
 
 def attention_tile(max_seqlen: int, total_tokens: int, num_sequences: int, block_m: int = 0) -> tuple[int, bool]:
-    """Rows of an attention tile, and whether there is a list of tiles because a sequence may have several.
+    """(rows of an attention tile, True if the tiles are listed because a sequence may have several).
 
     Args:
         max_seqlen: tokens in the longest sequence.

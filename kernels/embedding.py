@@ -228,10 +228,10 @@ def _launch_backward(
             **dropout_arguments(dropout, position_ids),
         )  # fmt: skip
     dwords, dposition_weight = words.new_empty(0), position_weight.new_empty(0)
-    if needs_words and input_ids is None:
-        dwords = dz.to(words.dtype)
-    elif needs_words:
+    if input_ids is not None and needs_words:
         dwords = segment_sum(dz, input_ids, words.shape[0], padding_idx, words.dtype)
+    elif needs_words:
+        dwords = dz.to(words.dtype)
     if needs_position_weight:
         dposition_weight = segment_sum(
             dz, position_ids, position_weight.shape[0], position_padding_idx, position_weight.dtype

@@ -1,8 +1,7 @@
 """Tiles, warps and pipeline stages of every kernel: literal tables, an architecture at a time.
 
 The tables were chosen by what compiles without spilling a register (`python -m bench.compiled` renews that report).
-None was tuned on a GPU yet; rows that were lie in tuned.json, and take the place of those here. `configs.py` has the
-look-ups.
+None was tuned on a GPU yet; tuned rows are in tuned.json, and come before these. `configs.py` has the look-ups.
 """
 
 from dataclasses import dataclass

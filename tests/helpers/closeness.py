@@ -38,8 +38,8 @@ def assert_right(
     low = [None] * len(found)
     if all(tensor.dtype != torch.float32 for tensor in inputs):
         low = with_gradients(oracle, inputs, grad)
-    for place, (one, two, plain) in enumerate(zip(found, expected, low, strict=True)):
-        name = "the result" if place == 0 else f"the gradient of input {place - 1}"
+    for index, (one, two, plain) in enumerate(zip(found, expected, low, strict=True)):
+        name = "the result" if index == 0 else f"the gradient of input {index - 1}"
         assert one.isfinite().all(), f"{name} is not finite"
         if plain is None:
             most = FLOAT32 * max(two.abs().max().item() if two.numel() else 0.0, 1e-3)

@@ -1,6 +1,6 @@
 """Every kernel on the last rows of tensors of more than 2**31 elements.
 
-Run by tests/kernels/test_backend.py in a process of its own, under TRITON_INTERPRET=1. Memory that nobody touches is
+Run by tests/kernels/test_backend.py in a process of its own, under TRITON_INTERPRET=1. Memory that is not touched is
 never committed, and only the programs that work on those rows are run; a 32-bit offset would end in a segmentation
 fault.
 """

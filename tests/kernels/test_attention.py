@@ -241,7 +241,7 @@ def test_a_longest_that_is_too_long_or_too_short(
     for longest in (70, 128, 500):
         found = ops.varlen_attention(qkv, cu_seqlens, longest, backend="triton")
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-    # A lie gives wrong rows of the sequences lied about, but neither NaN nor a neighbour's rows.
+    # One that is too small gives wrong rows of the longer sequences, but neither NaN nor a neighbour's rows.
     found = ops.varlen_attention(qkv, cu_seqlens, 64, backend="triton")
     torch.testing.assert_close(found[:30], expected[:30], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(found[100:], expected[100:], rtol=1e-5, atol=1e-5)

@@ -44,7 +44,7 @@ def sequences(lengths: tuple[int, ...], device: torch.device) -> PackedBatch:
 
 
 def run(model: Any, batch: Any, backend: str, seed: int = 3) -> tuple[Tensor, dict[str, Tensor]]:
-    """Hidden states, and the gradients of the parameters."""
+    """Hidden states and the gradients of the parameters."""
     model.backend = backend
     model.zero_grad(set_to_none=True)
     torch.manual_seed(seed)
@@ -74,7 +74,7 @@ def assert_same(found: tuple[Tensor, dict[str, Tensor]], expected: tuple[Tensor,
     ids=str,
 )
 def test_the_model_is_the_torch_backend_s(training: bool, lengths: tuple[int, ...], device: torch.device) -> None:
-    """With dropout, too: the masks are the same."""
+    """The model has dropout: the masks are the same, too."""
     model = make(device, **DROPOUT).train(training)
     batch = sequences(lengths, device)
     assert_same(run(model, batch, "triton"), run(model, batch, "torch"))
@@ -136,7 +136,7 @@ def test_autocast(device: torch.device) -> None:
     [(False, (20, 9)), *(pytest.param(value, (33, 9), marks=pytest.mark.slow) for value in (False, True))],
 )
 def test_checkpointing_changes_nothing(reentrant: bool, lengths: tuple[int, ...], device: torch.device) -> None:
-    """The same masks, and with two words, whose gradients depend on the order in which rows are added."""
+    """Masks, results and gradients stay; those of two words depend on the order in which rows are added."""
     model = make(device, vocab_size=4, **DROPOUT).train()
     batch = PackedBatch.from_sequences([torch.randint(2, 4, (length,)) for length in lengths], device)
     expected = run(model, batch, "triton")
@@ -146,12 +146,20 @@ def test_checkpointing_changes_nothing(reentrant: bool, lengths: tuple[int, ...]
     assert all(torch.equal(found[1][name], grad) for name, grad in expected[1].items())
 
 
-def test_one_compiled_graph_serves_all(device: torch.device) -> None:
+@pytest.mark.parametrize(
+    "batches",
+    [
+        ((5, 3), (16, 2, 9), (70, 3, 3)),
+        pytest.param(((5, 3), (16, 2, 9), (30, 35), (70, 3, 3), (1, 1, 1, 1)), marks=pytest.mark.slow),
+    ],
+    ids=["quick", "all"],
+)
+def test_one_compiled_graph_serves_all(batches: tuple[tuple[int, ...], ...], device: torch.device) -> None:
     model = make(device, layers=1, **DROPOUT).train()
     counter = CompileCounterWithBackend("aot_eager")
     torch._dynamo.reset()
     fast = torch.compile(model, fullgraph=True, backend=counter)
-    for lengths in ((5, 3), (16, 2, 9), (30, 35), (70, 3, 3), (1, 1, 1, 1)):
+    for lengths in batches:
         offsets = torch.tensor([0, *lengths], device=device).cumsum(0).int()
         batch = {
             "input_ids": torch.randint(2, 97, (1, sum(lengths)), device=device),
@@ -307,7 +315,7 @@ def test_operands_of_one_dtype_too_many(device: torch.device) -> None:
 
 
 def test_no_gradients_are_made_up(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Results that aren't differentiable get no gradients of zeros."""
+    """Results that are not differentiable get None, not gradients of zeros."""
     seen: list[Any] = []
     x = torch.randn(4, 16, device=device, requires_grad=True)
     vector = torch.randn(16, device=device)

@@ -50,7 +50,7 @@ def test_embedding_layer_norm(given: str, dtype: torch.dtype, p: float, device: 
 
 
 def test_ids_out_of_range_are_clamped(device: torch.device) -> None:
-    """Packed values on a GPU are read by nobody before the kernel."""
+    """Packed ids on a GPU are not checked before the kernel reads them."""
     words, positions = (torch.randn(5, 16, device=device, requires_grad=True) for _ in range(2))
     weight, bias = torch.randn(16, device=device), torch.randn(16, device=device)
     wrong = torch.tensor([-7, 0, 4, 2**40, 99], device=device)

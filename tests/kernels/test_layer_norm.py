@@ -51,7 +51,7 @@ def test_statistics_are_those_of_the_stored_sum(dtype: torch.dtype, device: torc
 
 @dropped
 def test_mixed_dtypes(p: float, device: torch.device) -> None:
-    """As under autocast: the product in bfloat16, the residual and the parameters in float32."""
+    """The dtypes of autocast: the product in bfloat16, the residual and the parameters in float32."""
     dropout = dropout_of(p, device)
     x = torch.randn(9, 40, device=device).bfloat16().requires_grad_()
     residual, weight, bias, linear_bias = (

@@ -78,7 +78,7 @@ def test_only_the_first_product_is_kept(device: torch.device) -> None:
 
 
 def test_frozen_weights_get_no_gradient(device: torch.device) -> None:
-    """As with LoRA: the block passes gradients on and computes none that nobody asked for."""
+    """The block passes gradients on, as LoRA needs it, and computes no others."""
     x = torch.randn(7, 20, device=device, requires_grad=True)
     weight1, bias1, weight2 = (torch.randn(shape, device=device) for shape in ((36, 20), 36, (20, 36)))
     grad = torch.randn(7, 20, device=device)
