@@ -1,0 +1,1 @@
+"""The engine: shapes, registry, checks, timing and result files, for every suite and every device."""

@@ -1,0 +1,156 @@
+"""The registry: benchmarks, the shapes that they are timed on, and the providers that compute them.
+
+A new provider is one decorated function, in `bench/ops`, in `bench/models` or in a module of one's own that
+`--provider` names:
+
+    @ATTENTION.provider("mine", devices=("cuda",))
+    def _(inputs: AttentionInputs) -> Prepared:
+        return inputs.prepare(lambda p: lambda qkv: my_attention(qkv, inputs.batch.packed.cu_seqlens, p))
+"""
+
+import importlib
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from .shapes import FORWARD, Setting, Shape
+from .work import Work
+
+OURS = "erniem_fast"
+"""Provider of an operation that this project measures; other ways of it have other names."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A provider with all that it needs, ready to be timed.
+
+    Attributes:
+        run: the call that is timed.
+        results: the output and, where the setting asks for them, gradients, in the form that all providers share;
+            None for a bound, which computes something else.
+        same_mask: True if `results` have dropout with the oracle's mask; else they have none.
+        memory: bytes that it holds, by what is counted; None: not measured.
+        work: least work, where it is not that of the benchmark.
+    """
+
+    run: Callable[[], object]
+    results: Callable[[], Sequence[Tensor]] | None
+    same_mask: bool = False
+    memory: Callable[[], Mapping[str, int]] | None = None
+    work: Work | None = None
+
+
+class Inputs(Protocol):
+    """Operands that all providers of a case share.
+
+    Attributes:
+        work: least work of the case.
+        facts: further fields of the case's rows in the result file.
+    """
+
+    work: Work
+    facts: Mapping[str, Any]
+
+    def expected(self, dropout_p: float) -> tuple[list[Tensor], list[Tensor] | None]:
+        """The oracle's results, and those of plain PyTorch in the setting's 16-bit dtype (None in float32)."""
+
+
+Needs = Callable[[Shape, Setting], str | None]
+"""Reason why a provider cannot run a setting on a shape, or None."""
+
+
+@dataclass(frozen=True)
+class Provider:
+    """A way to compute a benchmark.
+
+    Attributes:
+        name: name in the results.
+        build: makes it from the benchmark's inputs; not timed.
+        devices: devices that it runs on.
+        note: remark for readers of its figures.
+        needs: further conditions.
+    """
+
+    name: str
+    build: Callable[[Any], Prepared]
+    devices: tuple[str, ...]
+    note: str = ""
+    needs: Needs | None = None
+
+    def refusal(self, shape: Shape, setting: Setting) -> str | None:
+        """Reason why it cannot run, or None."""
+        if setting.device not in self.devices:
+            return f"runs on {' and '.join(self.devices)} only"
+        return None if self.needs is None else self.needs(shape, setting)
+
+
+@dataclass(frozen=True, eq=False)
+class Benchmark:
+    """Something that is timed.
+
+    Attributes:
+        name: name in the results.
+        inputs: makes what all providers share, so that they compute the same thing.
+        shapes: shapes that it is timed on.
+        tiny: shapes of a dry run.
+        variants: (passes, dropout probability) that each shape is timed in, the most important first.
+        baseline: provider that the others' times are divided by.
+        providers: providers by name.
+    """
+
+    name: str
+    inputs: Callable[[Shape, Setting], Inputs]
+    shapes: tuple[Shape, ...]
+    tiny: tuple[Shape, ...]
+    variants: tuple[tuple[str, float], ...] = ((FORWARD, 0.0),)
+    baseline: str = OURS
+    providers: dict[str, Provider] = field(default_factory=dict)
+
+    def provider(
+        self, name: str, devices: tuple[str, ...] = ("cpu", "cuda"), note: str = "", needs: Needs | None = None
+    ) -> Callable[[Callable[[Any], Prepared]], Callable[[Any], Prepared]]:
+        """Decorator that registers `build(inputs)` as a provider.
+
+        Raises:
+            ValueError: a provider of this name is registered already.
+        """
+
+        def register(build: Callable[[Any], Prepared]) -> Callable[[Any], Prepared]:
+            if name in self.providers:
+                raise ValueError(f"provider {name!r} of {self.name} is registered twice")
+            self.providers[name] = Provider(name, build, devices, note, needs)
+            return build
+
+        return register
+
+
+@dataclass(frozen=True)
+class Case:
+    """One benchmark on one shape in one setting, by all its providers in turns.
+
+    Attributes:
+        part: "cpu", "kernels" or "models".
+    """
+
+    part: str
+    benchmark: Benchmark
+    shape: Shape
+    setting: Setting
+
+    @property
+    def name(self) -> str:
+        setting, sizes = self.setting, self.shape.sizes
+        size = f"{sizes.num_layers}x{sizes.hidden_size}"
+        variant = f"{setting.dtype_name}/{setting.passes}/dropout {setting.dropout_p:g}"
+        return f"{self.benchmark.name}/{self.shape.name}/{size}/{variant}"
+
+
+def load_providers(modules: Iterable[str]) -> None:
+    """Import modules that register providers; the current folder is searched, too."""
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    for module in modules:
+        importlib.import_module(module)

@@ -1,0 +1,96 @@
+"""Result files, written whole after every case: an interrupted run keeps what it has."""
+
+import contextlib
+import json
+import os
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass
+class Measured:
+    """Results of a case.
+
+    Attributes:
+        rows: the figures.
+        failed: providers that raised or were wrong, and why.
+        skipped: providers that cannot run, and why.
+    """
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    failed: list[dict[str, str]] = field(default_factory=list)
+    skipped: list[dict[str, str]] = field(default_factory=list)
+
+
+class ResultFile:
+    """Results of one part of the suite on one device.
+
+    Attributes:
+        path: path of the file.
+        content: content as it will be written.
+    """
+
+    def __init__(self, path: Path, content: dict[str, Any]) -> None:
+        self.path = path
+        self.content = content
+
+    @classmethod
+    def new(cls, path: Path, about: dict[str, Any]) -> "ResultFile":
+        """File without a case."""
+        lists: dict[str, list[Any]] = {name: [] for name in ("runs", "done", "left_out", "failed", "skipped", "rows")}
+        return cls(path, about | lists)
+
+    @classmethod
+    def read(cls, path: Path) -> "ResultFile":
+        return cls(path, json.loads(path.read_text(encoding="utf-8")))
+
+    def continues(self, about: dict[str, Any]) -> bool:
+        """True if a run of `about` can go on with it: same code, no changes, same device, and cases left."""
+        same = all(self.content.get(key) == value for key, value in about.items() if key != "date")
+        return same and not about["dirty"] and bool(self.content["left_out"])
+
+    def begin(self, run: dict[str, Any]) -> None:
+        """Append a run; its rows refer to it by its index."""
+        self.content["runs"].append(run)
+        self.content["left_out"] = []
+
+    def add(self, name: str, measured: Measured) -> None:
+        """Append the results of a case."""
+        run = len(self.content["runs"]) - 1
+        self.content["rows"] += [row | {"run": run} for row in measured.rows]
+        self.content["failed"] += measured.failed
+        self.content["skipped"] += measured.skipped
+        self.content["done"].append(name)
+
+    def write(self) -> None:
+        """Replace the file in one step: there is always a whole one."""
+        write_whole(self.path, dump(self.content))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file in one step, so that a failure leaves the old one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+        raise
+
+
+def dump(content: dict[str, Any]) -> str:
+    """Compact JSON: one line for a field, or for an element of a list."""
+    lines = []
+    for key, value in content.items():
+        if isinstance(value, list) and value:
+            text = "[\n  " + ",\n  ".join(json.dumps(element) for element in value) + "\n ]"
+        else:
+            text = json.dumps(value)
+        lines.append(f"{json.dumps(key)}: {text}")
+    return "{\n " + ",\n ".join(lines) + "\n}\n"

@@ -1,0 +1,183 @@
+"""Bars that the project has set itself, and whether the newest results reach them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from bench.engine.shapes import BACKWARD, BOTH, FORWARD
+from bench.ops.inputs import DROPOUT_P
+
+from .markdown import markdown
+from .rows import BASE_LAYERS, LARGE_LAYERS, Rows
+
+ROW_OPERATIONS = ("add+layer-norm", "bias+gelu", "embedding+layer-norm")
+MIX = "pairs-64k"
+BATCHES, SDPA, VARLEN = "xquad-64-arrival", "padded, sdpa, compiled", "varlen_attn, compiled"
+CPU_ARRIVAL, CPU_SORTED, CPU_SKEWED = "xquad-16-arrival", "xquad-16-sorted", "1x500+15x20"
+Value = Callable[[Rows], float]
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A bar.
+
+    Attributes:
+        what: quantity that is measured.
+        bar: least value, or greatest where `more` is False.
+        value: from the rows; raises KeyError where a case was not run.
+        unit: unit of value and bar.
+    """
+
+    what: str
+    bar: float
+    more: bool
+    value: Value
+    unit: str
+
+    def row(self, rows: Rows) -> list[str] | None:
+        """Cells of the table; None where a case was not run."""
+        try:
+            value = self.value(rows)
+        except KeyError:
+            return None
+        met = value >= self.bar if self.more else value <= self.bar
+        bar = f"{'at least' if self.more else 'at most'} {self.bar:g}{self.unit}"
+        return [self.what, f"{value:.2f}{self.unit}", bar, "yes" if met else "no"]
+
+
+def goals_table(part: str, rows: Rows) -> str:
+    """Table of the goals of a part whose cases were run."""
+    found = [goal.row(rows) for goal in GOALS[part]]
+    return markdown(["what", "measured", "goal", "met"], [row for row in found if row is not None])
+
+
+def _attention_tflops(passes: str) -> Value:
+    return lambda rows: rows.kernel("attention", "512-64k", passes)["tflops"]
+
+
+def _against_varlen(passes: str) -> Value:
+    return lambda rows: rows.kernel("attention", MIX, passes, provider="varlen_attn")["ratio"]
+
+
+def _dropout_cost(*lengths: int) -> Value:
+    """Time with dropout over the time without, for the worst length."""
+
+    def cost(rows: Rows, length: int) -> float:
+        shape = f"{length}-64k"
+        with_dropout = rows.kernel("attention", shape, BOTH, DROPOUT_P)["time_s"]
+        return float(with_dropout / rows.kernel("attention", shape, BOTH)["time_s"])
+
+    return lambda rows: max(cost(rows, length) for length in lengths)
+
+
+def _copy_share(passes: str, dropout_p: float = 0.0) -> Value:
+    """Share of the copy rate in percent, for the worst operation."""
+    return lambda rows: min(
+        100 * rows.kernel(operation, MIX, passes, dropout_p)["share_of_copy_rate"] for operation in ROW_OPERATIONS
+    )
+
+
+def _host(rows: Rows) -> float:
+    """Host time over that of torch's unfused chain, for the worst operation."""
+    pairs = [
+        (rows.kernel(operation, MIX, passes), rows.kernel(operation, MIX, passes, provider="torch"))
+        for operation in ("attention", *ROW_OPERATIONS)
+        for passes in (FORWARD, BOTH)
+    ]
+    return max(float(ours["host_s"] / theirs["host_s"]) for ours, theirs in pairs)
+
+
+def _tokens(layers: int) -> Value:
+    """Millions of tokens a second, for the worse of the two mixes."""
+    return lambda rows: min(
+        rows.model("inference", f"{mix}-64k", layers)["real_tokens_per_s"] / 1e6 for mix in ("pairs", "xquad")
+    )
+
+
+def _over_products(rows: Rows) -> float:
+    shapes = ("pairs-64k", "xquad-64k")
+    return max(1 / rows.model("inference", shape, provider="matrix products")["ratio"] for shape in shapes)
+
+
+def _peer(operation: str, shape: str, provider: str) -> Value:
+    return lambda rows: rows.model(operation, shape, provider=provider)["ratio"]
+
+
+def _latency(rows: Rows) -> float:
+    """Milliseconds with CUDA graphs, for the worst length."""
+    provider = "padding-free, graphs"
+    return max(1e3 * rows.model("latency", f"1x{length}", provider=provider)["time_s"] for length in (32, 64, 128))
+
+
+def _invariant(rows: Rows) -> float:
+    """Percent that batch-invariant mode costs, for the worse of the two mixes."""
+    provider, against = "padding-free, batch-invariant", "padding-free, packed input"
+    times = [
+        [rows.model("inference", f"{mix}-64k", provider=name)["time_s"] for name in (provider, against)]
+        for mix in ("pairs", "xquad")
+    ]
+    return float(max(100 * (one / other - 1) for one, other in times))
+
+
+def _activations(provider: str) -> Value:
+    """Percent of a peer's activation memory."""
+
+    def share(rows: Rows) -> float:
+        ours, theirs = (rows.model("training", BATCHES, provider=name) for name in ("padding-free", provider))
+        return float(100 * ours["memory_bytes"]["activations"] / theirs["memory_bytes"]["activations"])
+
+    return share
+
+
+def _cpu(shape: str, provider: str) -> Value:
+    return lambda rows: rows.find(operation="inference", shape=shape, provider=provider)["ratio"]
+
+
+def _cpu_over_products(shape: str) -> Value:
+    return lambda rows: 1 / _cpu(shape, "matrix products")(rows)
+
+
+def _cpu_memory(rows: Rows) -> float:
+    ours, padded = (
+        rows.find(operation="training", shape=CPU_SKEWED, provider=name)["memory_bytes"]["activations"]
+        for name in ("padding-free", "padded")
+    )
+    return float(ours / padded)
+
+
+GOALS = {
+    "cpu": (
+        Goal("Real tokens/s against the padded reference, unsorted", 5, True, _cpu(CPU_ARRIVAL, "padded"), "x"),
+        Goal("The same, sorted by length", 1.2, True, _cpu(CPU_SORTED, "padded"), "x"),
+        Goal("Time against its matrix products alone, unsorted", 1.3, False, _cpu_over_products(CPU_ARRIVAL), "x"),
+        Goal("The same, sorted by length", 1.3, False, _cpu_over_products(CPU_SORTED), "x"),
+        Goal("Memory kept for backward against the padded reference, 1 long text of 16", 0.25, False, _cpu_memory, ""),
+    ),
+    "kernels": (
+        Goal("Attention forward, length 512", 300, True, _attention_tflops(FORWARD), " TFLOP/s"),
+        Goal("Attention backward, length 512", 200, True, _attention_tflops(BACKWARD), " TFLOP/s"),
+        Goal("Attention forward on sentence pairs against varlen_attn", 1.5, True, _against_varlen(FORWARD), "x"),
+        Goal("The same, forward and backward", 1.3, True, _against_varlen(BOTH), "x"),
+        Goal("Attention with dropout against without, 16 to 128", 1.25, False, _dropout_cost(16, 32, 64, 128), "x"),
+        Goal("The same, 512", 1.5, False, _dropout_cost(512), "x"),
+        Goal("Row operations, share of the copy rate, forward", 90, True, _copy_share(FORWARD), " %"),
+        Goal("The same, backward", 80, True, _copy_share(BACKWARD), " %"),
+        Goal("The same, forward with dropout", 80, True, _copy_share(FORWARD, DROPOUT_P), " %"),
+        Goal("The same, backward with dropout", 70, True, _copy_share(BACKWARD, DROPOUT_P), " %"),
+        Goal("Host time against torch's unfused chain", 1, False, _host, "x"),
+    ),
+    "models": (
+        Goal("Inference, base, 64 k tokens", 2.7, True, _tokens(BASE_LAYERS), " M tokens/s"),
+        Goal("The same against its matrix products alone", 1.35, False, _over_products, "x"),
+        Goal("Inference, large, 64 k tokens", 0.77, True, _tokens(LARGE_LAYERS), " M tokens/s"),
+        Goal("Base, 64 texts a batch, against eager padded", 8, True, _peer("inference", BATCHES, "padded"), "x"),
+        Goal("The same against padded SDPA, compiled", 2.5, True, _peer("inference", BATCHES, SDPA), "x"),
+        Goal("The same against varlen_attn, compiled", 1.1, True, _peer("inference", BATCHES, VARLEN), "x"),
+        Goal("4 k tokens against varlen_attn, compiled", 1.25, True, _peer("inference", "pairs-4k", VARLEN), "x"),
+        Goal("One sequence of 32 to 128 tokens, CUDA graphs", 0.35, False, _latency, " ms"),
+        Goal("Batch-invariant mode, 64 k tokens, slower by", 20, False, _invariant, " %"),
+        Goal("Training step against eager autocast", 4, True, _peer("training", BATCHES, "padded"), "x"),
+        Goal("The same against padded SDPA, compiled", 1.3, True, _peer("training", BATCHES, SDPA), "x"),
+        Goal("Activation memory against eager autocast", 40, False, _activations("padded"), " %"),
+        Goal("The same against padded SDPA, compiled", 80, False, _activations(SDPA), " %"),
+    ),
+}  # fmt: skip

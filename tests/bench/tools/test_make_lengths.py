@@ -1,0 +1,29 @@
+"""Lengths are made from a folder of XQuAD."""
+
+import json
+from pathlib import Path
+
+import pytest
+from helpers.paths import ROOT
+
+from bench.tools import make_lengths
+
+
+def test_lengths_are_made_from_a_folder_of_xquad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(make_lengths, "CONTEXTS_PER_LANGUAGE", 2)
+    paragraphs = [
+        {"context": f"A context, number {i}. " * 60 * i, "qas": [{"question": f"Question {j}?"} for j in range(count)]}
+        for i, count in enumerate((3, 4, 2), 1)
+    ]
+    for language in make_lengths.LANGUAGES:
+        content = json.dumps({"data": [{"paragraphs": paragraphs}]})
+        (tmp_path / f"xquad.{language}.json").write_text(content, encoding="utf-8")
+    monkeypatch.setattr(make_lengths, "PAIRS_PER_LANGUAGE", 20)
+    pairs = make_lengths.make_pairs(tmp_path, ROOT / "tests/golden/tokenizer")
+    assert len(pairs["lengths"]) == 4 * 20
+    assert max(pairs["lengths"]) <= make_lengths.MAX_SENTENCE_TOKENS + 20
+    made = [make_lengths.make(tmp_path, ROOT / "tests/golden/tokenizer") for _ in range(2)]
+    assert made[0] == made[1]
+    assert len(made[0]["lengths"]) == 4 * 2 * 4
+    assert sum(length == 512 for length in made[0]["lengths"]) >= 4  # the second context of each language is cut
+    assert sum(length < 20 for length in made[0]["lengths"]) == 4 * 2 * 3
