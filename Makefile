@@ -4,7 +4,7 @@ BIN := .venv/bin
 MODEL ?=
 OUT ?= demo-vectors.npy
 
-.PHONY: demo test test-all lint bench bench-table compiled gpu gpu-check gpu-kernels gpu-models gpu-tune clean
+.PHONY: demo test test-all lint bench bench-report compiled gpu gpu-check gpu-kernels gpu-models gpu-tune clean
 .DEFAULT_GOAL := test
 
 # torch goes first: asked for by another package, pip would take the newest build instead of the one that is tested.
@@ -31,25 +31,23 @@ lint: .venv/.installed
 bench: .venv/.installed
 	$(BIN)/python -m bench.run
 
-# README's tables, the plots and the roofline page, from the result files.
-bench-table: .venv/.installed
-	$(BIN)/python -m bench.table --write README.md
-	$(BIN)/python -m bench.roofline --write
-	$(BIN)/python -m bench.plots
+# README's and docs/benchmarks.md's tables, chart, plots and the roofline page, from the result files.
+bench-report: .venv/.installed
+	$(BIN)/python -m bench.report --write
 
-# Registers, shared memory and instructions of every kernel, by compiling it: needs no GPU.
+# Registers, spills and faults of every kernel, by compiling it for GPUs that need not be there.
 compiled: .venv/.installed
-	$(BIN)/python -m bench.compiled --check
+	$(BIN)/python -m bench.tools.compile_kernels --check
 
 # These install nothing: PYTHON is whatever has torch and triton for this machine's GPU. Each takes at most eight minutes.
 GPU_PYTHON = PYTHONPATH=.$${PYTHONPATH:+:$$PYTHONPATH} $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-# What fails in one part says nothing of the others: all are run.
+# A failure of one part does not stop the others.
 gpu:
 	@failed=0; for part in gpu-check gpu-kernels gpu-models; do $(MAKE) $$part || failed=1; done; exit $$failed
 
 gpu-check:
-	$(GPU_PYTHON) -m bench.gpu_check
+	$(GPU_PYTHON) -m bench.gpu check
 
 gpu-kernels:
 	$(GPU_PYTHON) -m bench.gpu kernels
@@ -59,7 +57,7 @@ gpu-models:
 
 # Writes kernels/tuned.json.
 gpu-tune:
-	$(GPU_PYTHON) -m bench.tune
+	$(GPU_PYTHON) -m bench.tools.tune
 
 clean:
 	rm -rf .venv build dist *.egg-info

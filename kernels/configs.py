@@ -1,6 +1,6 @@
 """Launch configurations of the kernels, looked up in plain tables: no autotuning at run time.
 
-Rows that `python -m bench.tune` measured on a GPU (tuned.json, where there is one) come before those of tables.py.
+Rows that `python -m bench.tools.tune` measured on a GPU (tuned.json, if there is one) come before those of tables.py.
 """
 
 import functools
@@ -118,7 +118,7 @@ def _tuned(device: torch.device, entry: Entry) -> Any:
 
 
 def load_tuned(path: Path) -> None:
-    """Read a file that `python -m bench.tune` wrote into TUNED and FUSED_GELU.
+    """Read a file that `python -m bench.tools.tune` wrote into TUNED and FUSED_GELU.
 
     Raises:
         ValueError: the file holds something else.
@@ -129,7 +129,9 @@ def load_tuned(path: Path) -> None:
             if found["fused_gelu"] is not None:
                 FUSED_GELU[name] = int(found["fused_gelu"])
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} must be as `python -m bench.tune` writes it; remove or repair it: {error}") from error
+        raise ValueError(
+            f"{path} must be as `python -m bench.tools.tune` writes it; remove or repair it: {error}"
+        ) from error
 
 
 if TUNED_FILE.exists():

@@ -49,7 +49,7 @@ def measure(case: Case, ceilings: dict[str, float]) -> Measured:
     baseline = times.get(case.benchmark.baseline)
     for name, taken in times.items():
         prepared, checked = right[name]
-        row = _row(case, case.benchmark.providers[name], taken, baseline) | inputs.facts
+        row = _row(case, case.benchmark.providers[name], taken, baseline) | dict(inputs.facts)
         row |= checked | _shares(row["time_s"], prepared.work or inputs.work, ceilings)
         measured.rows.append(_rounded(row))
     return measured

@@ -156,9 +156,7 @@ def _(inputs: ModelInputs) -> Prepared:
 @provider("XLM-R, sdpa", note="transformers' model of the same size with weights of its own: output not compared")
 def _(inputs: ModelInputs) -> Prepared:
     dtype = torch.float32 if inputs.trains else inputs.setting.dtype
-    model = xlm_roberta(inputs.shape.sizes.config(), inputs.setting.device, dtype)
-    if inputs.setting.device == "cpu":
-        model.embeddings.word_embeddings.requires_grad_(False)  # as for the others
+    model = inputs.frozen(xlm_roberta(inputs.shape.sizes.config(), inputs.setting.device, dtype))
     return inputs.prepare(model, partial(padded_forward, model), padded=True, compared=False)
 
 

@@ -65,10 +65,13 @@ class ModelInputs:
         with torch.device("meta"):
             model = cls(self.shape.sizes.config(), add_pooling_layer=False)
         model.load_state_dict(self.weights, assign=True)
+        return self.frozen(model).eval()
+
+    def frozen(self, model: Any) -> Any:
+        """The model; on a CPU without the word table's gradient, which would be most of a step for every provider."""
         if self.setting.device == "cpu":
-            # Its gradient, as large as the table, would be most of a CPU's training step for every provider alike.
             model.embeddings.word_embeddings.requires_grad_(False)
-        return model.eval()
+        return model
 
     def autocast(self) -> AbstractContextManager[Any]:
         if self.facts["autocast"] is None:

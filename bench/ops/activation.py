@@ -25,7 +25,8 @@ class ActivationInputs(OpInputs):
         return self.drop(F.gelu(leaves[0] + leaves[1]), dropout_p)
 
     def least_work(self) -> Work:
-        return activation_work(self.tokens, *self.out_shape(), self.setting.itemsize, self.setting.passes)
+        setting = self.setting
+        return activation_work(self.tokens, self.sizes.intermediate_size, setting.itemsize, setting.passes)
 
 
 def activation_work(rows: int, size: int, itemsize: int, passes: str = FORWARD) -> Work:

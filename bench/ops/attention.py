@@ -46,7 +46,8 @@ class AttentionInputs(OpInputs):
         return self.sizes.num_heads, self.sizes.head_dim
 
     def least_work(self) -> Work:
-        return attention_work(self.lengths, *self.out_shape(), self.setting.itemsize, self.setting.passes)
+        sizes, setting = self.sizes, self.setting
+        return attention_work(self.lengths, sizes.num_heads, sizes.head_dim, setting.itemsize, setting.passes)
 
     def checked_spans(self) -> list[tuple[int, int]]:
         """Begin and end of each sequence that is compared."""

@@ -25,7 +25,7 @@ class LinearInputs(OpInputs):
         return F.linear(*leaves)
 
     def least_work(self) -> Work:
-        return linear_work(self.tokens, self.sizes.hidden_size, *self.out_shape(), self.setting.itemsize)
+        return linear_work(self.tokens, self.sizes.hidden_size, self.out_shape()[0], self.setting.itemsize)
 
 
 def linear_work(

@@ -92,14 +92,18 @@ def candidates(entry: Entry, row: Any) -> list[Any]:
     if entry[0] == "attention":
         kernel, tile = entry[1], int(entry[3])
         if tile < 64:
-            grid = product((4, 8), (1, 2), (1, 2, 4))
-            changes = [{"num_warps": warps, "num_stages": stages, "heads_per_tile": n} for warps, stages, n in grid]
+            changes = [
+                {"num_warps": warps, "num_stages": stages, "heads_per_tile": heads}
+                for warps, stages, heads in product((4, 8), (1, 2), (1, 2, 4))
+            ]
         else:
             # The side that a program owns is the tile's; the other one is walked through in steps.
             step = "block_m" if kernel == "bwd_dkdv" else "block_n"
-            blocks = (getattr(row, step),) if kernel == "bwd_single_tile" else (16, 32, 64, 128)
-            grid = product(blocks, (4, 8), (1, 2, 3))
-            changes = [{step: block, "num_warps": warps, "num_stages": stages} for block, warps, stages in grid]
+            blocks: tuple[int, ...] = (getattr(row, step),) if kernel == "bwd_single_tile" else (16, 32, 64, 128)
+            changes = [
+                {step: block, "num_warps": warps, "num_stages": stages}
+                for block, warps, stages in product(blocks, (4, 8), (1, 2, 3))
+            ]
     elif entry[0] == "rows":
         backward = str(entry[1]).endswith("bwd")
         programs, stages = ((528, 1056), (1, 3)) if backward else ((row.max_programs,), (row.num_stages,))

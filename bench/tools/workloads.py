@@ -9,8 +9,12 @@ import torch
 from bench.engine.registry import OURS, Benchmark
 from bench.engine.shapes import BACKWARD, FORWARD, LARGE, TWO_LAYERS, Setting, Shape, Sizes, batch_of, uniform
 from bench.engine.timing import in_turns
-from bench.ops import ACTIVATION, ATTENTION, EMBEDDING, LAYER_NORM, MLP
+from bench.ops.activation import ACTIVATION
+from bench.ops.attention import ATTENTION
+from bench.ops.embedding import EMBEDDING
 from bench.ops.inputs import DROPOUT_P
+from bench.ops.layer_norm import LAYER_NORM
+from bench.ops.mlp import MLP
 from erniem_fast.kernels.configs import Entry
 
 TOKENS, SIZES, DTYPE = 65536, TWO_LAYERS, torch.bfloat16
@@ -52,8 +56,8 @@ def _calls(entry: Entry, device: str) -> Iterator[Callable[[], object]]:
 
         for size, out in linears(bool(entry[2])):
             shapes = ((TOKENS, size), (out, size), (out,))
-            operands = [torch.randn(*shape, device=device, dtype=DTYPE) for shape in shapes]
-            yield partial(launch_linear, *operands, bool(entry[2]))
+            x, weight, bias = (torch.randn(*shape, device=device, dtype=DTYPE) for shape in shapes)
+            yield partial(launch_linear, x, weight, bias, bool(entry[2]))
 
 
 def _run(
