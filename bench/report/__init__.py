@@ -1,1 +1,1 @@
-"""Reports made of the newest result files: README's part, docs/benchmarks.md, the roofline page, chart and plots."""
+"""Reports made of the newest result files: README's part, docs/benchmarks.md, the roofline page, charts."""

@@ -1,4 +1,4 @@
-"""The report, from the newest result files: README's part, docs/benchmarks.md, roofline page, chart, GPU plots.
+"""The report, from the newest result files: README's part, docs/benchmarks.md, roofline page, charts.
 
 python -m bench.report --write    # writes all of it
 python -m bench.report --check    # exits with 1 if a text differs from what the results say
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bench.engine.environment import RESULTS, ROOT
 
-from . import chart, plots, readme, roofline
+from . import chart, readme, roofline
 
 
 def texts(results: Path) -> Iterator[tuple[Path, str]]:
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     action.add_argument("--write", action="store_true")
     action.add_argument("--check", action="store_true")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
-    parser.add_argument("--images", type=Path, default=ROOT / "docs" / "images", help="folder of chart and plots")
+    parser.add_argument("--images", type=Path, default=ROOT / "docs" / "images", help="folder of the charts")
     options = parser.parse_args(argv)
     try:
         pages = list(texts(options.results))
@@ -49,7 +49,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             path.write_text(text, encoding="utf-8")
         options.images.mkdir(parents=True, exist_ok=True)
         chart.draw(options.results, options.images)
-        plots.draw(options.results, options.images)
         return 0
     stale = [path for path, text in pages if not path.exists() or path.read_text(encoding="utf-8") != text]
     for path in stale:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from bench.engine.shapes import BACKWARD, BOTH, FORWARD
 from bench.ops.inputs import DROPOUT_P
@@ -10,8 +11,8 @@ from .markdown import markdown
 from .rows import BASE_LAYERS, LARGE_LAYERS, Rows
 
 ROW_OPERATIONS = ("add+layer-norm", "bias+gelu", "embedding+layer-norm")
-MIX = "pairs-64k"
-BATCHES, SDPA, VARLEN = "xquad-64-arrival", "padded, sdpa, compiled", "varlen_attn, compiled"
+MIX, MIXES = "pairs-64k", ("pairs-64k", "xquad-64k")
+OURS, BATCHES, SDPA, VARLEN = "padding-free", "xquad-64-arrival", "padded, sdpa, compiled", "varlen_attn, compiled"
 CPU_ARRIVAL, CPU_SORTED, CPU_SKEWED = "xquad-16-arrival", "xquad-16-sorted", "1x500+15x20"
 Value = Callable[[Rows], float]
 
@@ -31,7 +32,7 @@ class Goal:
     bar: float
     more: bool
     value: Value
-    unit: str
+    unit: str = "x"
 
     def row(self, rows: Rows) -> list[str] | None:
         """Cells of the table; None where a case was not run."""
@@ -50,7 +51,11 @@ def goals_table(part: str, rows: Rows) -> str:
     return markdown(["what", "measured", "goal", "met"], [row for row in found if row is not None])
 
 
-def _attention_tflops(passes: str) -> Value:
+def _over(one: dict[str, Any], other: dict[str, Any], field: str = "time_s") -> float:
+    return float(one[field] / other[field])
+
+
+def _attention(passes: str) -> Value:
     return lambda rows: rows.kernel("attention", "512-64k", passes)["tflops"]
 
 
@@ -58,15 +63,13 @@ def _against_varlen(passes: str) -> Value:
     return lambda rows: rows.kernel("attention", MIX, passes, provider="varlen_attn")["ratio"]
 
 
-def _dropout_cost(*lengths: int) -> Value:
+def _dropout(*lengths: int) -> Value:
     """Time with dropout over the time without, for the worst length."""
-
-    def cost(rows: Rows, length: int) -> float:
-        shape = f"{length}-64k"
-        with_dropout = rows.kernel("attention", shape, BOTH, DROPOUT_P)["time_s"]
-        return float(with_dropout / rows.kernel("attention", shape, BOTH)["time_s"])
-
-    return lambda rows: max(cost(rows, length) for length in lengths)
+    shapes = [f"{length}-64k" for length in lengths]
+    return lambda rows: max(
+        _over(rows.kernel("attention", shape, BOTH, DROPOUT_P), rows.kernel("attention", shape, BOTH))
+        for shape in shapes
+    )
 
 
 def _copy_share(passes: str, dropout_p: float = 0.0) -> Value:
@@ -78,24 +81,20 @@ def _copy_share(passes: str, dropout_p: float = 0.0) -> Value:
 
 def _host(rows: Rows) -> float:
     """Host time over that of torch's unfused chain, for the worst operation."""
-    pairs = [
-        (rows.kernel(operation, MIX, passes), rows.kernel(operation, MIX, passes, provider="torch"))
-        for operation in ("attention", *ROW_OPERATIONS)
+    return max(
+        _over(rows.kernel(name, MIX, passes), rows.kernel(name, MIX, passes, provider="torch"), "host_s")
+        for name in ("attention", *ROW_OPERATIONS)
         for passes in (FORWARD, BOTH)
-    ]
-    return max(float(ours["host_s"] / theirs["host_s"]) for ours, theirs in pairs)
+    )
 
 
 def _tokens(layers: int) -> Value:
     """Millions of tokens a second, for the worse of the two mixes."""
-    return lambda rows: min(
-        rows.model("inference", f"{mix}-64k", layers)["real_tokens_per_s"] / 1e6 for mix in ("pairs", "xquad")
-    )
+    return lambda rows: min(rows.model("inference", mix, layers)["real_tokens_per_s"] / 1e6 for mix in MIXES)
 
 
 def _over_products(rows: Rows) -> float:
-    shapes = ("pairs-64k", "xquad-64k")
-    return max(1 / rows.model("inference", shape, provider="matrix products")["ratio"] for shape in shapes)
+    return max(1 / rows.model("inference", shape, provider="matrix products")["ratio"] for shape in MIXES)
 
 
 def _peer(operation: str, shape: str, provider: str) -> Value:
@@ -104,26 +103,25 @@ def _peer(operation: str, shape: str, provider: str) -> Value:
 
 def _latency(rows: Rows) -> float:
     """Milliseconds with CUDA graphs, for the worst length."""
-    provider = "padding-free, graphs"
-    return max(1e3 * rows.model("latency", f"1x{length}", provider=provider)["time_s"] for length in (32, 64, 128))
+    graphs = f"{OURS}, graphs"
+    return max(1e3 * rows.model("latency", f"1x{length}", provider=graphs)["time_s"] for length in (32, 64, 128))
 
 
 def _invariant(rows: Rows) -> float:
     """Percent that batch-invariant mode costs, for the worse of the two mixes."""
-    provider, against = "padding-free, batch-invariant", "padding-free, packed input"
-    times = [
-        [rows.model("inference", f"{mix}-64k", provider=name)["time_s"] for name in (provider, against)]
-        for mix in ("pairs", "xquad")
+    found = [
+        [rows.model("inference", mix, provider=f"{OURS}, {name}") for name in ("batch-invariant", "packed input")]
+        for mix in MIXES
     ]
-    return float(max(100 * (one / other - 1) for one, other in times))
+    return max(100 * (_over(one, other) - 1) for one, other in found)
 
 
 def _activations(provider: str) -> Value:
     """Percent of a peer's activation memory."""
 
     def share(rows: Rows) -> float:
-        ours, theirs = (rows.model("training", BATCHES, provider=name) for name in ("padding-free", provider))
-        return float(100 * ours["memory_bytes"]["activations"] / theirs["memory_bytes"]["activations"])
+        ours, theirs = (rows.model("training", BATCHES, provider=name)["memory_bytes"] for name in (OURS, provider))
+        return 100 * _over(ours, theirs, "activations")
 
     return share
 
@@ -137,47 +135,45 @@ def _cpu_over_products(shape: str) -> Value:
 
 
 def _cpu_memory(rows: Rows) -> float:
-    ours, padded = (
-        rows.find(operation="training", shape=CPU_SKEWED, provider=name)["memory_bytes"]["activations"]
-        for name in ("padding-free", "padded")
-    )
-    return float(ours / padded)
+    fields = {"operation": "training", "shape": CPU_SKEWED}
+    ours, padded = (rows.find(**fields, provider=name)["memory_bytes"] for name in (OURS, "padded"))
+    return _over(ours, padded, "activations")
 
 
 GOALS = {
     "cpu": (
-        Goal("Real tokens/s against the padded reference, unsorted", 5, True, _cpu(CPU_ARRIVAL, "padded"), "x"),
-        Goal("The same, sorted by length", 1.2, True, _cpu(CPU_SORTED, "padded"), "x"),
-        Goal("Time against its matrix products alone, unsorted", 1.3, False, _cpu_over_products(CPU_ARRIVAL), "x"),
-        Goal("The same, sorted by length", 1.3, False, _cpu_over_products(CPU_SORTED), "x"),
+        Goal("Real tokens/s against the padded reference, unsorted", 5, True, _cpu(CPU_ARRIVAL, "padded")),
+        Goal("The same, sorted by length", 1.2, True, _cpu(CPU_SORTED, "padded")),
+        Goal("Time against its matrix products alone, unsorted", 1.3, False, _cpu_over_products(CPU_ARRIVAL)),
+        Goal("The same, sorted by length", 1.3, False, _cpu_over_products(CPU_SORTED)),
         Goal("Memory kept for backward against the padded reference, 1 long text of 16", 0.25, False, _cpu_memory, ""),
     ),
     "kernels": (
-        Goal("Attention forward, length 512", 300, True, _attention_tflops(FORWARD), " TFLOP/s"),
-        Goal("Attention backward, length 512", 200, True, _attention_tflops(BACKWARD), " TFLOP/s"),
-        Goal("Attention forward on sentence pairs against varlen_attn", 1.5, True, _against_varlen(FORWARD), "x"),
-        Goal("The same, forward and backward", 1.3, True, _against_varlen(BOTH), "x"),
-        Goal("Attention with dropout against without, 16 to 128", 1.25, False, _dropout_cost(16, 32, 64, 128), "x"),
-        Goal("The same, 512", 1.5, False, _dropout_cost(512), "x"),
+        Goal("Attention forward, length 512", 300, True, _attention(FORWARD), " TFLOP/s"),
+        Goal("Attention backward, length 512", 200, True, _attention(BACKWARD), " TFLOP/s"),
+        Goal("Attention forward on sentence pairs against varlen_attn", 1.5, True, _against_varlen(FORWARD)),
+        Goal("The same, forward and backward", 1.3, True, _against_varlen(BOTH)),
+        Goal("Attention with dropout against without, 16 to 128", 1.25, False, _dropout(16, 32, 64, 128)),
+        Goal("The same, 512", 1.5, False, _dropout(512)),
         Goal("Row operations, share of the copy rate, forward", 90, True, _copy_share(FORWARD), " %"),
         Goal("The same, backward", 80, True, _copy_share(BACKWARD), " %"),
         Goal("The same, forward with dropout", 80, True, _copy_share(FORWARD, DROPOUT_P), " %"),
         Goal("The same, backward with dropout", 70, True, _copy_share(BACKWARD, DROPOUT_P), " %"),
-        Goal("Host time against torch's unfused chain", 1, False, _host, "x"),
+        Goal("Host time against torch's unfused chain", 1, False, _host),
     ),
     "models": (
         Goal("Inference, base, 64 k tokens", 2.7, True, _tokens(BASE_LAYERS), " M tokens/s"),
-        Goal("The same against its matrix products alone", 1.35, False, _over_products, "x"),
+        Goal("The same against its matrix products alone", 1.35, False, _over_products),
         Goal("Inference, large, 64 k tokens", 0.77, True, _tokens(LARGE_LAYERS), " M tokens/s"),
-        Goal("Base, 64 texts a batch, against eager padded", 8, True, _peer("inference", BATCHES, "padded"), "x"),
-        Goal("The same against padded SDPA, compiled", 2.5, True, _peer("inference", BATCHES, SDPA), "x"),
-        Goal("The same against varlen_attn, compiled", 1.1, True, _peer("inference", BATCHES, VARLEN), "x"),
-        Goal("4 k tokens against varlen_attn, compiled", 1.25, True, _peer("inference", "pairs-4k", VARLEN), "x"),
+        Goal("Base, 64 texts a batch, against eager padded", 8, True, _peer("inference", BATCHES, "padded")),
+        Goal("The same against padded SDPA, compiled", 2.5, True, _peer("inference", BATCHES, SDPA)),
+        Goal("The same against varlen_attn, compiled", 1.1, True, _peer("inference", BATCHES, VARLEN)),
+        Goal("4 k tokens against varlen_attn, compiled", 1.25, True, _peer("inference", "pairs-4k", VARLEN)),
         Goal("One sequence of 32 to 128 tokens, CUDA graphs", 0.35, False, _latency, " ms"),
         Goal("Batch-invariant mode, 64 k tokens, slower by", 20, False, _invariant, " %"),
-        Goal("Training step against eager autocast", 4, True, _peer("training", BATCHES, "padded"), "x"),
-        Goal("The same against padded SDPA, compiled", 1.3, True, _peer("training", BATCHES, SDPA), "x"),
+        Goal("Training step against eager autocast", 4, True, _peer("training", BATCHES, "padded")),
+        Goal("The same against padded SDPA, compiled", 1.3, True, _peer("training", BATCHES, SDPA)),
         Goal("Activation memory against eager autocast", 40, False, _activations("padded"), " %"),
         Goal("The same against padded SDPA, compiled", 80, False, _activations(SDPA), " %"),
     ),
-}  # fmt: skip
+}

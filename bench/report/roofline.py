@@ -1,12 +1,11 @@
 """The roofline page: least work of each kernel and of the whole model, least time, measured time."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bench.engine.registry import OURS
-from bench.engine.shapes import BASE, BOTH, FORWARD, LARGE, PASSES, K, Shape, Sizes, lengths_of, mixed, uniform
+from bench.engine.shapes import BASE, BOTH, FORWARD, LARGE, PASSES, K, Sizes, lengths_of, mixed, uniform
 from bench.engine.work import Work
 from bench.models.work import encoder_parts, products_work
 from bench.ops.activation import activation_work
@@ -20,20 +19,11 @@ from .markdown import markdown
 from .rows import Rows, newest
 
 PAGE = "roofline.md"
-TOKENS = 64 * K
-ITEMSIZE = 2
+TOKENS, ITEMSIZE = 64 * K, 2
 
 
-@dataclass(frozen=True)
-class Peak:
-    """Peak rates of a GPU by its maker.
-
-    Attributes:
-        name: name of the GPU.
-        tflops: rate of dense bfloat16 matrix products, in TFLOP/s.
-        gbps: rate of its memory, in GB/s.
-        source: source of both.
-    """
+class Peak(NamedTuple):
+    """Peak rates of a GPU by its maker: dense bfloat16 matrix products, memory, source of both."""
 
     name: str
     tflops: float
@@ -52,64 +42,52 @@ PEAKS = (
 )
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A line of the page.
+class Entry(NamedTuple):
+    """A line: a computation, the work of its parts, and the fields of the row that has the time."""
 
-    Attributes:
-        what, shape, passes, dropout_p: the computation.
-        parts: work of its parts, which come one after the other.
-        part: part of the suite that measures it.
-        fields: fields of the row that has the time.
-    """
-
-    what: str
-    shape: Shape
-    passes: str
-    dropout_p: float
-    parts: list[Work]
     part: str
+    what: str
+    parts: list[Work]
     fields: dict[str, Any]
 
 
 def entries() -> Iterator[Entry]:
     """The lines, kernels first."""
-    hidden, inner, vocabulary = BASE.hidden_size, BASE.intermediate_size, BASE.vocab_size
-    mix, longest = mixed("pairs", TOKENS), max(lengths_of("pairs"))
-    for shape in (mix, mixed("xquad", TOKENS), *(uniform(length, TOKENS) for length in (32, 128, 512))):
+    hidden, inner, longest = BASE.hidden_size, BASE.intermediate_size, max(lengths_of("pairs"))
+
+    def kernel(name: str, shape: str, passes: str, work: Work, p: float = 0.0) -> Entry:
+        fields = {"operation": name, "shape": shape, "passes": passes, "dropout_p": p, "provider": OURS}
+        return Entry("kernels", name, [work], fields)
+
+    for shape in (*(mixed(name, TOKENS) for name in ("pairs", "xquad")), *(uniform(n, TOKENS) for n in (32, 128, 512))):
         for passes in PASSES:
-            amount = attention_work(shape.batches[0], BASE.num_heads, BASE.head_dim, ITEMSIZE, passes)
-            yield _kernel("attention", shape, passes, amount)
+            work = attention_work(shape.batches[0], BASE.num_heads, BASE.head_dim, ITEMSIZE, passes)
+            yield kernel("attention", shape.name, passes, work)
     for passes in PASSES:
         for p in (0.0, DROPOUT_P):
-            amount = layer_norm_work(TOKENS, hidden, ITEMSIZE, passes, p > 0)
-            yield _kernel("add+layer-norm", mix, passes, amount, p)
+            work = layer_norm_work(TOKENS, hidden, ITEMSIZE, passes, p > 0)
+            yield kernel("add+layer-norm", "pairs-64k", passes, work, p)
     for passes in PASSES:
-        yield _kernel("bias+gelu", mix, passes, activation_work(TOKENS, inner, ITEMSIZE, passes))
+        yield kernel("bias+gelu", "pairs-64k", passes, activation_work(TOKENS, inner, ITEMSIZE, passes))
     for passes in PASSES:
-        yield _kernel("mlp", mix, passes, mlp_work(TOKENS, hidden, inner, ITEMSIZE, passes))
+        yield kernel("mlp", "pairs-64k", passes, mlp_work(TOKENS, hidden, inner, ITEMSIZE, passes))
     for passes in PASSES:
-        amount = embedding_work(TOKENS, TOKENS, longest, vocabulary, hidden, ITEMSIZE, passes)
-        yield _kernel("embedding+layer-norm", mix, passes, amount)
+        work = embedding_work(TOKENS, TOKENS, longest, BASE.vocab_size, hidden, ITEMSIZE, passes)
+        yield kernel("embedding+layer-norm", "pairs-64k", passes, work)
     for name, sizes in (("base", BASE), ("large", LARGE)):
         for histogram in ("pairs", "xquad"):
-            yield from _model(name, mixed(histogram, TOKENS, sizes), sizes)
+            yield from _model(name, histogram, sizes)
 
 
-def _kernel(name: str, shape: Shape, passes: str, amount: Work, dropout_p: float = 0.0) -> Entry:
-    fields = {"operation": name, "shape": shape.name, "passes": passes, "dropout_p": dropout_p, "provider": OURS}
-    return Entry(name, shape, passes, dropout_p, [amount], "kernels", fields)
-
-
-def _model(name: str, shape: Shape, sizes: Sizes) -> Iterator[Entry]:
-    inference = {"operation": "inference", "shape": shape.name, "layers": sizes.num_layers, "dtype": "bfloat16"}
-    products = [products_work(TOKENS, sizes, ITEMSIZE)]
-    bound = inference | {"provider": "matrix products"}
-    yield Entry(f"{name}: matrix products", shape, FORWARD, 0.0, products, "models", bound)
-    for passes, p in ((FORWARD, 0.0), (BOTH, DROPOUT_P)):
+def _model(name: str, histogram: str, sizes: Sizes) -> Iterator[Entry]:
+    shape = mixed(histogram, TOKENS, sizes)
+    same = {"shape": shape.name, "layers": sizes.num_layers, "dtype": "bfloat16"}
+    bound = {"operation": "inference", "provider": "matrix products", "passes": FORWARD, "dropout_p": 0.0}
+    yield Entry("models", f"{name}: matrix products", [products_work(TOKENS, sizes, ITEMSIZE)], same | bound)
+    for operation, passes, p in (("inference", FORWARD, 0.0), ("training", BOTH, DROPOUT_P)):
+        ours = {"operation": operation, "provider": "padding-free", "passes": passes, "dropout_p": p}
         parts = encoder_parts(shape.batches[0], sizes, ITEMSIZE, passes, p > 0)
-        ours = inference | {"provider": "padding-free", "passes": passes}
-        yield Entry(f"{name}: encoder", shape, passes, p, parts, "models", ours)
+        yield Entry("models", f"{name}: encoder", parts, same | ours)
 
 
 def render(results: Path) -> str:
@@ -126,33 +104,22 @@ def render(results: Path) -> str:
         return f"{row['time_s'] * 1e6:,.1f} ({result.content['processor'].removeprefix('NVIDIA ')})"
 
     floors = [f"{peak.name}, µs" for peak in PEAKS]
-    head = ["what", "lengths", "pass", "dropout", "MB", "GFLOP", *floors, "measured, µs"]
-    lines = [
-        [
-            entry.what,
-            entry.shape.name,
-            entry.passes,
-            f"{entry.dropout_p:g}",
-            f"{sum(part.bytes for part in entry.parts) / 1e6:,.1f}",
-            f"{sum(part.flops for part in entry.parts) / 1e9:,.1f}",
-            *(f"{peak.floor_us(entry.parts):,.1f}" for peak in PEAKS),
-            measured(entry),
-        ]
-        for entry in entries()
-    ]
-    peaks = markdown(
-        ["GPU", "bfloat16, dense", "memory", "source"],
-        [[peak.name, f"{peak.tflops:g} TFLOP/s", f"{peak.gbps:,} GB/s", peak.source] for peak in PEAKS],
-    )
+    lines = []
+    for entry in entries():
+        work, fields = sum(entry.parts, Work(0, 0)), entry.fields
+        cells = [entry.what, fields["shape"], fields["passes"], f"{fields['dropout_p']:g}"]
+        cells += [f"{work.bytes / 1e6:,.1f}", f"{work.flops / 1e9:,.1f}"]
+        lines.append([*cells, *(f"{peak.floor_us(entry.parts):,.1f}" for peak in PEAKS), measured(entry)])
+    peaks = [[peak.name, f"{peak.tflops:g} TFLOP/s", f"{peak.gbps:,} GB/s", peak.source] for peak in PEAKS]
     return f"""# Roofline
 
 Made by `python -m bench.report --write`. 64 k tokens, bfloat16; kernels at base width. Bytes and FLOPs are those of the
 formulas in `bench/ops` and `bench/models/work.py`: each operand read once, each result written once, FLOPs of matrix
 products, no padding. The floor is the slower of the two at the maker's peak rates, which no program reaches: the GPU
-suite measures the rates of PyTorch's own matrix product and copy, and states shares of those. The floor of a model and
-of the MLP is that of their parts one after the other. `matrix products` are a model's linear layers alone.
+suite measures the rates of PyTorch's own matrix product and copy, and states shares of those. The floor of a model is
+that of its parts one after the other. `matrix products` are a model's linear layers alone.
 
-{peaks}
+{markdown(["GPU", "bfloat16, dense", "memory", "source"], peaks)}
 
-{markdown(head, lines)}
+{markdown(["what", "lengths", "pass", "dropout", "MB", "GFLOP", *floors, "measured, µs"], lines)}
 """

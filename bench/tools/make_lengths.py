@@ -1,8 +1,8 @@
-"""Makes the files of `data/`: token lengths of texts, and of pairs of sentences, in the order in which they arrive.
+"""Make the files of `bench/data`: token lengths of texts, and of pairs of sentences, in order of arrival.
 
-    python -m bench.tools.make_lengths --xquad FOLDER    # the folder holds xquad.en.json and the other languages
+python -m bench.tools.make_lengths --xquad FOLDER    # the folder holds xquad.en.json and the other languages
 
-Only lengths are kept: no text, and the time of a forward does not depend on which ids stand in it.
+Only lengths are kept: the time of a forward does not depend on the ids.
 """
 
 import argparse
@@ -12,21 +12,21 @@ import re
 from pathlib import Path
 from typing import Any
 
+from bench.engine.environment import ROOT
+from bench.engine.shapes import DATA
 from erniem_fast import ErnieMTokenizer
 
-ROOT = Path(__file__).parents[2]
 LANGUAGES = ("en", "zh", "ar", "hi")
-CONTEXTS_PER_LANGUAGE = 64
-QUESTIONS_PER_CONTEXT = 3
+CONTEXTS_PER_LANGUAGE, QUESTIONS_PER_CONTEXT, PAIRS_PER_LANGUAGE = 64, 3, 256
 MAX_TOKENS = 512
-PAIRS_PER_LANGUAGE = 256
 MAX_SENTENCE_TOKENS = 36
 """Special tokens included. XQuAD's sentences are longer than XNLI's premises: the longest are left out."""
 SEED = 20
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？।؟])\s*")
+Paragraphs = list[dict[str, Any]]
 
 
-def sample_texts(paragraphs: list[dict[str, Any]], rng: random.Random) -> list[str]:
+def sample_texts(paragraphs: Paragraphs, rng: random.Random) -> list[str]:
     """Contexts of one language, each followed by three of its questions."""
     enough = [paragraph for paragraph in paragraphs if len(paragraph["qas"]) >= QUESTIONS_PER_CONTEXT]
     texts: list[str] = []
@@ -36,9 +36,7 @@ def sample_texts(paragraphs: list[dict[str, Any]], rng: random.Random) -> list[s
     return texts
 
 
-def sample_pairs(
-    paragraphs: list[dict[str, Any]], tokenizer: ErnieMTokenizer, rng: random.Random
-) -> list[tuple[str, str]]:
+def sample_pairs(paragraphs: Paragraphs, tokenizer: ErnieMTokenizer, rng: random.Random) -> list[tuple[str, str]]:
     """Sentences of one language's contexts, each with a question about its context."""
     pairs = [
         (sentence, rng.choice(paragraph["qas"])["question"])
@@ -50,35 +48,27 @@ def sample_pairs(
     return rng.sample(short, PAIRS_PER_LANGUAGE)
 
 
-def read_paragraphs(xquad: Path, language: str) -> list[dict[str, Any]]:
+def read_paragraphs(xquad: Path, language: str) -> Paragraphs:
     """Contexts with their questions."""
     articles = json.loads((xquad / f"xquad.{language}.json").read_text(encoding="utf-8"))["data"]
     return [paragraph for article in articles for paragraph in article["paragraphs"]]
 
 
 def make(xquad: Path, tokenizer_folder: Path) -> dict[str, Any]:
-    """The content of `xquad_lengths.json`."""
-    tokenizer = _tokenizer(tokenizer_folder)
+    """Content of `xquad_lengths.json`."""
     rng = random.Random(SEED)
-    texts: list[str] = []
-    for language in LANGUAGES:
-        texts += sample_texts(read_paragraphs(xquad, language), rng)
+    texts = [text for language in LANGUAGES for text in sample_texts(read_paragraphs(xquad, language), rng)]
     rng.shuffle(texts)
-    ids = tokenizer(texts, truncation=True, max_length=MAX_TOKENS)["input_ids"]
+    ids = _tokenizer(tokenizer_folder)(texts, truncation=True, max_length=MAX_TOKENS)["input_ids"]
     return _about({"contexts_per_language": CONTEXTS_PER_LANGUAGE, "questions_per_context": QUESTIONS_PER_CONTEXT}, ids)
 
 
 def make_pairs(xquad: Path, tokenizer_folder: Path) -> dict[str, Any]:
-    """The content of `pair_lengths.json`."""
-    tokenizer = _tokenizer(tokenizer_folder)
-    rng = random.Random(SEED)
-    pairs: list[tuple[str, str]] = []
-    for language in LANGUAGES:
-        pairs += sample_pairs(read_paragraphs(xquad, language), tokenizer, rng)
+    """Content of `pair_lengths.json`."""
+    rng, tokenizer = random.Random(SEED), _tokenizer(tokenizer_folder)
+    pairs = [pair for language in LANGUAGES for pair in sample_pairs(read_paragraphs(xquad, language), tokenizer, rng)]
     rng.shuffle(pairs)
-    ids = tokenizer(
-        [first for first, _ in pairs], [second for _, second in pairs], truncation=True, max_length=MAX_TOKENS
-    )["input_ids"]
+    ids = tokenizer(*map(list, zip(*pairs, strict=True)), truncation=True, max_length=MAX_TOKENS)["input_ids"]
     return _about({"pairs_per_language": PAIRS_PER_LANGUAGE, "max_sentence_tokens": MAX_SENTENCE_TOKENS}, ids)
 
 
@@ -87,15 +77,9 @@ def _tokenizer(folder: Path) -> ErnieMTokenizer:
 
 
 def _about(counts: dict[str, int], ids: list[list[int]]) -> dict[str, Any]:
-    return {
-        "source": "XQuAD, https://github.com/google-deepmind/xquad, CC BY-SA 4.0",
-        "languages": LANGUAGES,
-        **counts,
-        "max_tokens": MAX_TOKENS,
-        "seed": SEED,
-        "tokenizer": "tests/golden/tokenizer",
-        "lengths": [len(row) for row in ids],
-    }
+    source = {"source": "XQuAD, https://github.com/google-deepmind/xquad, CC BY-SA 4.0", "languages": LANGUAGES}
+    made = {"max_tokens": MAX_TOKENS, "seed": SEED, "tokenizer": "tests/golden/tokenizer"}
+    return {**source, **counts, **made, "lengths": [len(row) for row in ids]}
 
 
 def main() -> None:
@@ -103,7 +87,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--xquad", type=Path, required=True, help="folder of xquad.<language>.json")
     parser.add_argument("--tokenizer", type=Path, default=ROOT / "tests/golden/tokenizer")
-    parser.add_argument("--output", type=Path, default=ROOT / "bench/data", help="folder of the files")
+    parser.add_argument("--output", type=Path, default=DATA, help="folder of the files")
     arguments = parser.parse_args()
     for name, function in (("xquad_lengths", make), ("pair_lengths", make_pairs)):
         content = function(arguments.xquad, arguments.tokenizer)

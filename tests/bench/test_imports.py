@@ -12,7 +12,7 @@ LAYERS = [
     "engine.results", "engine.environment", "engine.torch_compile", "engine.measure", "engine.loop",
     "ops.inputs", "ops.attention", "ops.layer_norm", "ops.activation", "ops.embedding", "ops.linear", "ops.mlp", "ops",
     "models.work", "models.inputs", "models.peers", "models.encoder", "models",
-    "report.markdown", "report.rows", "report.goals", "report.tables", "report.chart", "report.plots",
+    "report.markdown", "report.rows", "report.goals", "report.tables", "report.chart",
     "report.roofline", "report.readme", "report.__main__",
     "tools.machine_code", "tools.compile_kernels", "tools.workloads", "tools.tune", "tools.make_lengths", "tools.check",
     "suite", "run", "gpu",

@@ -13,7 +13,7 @@ from bench.engine.results import dump
 from bench.engine.shapes import BOTH
 from bench.engine.work import Work
 from bench.report import __main__ as report
-from bench.report import chart, goals, plots, readme, roofline, tables
+from bench.report import chart, goals, readme, roofline, tables
 from bench.report.rows import Rows, newest
 
 PEERS = {"padding-free": 1.0, "padded": 7.5, "padded, sdpa": 3.0, "matrix products": 0.8}
@@ -202,7 +202,7 @@ def test_all_pages_are_written_and_checked(results: Path, pages: Path, tmp_path:
     assert report.main(["--write", *arguments]) == 0
     text = pages.read_text(encoding="utf-8")
     assert text == f"before\n{readme.START}\n{tables.summary(results)}\n{readme.END}\nafter\n"
-    assert {path.name for path in (tmp_path / "images").iterdir()} == {chart.NAME}
+    assert {path.name for path in (tmp_path / "images").iterdir()} == {"cpu.svg"}
     assert not (tmp_path / "missing.md").exists()
     assert report.main(["--check", *arguments]) == 0
     assert report.main(["--write", *arguments]) == 0
@@ -245,29 +245,27 @@ def test_no_generated_file_is_long() -> None:
     assert len((RESULTS / "compiled.md").read_text("utf-8").splitlines()) <= 60
 
 
-def test_the_chart_is_the_same_bytes_and_shows_every_peer(results: Path, tmp_path: Path) -> None:
+def test_a_chart_is_the_same_bytes_and_shows_every_peer(results: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     drawn = []
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        path = chart.draw(results, tmp_path / name)
-        assert path is not None
+        (path,) = chart.draw(results, tmp_path / name)
         drawn.append(path.read_text("utf-8"))
     assert drawn[0] == drawn[1]
     assert "<dc:date>" not in drawn[0]
     for label in ("erniem_fast", "padded, as 4.40.2", "500,000 tokens/s", "(7.5x the time)"):
         assert label in drawn[0]
-    assert chart.draw(tmp_path / "one", tmp_path) is None
+    assert chart.draw(tmp_path / "one", tmp_path) == []
 
 
-def test_plots_are_written(gpu_results: Path, tmp_path: Path) -> None:
+def test_charts_of_a_gpu_are_drawn_where_it_was_measured(gpu_results: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    output = tmp_path / "plots"
-    output.mkdir()
-    written = plots.draw(gpu_results, output)
-    assert [path.name for path in written] == ["gpu-attention.png", "gpu-rows.png", "gpu-inference.png"]
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in written)
-    assert plots.draw(tmp_path / "none", output) == []
+    written = chart.draw(gpu_results, tmp_path)
+    assert [path.name for path in written] == ["cpu.svg", "gpu-inference.svg", "gpu-attention.svg", "gpu-rows.svg"]
+    texts = [path.read_text("utf-8") for path in written]
+    shown = ("16 texts a batch", "64 texts a batch", "512-64k, backward", "bias+gelu, forward")
+    assert all(text in drawn for text, drawn in zip(shown, texts, strict=True))
 
 
 def test_the_roofline_page_is_what_the_formulas_and_results_say(gpu_results: Path) -> None:
