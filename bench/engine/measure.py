@@ -13,8 +13,8 @@ from .timing import Times, in_turns, message
 from .work import Work
 
 SEED = 0
-SECONDS = {"cpu": 4.0, "kernels": 0.6, "models": 2.5}
-"""Seconds of timing per case, checks excluded; 5 rounds are timed in any case."""
+SECONDS = {"cpu": 3.0, "kernels": 0.6, "models": 2.5}
+"""Seconds of timing per case, checks excluded; 4 rounds are timed in any case."""
 
 
 def measure(case: Case, ceilings: dict[str, float]) -> Measured:

@@ -13,7 +13,7 @@ FLUSHED_BYTES = 256 * 2**20
 CYCLES_PER_S = 2e9
 """Clock rate of a GPU, about: it is kept busy for some cycles while the host fills its queue."""
 LONGEST_WAIT_S = 0.05
-MIN_ROUNDS, MAX_ROUNDS = 5, 50
+MIN_ROUNDS, MAX_ROUNDS = 4, 50
 
 
 @dataclass(frozen=True)

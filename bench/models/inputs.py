@@ -157,7 +157,8 @@ class ModelInputs:
                         forward(batch)
 
         def memory() -> dict[str, int]:
-            run()  # what stays, the optimizer's state included, is there before the peak is taken
+            if self.optimizer or self.setting.device == "cuda":
+                run()  # what stays, such as the optimizer's state, is there before the peak is taken
             weights = sum(parameter.nbytes for parameter in model.parameters())
             states = [state for optimizer in optimizers for state in optimizer.state.values()]
             kept = sum(value.nbytes for state in states for value in state.values() if isinstance(value, Tensor))
