@@ -1,4 +1,4 @@
-"""What the providers of the whole encoder share: weights, batches, the oracle's results."""
+"""Inputs of the whole encoder: weights, batches, the oracle's results."""
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext

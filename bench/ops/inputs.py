@@ -1,4 +1,4 @@
-"""What the benchmarks of the operations share: shapes, operands, the oracle's results, unfused peers."""
+"""Inputs of the operations: shapes, operands, the oracle's results; and their unfused peers."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
