@@ -1,7 +1,7 @@
 """Check of a provider's results against the oracle's: without it no figure is written."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,14 +16,8 @@ class WrongResultError(Exception):
     """A provider's result differs from the oracle's."""
 
 
-@dataclass(frozen=True)
-class Closeness:
-    """Greatest errors over all results of a provider.
-
-    Attributes:
-        error: greatest absolute difference from the oracle.
-        share: greatest error as a share of the error that is allowed; right up to 1.
-    """
+class Closeness(NamedTuple):
+    """Greatest absolute error over all results, and greatest error as a share of the error that is allowed."""
 
     error: float
     share: float

@@ -145,21 +145,21 @@ def lengths_of(histogram: str) -> list[int]:
     return lengths
 
 
+def batch_of(*lengths: int, name: str, sizes: Sizes = TWO_LAYERS, histogram: str = "", **priority: int) -> Shape:
+    """One batch of these lengths."""
+    return Shape(name, (lengths,), sizes, histogram, priority=_by_dtype(priority))
+
+
 def mixed(histogram: str, tokens: int, sizes: Sizes = TWO_LAYERS, **priority: int) -> Shape:
     """One batch of `tokens` tokens: lengths in order of arrival, repeated, the last one cut."""
-    lengths = tuple(_fill(cycle(lengths_of(histogram)), tokens))
-    return Shape(f"{histogram}-{tokens // K}k", (lengths,), sizes, histogram, priority=_by_dtype(priority))
+    lengths = _fill(cycle(lengths_of(histogram)), tokens)
+    return batch_of(*lengths, name=f"{histogram}-{tokens // K}k", sizes=sizes, histogram=histogram, **priority)
 
 
 def uniform(length: int, tokens: int, sizes: Sizes = TWO_LAYERS, **priority: int) -> Shape:
     """One batch of sequences of one length."""
-    lengths = (length,) * (tokens // length)
-    return Shape(f"{length}-{tokens // K}k", (lengths,), sizes, f"all {length}", priority=_by_dtype(priority))
-
-
-def batch_of(*lengths: int, name: str, sizes: Sizes = TWO_LAYERS, histogram: str = "", **priority: int) -> Shape:
-    """One batch of these lengths."""
-    return Shape(name, (lengths,), sizes, histogram, priority=_by_dtype(priority))
+    lengths, name = (length,) * (tokens // length), f"{length}-{tokens // K}k"
+    return batch_of(*lengths, name=name, sizes=sizes, histogram=f"all {length}", **priority)
 
 
 def batched(

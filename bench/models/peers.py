@@ -98,17 +98,9 @@ class UnpaddedModel(nn.Module):
 
 def xlm_roberta(config: ErnieMConfig, device: str, dtype: torch.dtype) -> nn.Module:
     """transformers' XLM-R of the same size, with random weights of its own."""
-    same = XLMRobertaConfig(
-        vocab_size=config.vocab_size,
-        hidden_size=config.hidden_size,
-        num_hidden_layers=config.num_hidden_layers,
-        num_attention_heads=config.num_attention_heads,
-        intermediate_size=config.intermediate_size,
-        max_position_embeddings=config.max_position_embeddings,
-        type_vocab_size=1,
-        pad_token_id=1,
-        attn_implementation="sdpa",
-    )
+    names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    sizes = {name: getattr(config, name) for name in (*names, "max_position_embeddings")}
+    same = XLMRobertaConfig(**sizes, type_vocab_size=1, pad_token_id=1, attn_implementation="sdpa")
     with torch.device(device):
         model: nn.Module = XLMRobertaModel(same, add_pooling_layer=False)
     return model.to(dtype)

@@ -159,7 +159,7 @@ def needs_no_dropout(shape: Shape, setting: Setting) -> str | None:
     return "has no dropout" if setting.dropout_p else None
 
 
-@ATTENTION.provider("varlen_attn", devices=("cuda",), note="has no dropout", needs=needs_no_dropout)
+@ATTENTION.provider("varlen_attn", devices=("cuda",), needs=needs_no_dropout)
 def _(inputs: AttentionInputs) -> Prepared:
     offsets, longest = inputs.batch.packed.cu_seqlens, inputs.batch.packed.max_seqlen
     return inputs.prepare_packed(lambda _: lambda q, k, v: torch_varlen(q, k, v, offsets, longest))

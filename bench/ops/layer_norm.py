@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.engine.registry import OURS, Benchmark, Prepared
-from bench.engine.shapes import FORWARD, Setting, Shape
+from bench.engine.shapes import FORWARD
 from bench.engine.work import STATISTIC, Work, work_of
 from erniem_fast import ops
 
@@ -64,11 +64,10 @@ def layer_norm_chain(
 add_unfused(LAYER_NORM, layer_norm_chain, ((0,), (0,), (), (), ()))
 
 
-def needs_liger(shape: Shape, setting: Setting) -> str | None:
-    return None if find_spec("liger_kernel") else "liger_kernel is not installed"
+LIGER = "liger_kernel is not installed" if find_spec("liger_kernel") is None else None
 
 
-@LAYER_NORM.provider("liger", devices=("cuda",), note="its layer-norm in the unfused chain", needs=needs_liger)
+@LAYER_NORM.provider("liger", devices=("cuda",), note="its layer-norm in the unfused chain", needs=lambda *_: LIGER)
 def _(inputs: LayerNormInputs) -> Prepared:
     from liger_kernel.transformers.functional import liger_layer_norm
 

@@ -6,28 +6,12 @@ python -m bench.report --check    # exits with 1 if a text differs from what the
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from bench.engine.environment import RESULTS, ROOT
 
 from . import chart, readme, roofline
-
-
-def texts(results: Path) -> Iterator[tuple[Path, str]]:
-    """Pages and their texts as they should be.
-
-    Raises:
-        FileNotFoundError: there is no result of a CPU.
-        ValueError: a page lacks the markers.
-    """
-    for path, make in readme.PAGES.items():
-        if path.exists():
-            try:
-                yield path, readme.replace(path.read_text(encoding="utf-8"), make(results))
-            except ValueError as error:
-                raise ValueError(f"{path}: {error}") from None
-    yield results / roofline.PAGE, roofline.render(results)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--images", type=Path, default=ROOT / "docs" / "images", help="folder of the charts")
     options = parser.parse_args(argv)
     try:
-        pages = list(texts(options.results))
+        pages = [*readme.texts(options.results), (options.results / roofline.PAGE, roofline.render(options.results))]
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1

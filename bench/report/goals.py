@@ -1,8 +1,7 @@
 """Bars that the project has set itself, and whether the newest results reach them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from bench.engine.shapes import BACKWARD, BOTH, FORWARD
 from bench.ops.inputs import DROPOUT_P
@@ -17,15 +16,10 @@ CPU_ARRIVAL, CPU_SORTED, CPU_SKEWED = "xquad-16-arrival", "xquad-16-sorted", "1x
 Value = Callable[[Rows], float]
 
 
-@dataclass(frozen=True)
-class Goal:
-    """A bar.
+class Goal(NamedTuple):
+    """A bar: the quantity, its least value (greatest where not `more`), and its value in the rows.
 
-    Attributes:
-        what: quantity that is measured.
-        bar: least value, or greatest where `more` is False.
-        value: from the rows; raises KeyError where a case was not run.
-        unit: unit of value and bar.
+    `value` raises KeyError where a case was not run.
     """
 
     what: str

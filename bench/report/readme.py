@@ -1,6 +1,6 @@
 """Texts between two markers in README.md and docs/benchmarks.md."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from bench.engine.environment import ROOT
@@ -12,14 +12,17 @@ PAGES: dict[Path, Callable[[Path], str]] = {ROOT / "README.md": summary, ROOT / 
 """Pages, and what makes their part from a folder of results."""
 
 
-def replace(text: str, part: str) -> str:
-    """Text with `part` between its markers.
+def texts(results: Path) -> Iterator[tuple[Path, str]]:
+    """Pages that exist and their texts as they should be.
 
     Raises:
-        ValueError: the markers are not there once each, in order.
+        FileNotFoundError: there is no result of a CPU.
+        ValueError: a page lacks the markers.
     """
-    before, start, rest = text.partition(START)
-    _, end, after = rest.partition(END)
-    if not start or not end or START in rest or END in after:
-        raise ValueError(f"there must be one {START} and after it one {END}")
-    return f"{before}{START}\n{part}\n{END}{after}"
+    for path, make in PAGES.items():
+        if path.exists():
+            before, start, rest = path.read_text(encoding="utf-8").partition(START)
+            _, end, after = rest.partition(END)
+            if not start or not end or START in rest or END in after:
+                raise ValueError(f"{path}: there must be one {START} and after it one {END}")
+            yield path, f"{before}{START}\n{make(results)}\n{END}{after}"

@@ -53,20 +53,19 @@ def kernels_table(rows: Rows) -> str:
     return markdown(head, lines)
 
 
-def models_table(rows: Rows) -> str:
-    """Every figure of the models, with all that it depends on."""
+def cases_table(rows: Rows) -> str:
+    """Every figure, with all that it depends on."""
     head = [
         "what", "model", "texts", "real of padded tokens", "provider", "dtype", "dropout", "optimizer", "median",
         "10% to 90%", "real tokens/s", "time to ours", "activations", "peak memory",
     ]  # fmt: skip
     lines = []
     for row in rows.rows:
-        if "weights_dtype" not in row:  # an operation
-            continue
         memory = row.get("memory_bytes", {})
-        dtype = row["dtype"] if row["autocast"] is None else f"{row['weights_dtype']}, autocast {row['autocast']}"
+        autocast = row.get("autocast")
+        dtype = row["dtype"] if autocast is None else f"{row['weights_dtype']}, autocast {autocast}"
         sizes = [f"{memory[name] / 2**20:,.1f} MiB" if name in memory else "" for name in ("activations", "peak")]
-        optimizer = {None: "", False: "out", True: "AdamW in"}[row["optimizer"]]
+        optimizer = {None: "", False: "out", True: "AdamW in"}[row.get("optimizer")]
         lines.append(
             [row["operation"], f"{row['layers']} x {row['hidden_size']}", f"{row['shape']}, {row['order']}",
              f"{row['real_tokens']:,} of {row['padded_tokens']:,}", row["provider"], dtype, f"{row['dropout_p']:g}",
@@ -76,18 +75,7 @@ def models_table(rows: Rows) -> str:
     return markdown(head, lines)
 
 
-def operations_table(rows: Rows) -> str:
-    """Every figure of the operations on a CPU."""
-    lines = [
-        [row["operation"], row["shape"], row["provider"], seconds(row["time_s"]),
-         f"{seconds(row['p10_s'])} to {seconds(row['p90_s'])}", "" if row["ratio"] is None else f"{row['ratio']:.2f}"]
-        for row in rows.rows
-        if "weights_dtype" not in row
-    ]  # fmt: skip
-    return markdown(["operation", "shape", "provider", "median", "10% to 90%", "time to ours"], lines)
-
-
-TABLES = {"cpu": (models_table, operations_table), "kernels": (kernels_table,), "models": (models_table,)}
+TABLES = {"cpu": cases_table, "kernels": kernels_table, "models": cases_table}
 
 
 def summary(folder: Path) -> str:
@@ -116,7 +104,7 @@ def details(folder: Path) -> str:
                 f"### {part}",
                 found.describe("../bench/results"),
                 goals_table(part, rows),
-                *(make(rows) for make in TABLES[part]),
+                TABLES[part](rows),
             ]
     if not any(newest(folder, part) for part in PARTS[1:]):
         parts.append(NOT_MEASURED)

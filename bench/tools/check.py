@@ -98,9 +98,7 @@ def run_sanitizer(timeout: float) -> str:
     command += [sys.executable, "-c", SANITIZED]
     variables = environment() | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # a cache hides reads past a tensor's end
     try:
-        done = subprocess.run(
-            command, cwd=ROOT, env=variables, timeout=timeout, check=False, capture_output=True, text=True
-        )
+        done = subprocess.run(command, cwd=ROOT, env=variables, timeout=timeout, capture_output=True, text=True)
     except subprocess.TimeoutExpired:
         return f"not finished within {timeout:.0f} s"
     lines = (done.stdout + done.stderr).strip().splitlines()
@@ -124,13 +122,7 @@ def main(folder: Path = RESULTS, seconds: float = SECONDS) -> int:
     begin, about = monotonic(), describe("cuda")
     capability = torch.cuda.get_device_capability()
     # Beside the tests the same kernels are compiled once without the sanitizer; triton keeps them on disk.
-    ahead = subprocess.Popen(
-        [sys.executable, "-c", SANITIZED],
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    ahead = subprocess.Popen([sys.executable, "-c", SANITIZED], cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL)
     tests = run_tests(seconds - SANITIZER_SECONDS)
     ahead.kill()
     sanitizer = run_sanitizer(seconds - (monotonic() - begin))

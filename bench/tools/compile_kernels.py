@@ -103,35 +103,14 @@ class Launch:
 
 @dataclass(frozen=True)
 class Compiled(Launch):
-    """A launch and its machine code.
-
-    Attributes:
-        matrix: True if it multiplies matrices.
-        registers: registers a thread (AMD: vector registers).
-        stack: bytes a thread (AMD: scratch).
-        spills: loads and stores of local memory (AMD: vector registers spilt).
-        scalar_spills: scalar registers spilt (AMD only).
-        shared: bytes of shared memory.
-        tensor_memory: columns of tensor memory (sm_100).
-        instructions: all instructions.
-        hgmma: matrix products of four warps.
-        mma: all matrix products on tensor cores.
-        loads: loads from global memory.
-        wide: those of at least 128 bits.
-    """
+    """A launch and its machine code. `matrix`: it multiplies matrices; `code`: see `machine_code`."""
 
     matrix: bool
-    registers: int
-    stack: int
-    spills: int
-    scalar_spills: int
-    shared: int
-    tensor_memory: int
-    instructions: int
-    hgmma: int
-    mma: int
-    loads: int
-    wide: int
+    code: dict[str, int]
+
+    @property
+    def spilt(self) -> int:
+        return self.code["spills"] + self.code["scalar_spills"]
 
 
 Record = Callable[[JITFunction, dict[str, Any], Callable[[], Any]], None]
@@ -307,27 +286,25 @@ def compile_case(case: CompileCase) -> list[Compiled]:
 def inspect(launch: Launch, kernel: Any) -> Compiled:
     """Read a compiled kernel."""
     amd = "amdgcn" in kernel.asm
-    read: dict[str, Any] = read_amd(kernel.asm["amdgcn"]) if amd else read_nvidia(kernel.asm["cubin"])
-    read |= {"shared": kernel.metadata.shared, "tensor_memory": getattr(kernel.metadata, "tmem_size", None) or 0}
-    return Compiled(**vars(launch), matrix="tt.dot" in kernel.asm["ttir"], **read)
+    code = read_amd(kernel.asm["amdgcn"]) if amd else read_nvidia(kernel.asm["cubin"])
+    code |= {"shared": kernel.metadata.shared, "tensor_memory": getattr(kernel.metadata, "tmem_size", None) or 0}
+    return Compiled(**vars(launch), matrix="tt.dot" in kernel.asm["ttir"], code=code)
 
 
 def faults(kernel: Compiled) -> list[str]:
     """Faults of a kernel: spills, matrix products without tensor cores, more memory than there is."""
-    found = []
-    if kernel.stack or kernel.spills or kernel.scalar_spills:
-        spills = kernel.spills + kernel.scalar_spills
-        found.append(f"spills: {kernel.stack} bytes of stack, {spills} registers, loads or stores")
+    found, code, limit = [], kernel.code, SHARED[kernel.architecture]
+    if code["stack"] or kernel.spilt:
+        found.append(f"spills: {code['stack']} bytes of stack, {kernel.spilt} registers, loads or stores")
     if kernel.matrix and kernel.dtype != "float32":  # float32 may be exact
-        if not kernel.mma:
+        if not code["mma"]:
             found.append("multiplies matrices without tensor cores")
-        elif kernel.architecture == "sm_90" and not kernel.hgmma:
+        elif kernel.architecture == "sm_90" and not code["hgmma"]:
             found.append("multiplies matrices without HGMMA")
-    if kernel.tensor_memory > TENSOR_MEMORY:
-        found.append(f"takes {kernel.tensor_memory} of {TENSOR_MEMORY} columns of tensor memory")
-    limit = SHARED[kernel.architecture]
-    if kernel.shared > limit * 1024:
-        found.append(f"takes {kernel.shared / 1024:.1f} of {limit} KiB of shared memory")
+    if code["tensor_memory"] > TENSOR_MEMORY:
+        found.append(f"takes {code['tensor_memory']} of {TENSOR_MEMORY} columns of tensor memory")
+    if code["shared"] > limit * 1024:
+        found.append(f"takes {code['shared'] / 1024:.1f} of {limit} KiB of shared memory")
     return found
 
 
@@ -345,10 +322,11 @@ def compile_all(chosen: Sequence[CompileCase], jobs: int) -> list[Compiled]:
         return [kernel for kernels in progress for kernel in kernels]
 
 
-def table(kernels: Iterable[Compiled]) -> str:
+def table(kernels: Sequence[Compiled]) -> str:
     """Every kernel and all that was read."""
-    names = [field.name for field in fields(Compiled) if field.name != "matrix"]
-    return markdown(names, [[str(getattr(kernel, name)) for name in names] for kernel in kernels])
+    names = [field.name for field in fields(Launch)]
+    lines = [[getattr(kernel, name) for name in names] + list(kernel.code.values()) for kernel in kernels]
+    return markdown([*names, *kernels[0].code], [[str(cell) for cell in line] for line in lines])
 
 
 def digest(kernels: Iterable[Launch]) -> str:
@@ -375,10 +353,11 @@ def summary(kernels: Iterable[Compiled]) -> str:
     lines = []
     for of, chosen in groups.items():
         found = [known for kernel in chosen for _, known in complaints(kernel)]
-        most = max(chosen, key=lambda kernel: kernel.registers)
-        worst = [max(map(reads, chosen)) for reads in (lambda k: k.stack, lambda k: k.spills + k.scalar_spills)]
-        cells = [*of, len(chosen), digest(chosen), f"{most.registers} ({most.kernel}, {most.case})", *worst]
-        cells += [f"{max(kernel.shared for kernel in chosen) / 1024:.0f} KiB", found.count(False), found.count(True)]
+        most = max(chosen, key=lambda kernel: kernel.code["registers"])
+        stack, shared = (max(kernel.code[name] for kernel in chosen) for name in ("stack", "shared"))
+        cells = [*of, len(chosen), digest(chosen), f"{most.code['registers']} ({most.kernel}, {most.case})", stack]
+        cells += [max(kernel.spilt for kernel in chosen), f"{shared / 1024:.0f} KiB", found.count(False)]
+        cells += [found.count(True)]
         lines.append([str(cell) for cell in cells])
     known = "\n".join(f"- `{pattern}`: {cause}" for pattern, cause in KNOWN.items())
     return f"""# Compiled kernels

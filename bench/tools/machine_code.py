@@ -1,4 +1,14 @@
-"""Machine code of a compiled kernel: registers, spills, instructions; fields of `compile_kernels.Compiled`."""
+"""Numbers of a compiled kernel's machine code.
+
+registers        registers a thread (AMD: vector registers)
+stack            bytes a thread (AMD: scratch)
+spills           loads and stores of local memory (AMD: vector registers spilt)
+scalar_spills    scalar registers spilt (AMD only)
+instructions     all instructions
+hgmma, mma       matrix products of four warps (sm_90); all matrix products on tensor cores
+loads, wide      loads from global memory; those of at least 128 bits
+shared, tensor_memory    bytes of shared memory, columns of tensor memory (sm_100); added by `compile_kernels`
+"""
 
 import re
 import subprocess

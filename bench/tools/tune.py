@@ -32,7 +32,6 @@ from bench.engine.environment import describe
 from bench.engine.results import write_whole
 from bench.engine.timing import in_turns
 from erniem_fast.kernels import configs
-from erniem_fast.kernels.configs import Entry
 from erniem_fast.kernels.linear import launch_linear
 
 from . import compile_kernels
@@ -46,6 +45,8 @@ SECONDS_A_ROW = 1.5
 GAIN = 0.98
 """Greatest share of the present row's time that a candidate may take."""
 DTYPE, BITS, HEAD_DIM = "bfloat16", 16, 64
+Entry = tuple[Any, ...]
+"""Name of a row, as `configs.Entry`."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def name_of(entry: Entry) -> str:
     """Name of a row, such as "attention fwd 16x64 64 dropout"."""
     flags = {"attention": "dropout", "rows": "wide", "linear": "gelu"}
     words = [str(part) for part in entry if not isinstance(part, bool)]
-    return " ".join(words + [flags[str(entry[0])]] * (entry[-1] is True))
+    return " ".join(words + [flags[entry[0]]] * (entry[-1] is True))
 
 
 def entries() -> Iterator[Entry]:
@@ -80,17 +81,17 @@ def present(entry: Entry, device: torch.device) -> Any:
     dtype = getattr(torch, DTYPE)
     if entry[0] == "attention":
         _, kernel, _, tile, dropout = entry
-        return configs.attention_config(str(kernel), device, int(tile), dtype, HEAD_DIM, bool(dropout))
+        return configs.attention_config(kernel, device, tile, dtype, HEAD_DIM, dropout)
     if entry[0] == "rows":
-        return configs.row_config(str(entry[1]), device, 4096 if entry[2] else 768)
-    return configs.linear_config(device, dtype, bool(entry[2]))
+        return configs.row_config(entry[1], device, 4096 if entry[2] else 768)
+    return configs.linear_config(device, dtype, entry[2])
 
 
 def candidates(entry: Entry, row: Any) -> list[Any]:
     """Rows that are tried in place of a row; the row itself is the first."""
     changes: Iterable[dict[str, int]]
     if entry[0] == "attention":
-        kernel, tile = entry[1], int(entry[3])
+        kernel, tile = entry[1], entry[3]
         if tile < 64:
             changes = [
                 {"num_warps": warps, "num_stages": stages, "heads_per_tile": heads}
@@ -105,9 +106,9 @@ def candidates(entry: Entry, row: Any) -> list[Any]:
                 for block, warps, stages in product(blocks, (4, 8), (1, 2, 3))
             ]
     elif entry[0] == "rows":
-        backward = str(entry[1]).endswith("bwd")
+        backward = entry[1].endswith("bwd")
         programs, stages = ((528, 1056), (1, 3)) if backward else ((row.max_programs,), (row.num_stages,))
-        blocks = (512, 1024, 2048) if str(entry[1]).startswith("activation") else (row.block_n,)
+        blocks = (512, 1024, 2048) if entry[1].startswith("activation") else (row.block_n,)
         changes = [
             {"block_m": rows, "num_warps": warps, "max_programs": most, "block_n": block, "num_stages": depth}
             for rows, warps, most, block, depth in product((1, 2, 4, 8), (2, 4, 8), programs, blocks, stages)
@@ -124,7 +125,7 @@ def candidates(entry: Entry, row: Any) -> list[Any]:
 
 def kernel_of(entry: Entry) -> str:
     """Name of the kernel that is launched with a row."""
-    stem = {"attention": f"attn_{entry[1]}", "rows": entry[1], "linear": "linear_fwd"}[str(entry[0])]
+    stem = {"attention": f"attn_{entry[1]}", "rows": entry[1], "linear": "linear_fwd"}[entry[0]]
     return f"{stem}_kernel"
 
 
@@ -133,7 +134,7 @@ def is_of(entry: Entry, case: compile_kernels.CompileCase) -> bool:
     if entry[0] == "linear":
         return False  # see `launch_linears`
     if entry[0] == "rows":
-        launch = str(entry[1]).rpartition("_")[0]
+        launch = entry[1].rpartition("_")[0]
         return case.launch.partition(",")[0] == launch and (case.size > 1024) == entry[2]
     tile = compile_kernels.ATTENTION_TILES[case.option][0]
     return (case.launch, case.size, case.dropout, tile) == ("attention", HEAD_DIM, entry[4], entry[3])
@@ -163,7 +164,7 @@ def is_sound(trial: Trial, architecture: str) -> bool:
     try:
         if trial.entry[0] == "linear":
             with compile_kernels.launching(architecture, record):
-                launch_linears(bool(trial.entry[2]))
+                launch_linears(trial.entry[2])
         for case in compile_kernels.cases([architecture], [DTYPE]):
             if is_of(trial.entry, case):
                 compile_kernels.call(case, record)

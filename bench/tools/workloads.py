@@ -1,8 +1,9 @@
 """Calls that the tuning times: for each row of the kernels' tables, shapes that take it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache, partial
 from statistics import median
+from typing import Any
 
 import torch
 
@@ -15,7 +16,6 @@ from bench.ops.embedding import EMBEDDING
 from bench.ops.inputs import DROPOUT_P
 from bench.ops.layer_norm import LAYER_NORM
 from bench.ops.mlp import MLP
-from erniem_fast.kernels.configs import Entry
 
 TOKENS, SIZES, DTYPE = 65536, TWO_LAYERS, torch.bfloat16
 LENGTHS = {16: (16,), 32: (32,), 64: (64, 128), 128: (512,)}
@@ -33,31 +33,31 @@ def linears(gelu: bool) -> tuple[tuple[int, int], ...]:
 
 
 @lru_cache(maxsize=4)
-def workload(entry: Entry, device: str) -> tuple[Callable[[], object], ...]:
+def workload(entry: tuple[Any, ...], device: str) -> tuple[Callable[[], object], ...]:
     """Calls that take a row of the tables."""
     return tuple(_calls(entry, device))
 
 
-def _calls(entry: Entry, device: str) -> Iterator[Callable[[], object]]:
+def _calls(entry: tuple[Any, ...], device: str) -> Iterator[Callable[[], object]]:
     if entry[0] == "attention":
         _, kernel, _, tile, dropout = entry
-        lengths = LENGTHS[int(tile)]
+        lengths = LENGTHS[tile]
         chosen = {"bwd_single_tile": lengths[:1], "bwd_dq": lengths[-1:], "bwd_dkdv": lengths[-1:]}
         passes = FORWARD if kernel == "fwd" else BACKWARD
-        for length in chosen.get(str(kernel), lengths):
+        for length in chosen.get(kernel, lengths):
             yield _run(ATTENTION, uniform(length, TOKENS, SIZES), passes, DROPOUT_P if dropout else 0.0, device)
     elif entry[0] == "rows":
-        operation, _, direction = str(entry[1]).rpartition("_")
+        operation, _, direction = entry[1].rpartition("_")
         for p in (0.0, DROPOUT_P):
             shape = uniform(min(LENGTHS[64]), TOKENS, SIZES)
             yield _run(ROWS[operation], shape, FORWARD if direction == "fwd" else BACKWARD, p, device)
     else:
         from erniem_fast.kernels.linear import launch_linear
 
-        for size, out in linears(bool(entry[2])):
+        for size, out in linears(entry[2]):
             shapes = ((TOKENS, size), (out, size), (out,))
             x, weight, bias = (torch.randn(*shape, device=device, dtype=DTYPE) for shape in shapes)
-            yield partial(launch_linear, x, weight, bias, bool(entry[2]))
+            yield partial(launch_linear, x, weight, bias, entry[2])
 
 
 def _run(
@@ -84,6 +84,6 @@ def fused_gelu_times(device: str, sizes: tuple[Sizes, ...] = (TWO_LAYERS, LARGE)
     return found
 
 
-def run_all(calls: list[Callable[[], object]] | tuple[Callable[[], object], ...]) -> None:
+def run_all(calls: Iterable[Callable[[], object]]) -> None:
     for call in calls:
         call()

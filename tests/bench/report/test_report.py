@@ -102,7 +102,7 @@ def test_the_newest_result_is_shown_and_no_dry_run(results: Path) -> None:
         "| inference | 2 x 768 | xquad-16-arrival, arrival | 1,000 of 4,000 | padded | float32 | 0 |  | 2 ms | "
         "1.9 ms to 1.5 s | 66,667 | 7.50 |" in text
     )
-    assert "| attention | 16x128 | erniem_fast | 2 ms |" in text
+    assert "| attention | 2 x 768 | 16x128, arrival | 1,000 of 4,000 | erniem_fast | float32 | 0 |  | 2 ms |" in text
     assert "| 10.0 MiB | 2.0 MiB |" in text
     assert "old" not in text
     assert "dry" not in text
