@@ -1,6 +1,6 @@
 """Tiles, warps and pipeline stages of every kernel: literal tables, an architecture at a time.
 
-The tables were chosen by what compiles without spilling a register (`python -m bench.compiled` renews that report).
+The tables were chosen by what compiles without spilling a register (`python -m bench.tools.compile_kernels` checks).
 None was tuned on a GPU yet; tuned rows are in tuned.json, and come before these. `configs.py` has the look-ups.
 """
 
