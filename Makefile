@@ -17,11 +17,13 @@ OUT ?= demo-vectors.npy
 demo: .venv/.installed
 	$(BIN)/erniem-fast demo --out "$(OUT)" $(if $(MODEL),--model "$(MODEL)")
 
+# Each promise once.
 test: .venv/.installed
-	$(BIN)/python -m pytest -m "not slow" -n 2
+	@$(BIN)/python -m pytest --quiet --no-header -m "not slow" -n 2
 
+# What continuous integration runs.
 test-all: test
-	$(BIN)/python -m pytest -m slow
+	@$(BIN)/python -m pytest --quiet --no-header -m slow
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

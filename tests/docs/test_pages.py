@@ -1,9 +1,11 @@
 """Every code block of the documentation is run by a test or by `.ci/run`, and every link leads somewhere."""
 
+import os
 import re
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,12 @@ def test_page_runs(page: Path, run_page: Callable[[Path], str]) -> None:
 
 @pytest.mark.parametrize("page", pages(), ids=names(pages()))
 def test_every_block_is_run_somewhere(page: Path) -> None:
+    # The parser does not see blocks that indentation alone makes.
+    fenced = {number for block in blocks(page) for number in range(block.line, block.line + block.code.count("\n"))}
+    lines = page.read_text(encoding="utf-8").splitlines()
+    for number, (before, line) in enumerate(pairwise(lines), 2):
+        indented = line.startswith("    ") and not before.strip()
+        assert not indented or number in fenced, f"{page}:{number}: a block without a fence"
     for block in blocks(page):
         assert block.language in LANGUAGES, f"{block.name}: language {block.language!r}"
         assert block.mark in ("", *MARKS), f"{block.name}: mark {block.mark!r}"
@@ -44,9 +52,13 @@ def test_every_block_is_run_somewhere(page: Path) -> None:
 def _commands(calls: list[str]) -> list[set[str]]:
     """What each call of make would run, without the arguments that a call may set."""
     found = []
+    # Not those of a make that runs these tests.
+    environment = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL")}
     for call in calls:
         target = call.split()[1]
-        dry = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+        dry = subprocess.run(
+            ["make", "-n", target], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=True
+        )
         found.append(set(dry.stdout.splitlines()))
     return found
 
