@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from helpers.paths import ROOT
+
+from erniem_fast import ops
 
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 FORMS = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
@@ -112,3 +115,10 @@ def test_a_copy_without_the_link_says_so_in_one_sentence(tmp_path: Path, link: s
     *_, message = done.stderr.strip().splitlines()
     assert message.startswith("ImportError: erniem_fast/kernels is not the folder of kernels")
     assert "core.symlinks=true" in message
+
+
+@pytest.mark.parametrize("device", ["mps", "xpu"])
+def test_devices_that_nobody_has_tried_get_the_torch_operations(device: str) -> None:
+    assert ops.resolve_backend("auto", torch.device(device)) == "torch"
+    with pytest.raises(ValueError, match="backend 'triton' needs"):
+        ops.resolve_backend("triton", torch.device(device))

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from bench.report.__main__ import main as report
 from helpers.blocks import blocks
 from helpers.paths import ROOT
 
@@ -24,3 +25,7 @@ def test_ten_lines_of_code_lead_to_the_first_result() -> None:
     (code,) = [block for block in blocks(README) if block.language == "python"]
     assert len(code.code.splitlines()) <= 10
     assert code.line + len(code.code.splitlines()) <= 60
+
+
+def test_tables_are_made_from_the_results() -> None:
+    assert report(["--check"]) == 0
