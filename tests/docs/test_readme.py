@@ -3,9 +3,10 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from bench.report.__main__ import main as report
 from helpers.blocks import blocks
 from helpers.paths import ROOT
+
+from bench.report.__main__ import main as report
 
 README = ROOT / "README.md"
 
