@@ -7,7 +7,7 @@ OUT ?= demo-vectors.npy
 .PHONY: demo test test-all lint bench bench-table compiled gpu gpu-check gpu-kernels gpu-models gpu-tune clean
 .DEFAULT_GOAL := test
 
-# torch goes first: asked for by another package, pip would take the newest build instead of the one that is tested.
+# torch goes first: as another package's dependency pip would install its newest build, not the tested one.
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
