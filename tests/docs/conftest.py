@@ -19,7 +19,7 @@ SECONDS = 600
 
 @pytest.fixture(scope="session")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Environment in which the public checkpoints' names stand for tiny random ones, and nothing is downloaded."""
+    """Environment in which the names of public checkpoints lead to tiny random ones, and nothing is downloaded."""
     home = tmp_path_factory.mktemp("huggingface")
     fill_cache(home / "hub")
     environment = {name: value for name, value in os.environ.items() if name not in CACHES}
