@@ -7,7 +7,7 @@ OUT ?= demo-vectors.npy
 .PHONY: demo test test-all lint bench bench-report compiled gpu gpu-check gpu-kernels gpu-models gpu-tune clean
 .DEFAULT_GOAL := test
 
-# torch goes first: asked for by another package, pip would take the newest build instead of the one that is tested.
+# torch goes first: as another package's dependency pip would install its newest build, not the tested one.
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
@@ -17,11 +17,13 @@ OUT ?= demo-vectors.npy
 demo: .venv/.installed
 	$(BIN)/erniem-fast demo --out "$(OUT)" $(if $(MODEL),--model "$(MODEL)")
 
+# Each promise once.
 test: .venv/.installed
-	$(BIN)/python -m pytest -m "not slow" -n 2
+	@$(BIN)/python -m pytest --quiet --no-header -m "not slow" -n 2
 
+# What continuous integration runs.
 test-all: test
-	$(BIN)/python -m pytest -m slow
+	@$(BIN)/python -m pytest --quiet --no-header -m slow
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

@@ -3,6 +3,14 @@
 Importing this package registers `ernie_m` with transformers' Auto classes.
 """
 
+from importlib.util import find_spec
+
+if find_spec(f"{__name__}.kernels") is None:
+    raise ImportError(
+        "erniem_fast/kernels is not the folder of kernels: this copy comes from a checkout without symbolic links; "
+        "clone again with `git clone -c core.symlinks=true` or install a wheel"
+    )
+
 from transformers import (
     AutoConfig,
     AutoModel,

@@ -1,0 +1,67 @@
+"""What the documentation's code blocks run with."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.blocks import GPU, Block, blocks, script
+from helpers.hub import fill_cache
+from helpers.paths import ROOT
+
+CACHES = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "TRANSFORMERS_CACHE")
+SECONDS = 600
+
+
+@pytest.fixture(scope="session")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Environment in which the names of public checkpoints lead to tiny random ones, and nothing is downloaded."""
+    home = tmp_path_factory.mktemp("huggingface")
+    fill_cache(home / "hub")
+    environment = {name: value for name, value in os.environ.items() if name not in CACHES}
+    folder = str(Path(sys.executable).parent)
+    return environment | {
+        "HF_HOME": str(home),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "PATH": os.pathsep.join((folder, environment.get("PATH", ""))),
+        "PYTHONPATH": str(ROOT),
+    }
+
+
+@pytest.fixture
+def run_page(hub: dict[str, str], tmp_path: Path) -> Callable[[Path], str]:
+    """A function that runs the blocks of a page left to the tests, and returns what its Python blocks print."""
+
+    def run(page: Path) -> str:
+        chosen = [block for block in blocks(page) if block.mark == "" or (block.mark == GPU and _has_gpu())]
+        printed = ""
+        python = [block for block in chosen if block.language == "python"]
+        if python:
+            file = tmp_path / f"{page.stem}.py"
+            file.write_text(script(python), encoding="utf-8")
+            printed = _run([sys.executable, str(file)], python[0], hub, tmp_path)
+        bash = shutil.which("bash")
+        for block in chosen:
+            if block.language == "sh":
+                assert bash, "the shell blocks need bash"
+                _run([bash, "-euo", "pipefail", "-c", block.code], block, hub, tmp_path)
+        return printed
+
+    return run
+
+
+def _has_gpu() -> bool:
+    return torch.cuda.is_available()
+
+
+def _run(command: list[str], block: Block, environment: dict[str, str], folder: Path) -> str:
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, encoding="utf-8", timeout=SECONDS
+    )
+    assert done.returncode == 0, f"{block.name}\n{done.stdout}\n{done.stderr}"
+    return done.stdout

@@ -1,0 +1,46 @@
+"""A Hugging Face cache with tiny random checkpoints under the names of public ones."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import erniem_fast
+from erniem_fast import ErnieMConfig, ErnieMTokenizer
+from helpers.paths import GOLDEN_TOKENIZER
+
+REVISION = "0" * 40
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+LABELS = ("entailment", "neutral", "contradiction")
+CHECKPOINTS: Mapping[str, tuple[str, dict[str, Any]]] = {
+    "susnato/ernie-m-base_pytorch": ("ErnieMModel", {}),
+    "MoritzLaurer/ernie-m-base-mnli-xnli": (
+        "ErnieMForSequenceClassification",
+        {"id2label": dict(enumerate(LABELS)), "label2id": {label: index for index, label in enumerate(LABELS)}},
+    ),
+}
+"""Class and further configuration of each public checkpoint that the documentation names."""
+
+
+def fill_cache(cache: Path) -> None:
+    """Write every checkpoint of `CHECKPOINTS` into the folder `cache`, as huggingface_hub lays it out.
+
+    Args:
+        cache: the folder that the environment variable HF_HUB_CACHE names.
+    """
+    vocabulary, pieces = GOLDEN_TOKENIZER / "vocab.txt", GOLDEN_TOKENIZER / "sentencepiece.bpe.model"
+    size = len(ErnieMTokenizer(pieces, vocabulary))
+    for name, (class_name, changes) in CHECKPOINTS.items():
+        repository = cache / f"models--{name.replace('/', '--')}"
+        folder = repository / "snapshots" / REVISION
+        model = getattr(erniem_fast, class_name)(ErnieMConfig(vocab_size=size, **SIZES, **changes))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+        model.save_pretrained(folder)
+        for file in (vocabulary, pieces):
+            shutil.copy(file, folder)
+        (repository / "refs").mkdir()
+        (repository / "refs" / "main").write_text(REVISION, encoding="utf-8")
