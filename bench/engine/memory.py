@@ -47,11 +47,8 @@ def peak_bytes(run: Callable[[], object]) -> int:
         run()
     results = profiler.profiler.kineto_results  # type: ignore[union-attr]
     now = peak = 0
-    for event in sorted((event for event in results.events() if event.name() == "[memory]"), key=_start):
+    changes = [event for event in results.events() if event.name() == "[memory]"]
+    for event in sorted(changes, key=lambda event: event.start_ns()):
         now += event.nbytes()
         peak = max(peak, now)
     return peak
-
-
-def _start(event: torch._C._autograd._KinetoEvent) -> int:
-    return event.start_ns()

@@ -1,11 +1,12 @@
 """Charts of the newest results: README's of a CPU, and three of a GPU where there are results; needs matplotlib."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from bench.engine.registry import OURS
 
-from .goals import MIX, ROW_OPERATIONS
+from .goals import ROW_OPERATIONS
 from .rows import newest
 from .tables import PEERS, SHAPES
 
@@ -27,31 +28,27 @@ def inference(rows: list[dict[str, Any]]) -> Panels:
     return panels
 
 
-def attention(rows: list[dict[str, Any]]) -> Panels:
-    """TFLOP/s at 64 k tokens of one length, without dropout."""
-    panels: Panels = {}
-    for row in rows:
-        if row["operation"] == "attention" and row["shape"].endswith("-64k") and not row["dropout_p"]:
-            bar = row["provider"], row["tflops"], f"{row['tflops']:.0f} TFLOP/s"
-            panels.setdefault(f"{row['shape']}, {row['passes']}", []).append(bar)
-    return panels
+def rates(field: str, scale: float, unit: str, *operations: str) -> Callable[[list[dict[str, Any]]], Panels]:
+    """Bars of a field of operations on 64 k tokens, a panel for each shape and pass."""
 
+    def make(rows: list[dict[str, Any]]) -> Panels:
+        panels: Panels = {}
+        for row in rows:
+            if row["operation"] in operations and row["shape"].endswith("-64k"):
+                title = f"{row['operation']}, {row['shape']}, {row['passes']}{', dropout' if row['dropout_p'] else ''}"
+                bar = row["provider"], scale * row[field], f"{scale * row[field]:.0f} {unit}"
+                panels.setdefault(title, []).append(bar)
+        return panels
 
-def row_operations(rows: list[dict[str, Any]]) -> Panels:
-    """Shares of the copy rate at 64 k tokens."""
-    panels: Panels = {}
-    for row in rows:
-        if row["operation"] in ROW_OPERATIONS and row["shape"] == MIX:
-            share = 100 * row["share_of_copy_rate"]
-            title = f"{row['operation']}, {row['passes']}{', dropout' if row['dropout_p'] else ''}"
-            panels.setdefault(title, []).append((row["provider"], share, f"{share:.0f} % of the copy rate"))
-    return panels
+    return make
 
 
 CHARTS = (
-    ("cpu.svg", "cpu", inference), ("gpu-inference.svg", "models", inference),
-    ("gpu-attention.svg", "kernels", attention), ("gpu-rows.svg", "kernels", row_operations),
-)  # fmt: skip
+    ("cpu.svg", "cpu", inference),
+    ("gpu-models.svg", "models", inference),
+    ("gpu-attention.svg", "kernels", rates("tflops", 1, "TFLOP/s", "attention")),
+    ("gpu-rows.svg", "kernels", rates("share_of_copy_rate", 100, "% of the copy rate", *ROW_OPERATIONS)),
+)
 
 
 def draw(results: Path, output: Path) -> list[Path]:

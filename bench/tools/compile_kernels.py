@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from itertools import product
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -117,33 +118,19 @@ Record = Callable[[JITFunction, dict[str, Any], Callable[[], Any]], None]
 """Receives each launch: the kernel, its keyword arguments and the function that compiles it."""
 
 
-class Driver:
+def a_driver(architecture: str) -> Any:
     """As much of a driver as compiling needs."""
-
-    def __init__(self, architecture: str) -> None:
-        amd = architecture.startswith("gfx")
-        name = architecture if amd else int(architecture.removeprefix("sm_"))
-        self.target = GPUTarget("hip" if amd else "cuda", name, 64 if amd else 32)
-        self.index = ARCHITECTURES.index(architecture)
-
-    def is_active(self) -> bool:
-        return True
-
-    def get_current_target(self) -> GPUTarget:
-        return self.target
-
-    def get_active_torch_device(self) -> torch.device:
-        return torch.device("meta")
-
-    def get_current_device(self) -> int:
-        """An index for each target: Triton keeps compiled kernels by it."""
-        return self.index
-
-    def get_current_stream(self, device: int | None = None) -> int:
-        return 0
-
-    def map_python_to_cpp_type(self, name: str) -> str:
-        return name
+    amd, index = architecture.startswith("gfx"), ARCHITECTURES.index(architecture)
+    name = architecture if amd else int(architecture.removeprefix("sm_"))
+    target = GPUTarget("hip" if amd else "cuda", name, 64 if amd else 32)
+    return SimpleNamespace(
+        is_active=lambda: True,
+        get_current_target=lambda: target,
+        get_active_torch_device=lambda: torch.device("meta"),
+        get_current_device=lambda: index,  # Triton keeps compiled kernels by it
+        get_current_stream=lambda device=None: 0,
+        map_python_to_cpp_type=lambda name: name,
+    )
 
 
 @contextmanager
@@ -162,7 +149,7 @@ def launching(architecture: str, record: Record) -> Iterator[None]:
 
         return launch
 
-    driver.set_active(Driver(architecture))
+    driver.set_active(a_driver(architecture))
     with (
         patch.object(JITFunction, "__getitem__", getitem),
         patch.object(configs, "architecture", lambda device: architecture),

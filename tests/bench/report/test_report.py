@@ -262,9 +262,9 @@ def test_a_chart_is_the_same_bytes_and_shows_every_peer(results: Path, tmp_path:
 def test_charts_of_a_gpu_are_drawn_where_it_was_measured(gpu_results: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     written = chart.draw(gpu_results, tmp_path)
-    assert [path.name for path in written] == ["cpu.svg", "gpu-inference.svg", "gpu-attention.svg", "gpu-rows.svg"]
+    assert [path.name for path in written] == ["cpu.svg", "gpu-models.svg", "gpu-attention.svg", "gpu-rows.svg"]
     texts = [path.read_text("utf-8") for path in written]
-    shown = ("16 texts a batch", "64 texts a batch", "512-64k, backward", "bias+gelu, forward")
+    shown = ("16 texts a batch", "64 texts a batch", "attention, 512-64k, backward", "bias+gelu, pairs-64k, forward")
     assert all(text in drawn for text, drawn in zip(shown, texts, strict=True))
 
 
