@@ -20,7 +20,7 @@ from .inputs import ModelInputs, packed_forward, padded_forward
 from .peers import UnpaddedModel, linear_products, use_sdpa, xlm_roberta
 from .work import products_work
 
-OURS = "padding-free"
+PADDING_FREE = "padding-free"
 VARLEN_NOTE = "packed; torch.compile layer by layer; attention has no dropout"
 TINY_SHAPE = Shape("tiny", ((9, 3, 1, 4), (2, 5)), TINY, "tiny")
 
@@ -58,10 +58,12 @@ ADAMW_SHAPES = (
     batched("xquad", "arrival", 64, LARGE, count=2, bfloat16=17),
 )
 STEP = ((BOTH, DROPOUT_P),)
-INFERENCE = Benchmark("inference", ModelInputs, INFERENCE_SHAPES, (TINY_SHAPE,), baseline=OURS)
-LATENCY = Benchmark("latency", ModelInputs, LATENCY_SHAPES, (TINY_SHAPE,), baseline=OURS)
-TRAINING = Benchmark("training", ModelInputs, TRAINING_SHAPES, (TINY_SHAPE,), STEP, OURS)
-ADAMW = Benchmark("training+AdamW", partial(ModelInputs, optimizer=True), ADAMW_SHAPES, (TINY_SHAPE,), STEP, OURS)
+INFERENCE = Benchmark("inference", ModelInputs, INFERENCE_SHAPES, (TINY_SHAPE,), baseline=PADDING_FREE)
+LATENCY = Benchmark("latency", ModelInputs, LATENCY_SHAPES, (TINY_SHAPE,), baseline=PADDING_FREE)
+TRAINING = Benchmark("training", ModelInputs, TRAINING_SHAPES, (TINY_SHAPE,), STEP, PADDING_FREE)
+ADAMW = Benchmark(
+    "training+AdamW", partial(ModelInputs, optimizer=True), ADAMW_SHAPES, (TINY_SHAPE,), STEP, PADDING_FREE
+)
 BENCHMARKS = (INFERENCE, TRAINING, LATENCY, ADAMW)
 
 
@@ -75,20 +77,20 @@ def provider(name: str, **options: Any) -> Callable[[Callable[[ModelInputs], Pre
     return register
 
 
-@provider(OURS, note="from padded input to padded output")
+@provider(PADDING_FREE, note="from padded input to padded output")
 def _(inputs: ModelInputs) -> Prepared:
     model = inputs.model(modeling.ErnieMModel)
     return inputs.prepare(model, partial(padded_forward, model), padded=True)
 
 
-@provider(f"{OURS}, packed input")
+@provider(f"{PADDING_FREE}, packed input")
 def _(inputs: ModelInputs) -> Prepared:
     model = inputs.model(modeling.ErnieMModel)
     return inputs.prepare(model, partial(packed_forward, model), padded=False)
 
 
 @provider(
-    f"{OURS}, graphs",
+    f"{PADDING_FREE}, graphs",
     devices=("cuda",),
     note="GraphedEncoder: CUDA graphs of buckets, packed input",
     needs=needs_forward,
@@ -109,7 +111,7 @@ def _(inputs: ModelInputs) -> Prepared:
     )
 
 
-@provider(f"{OURS}, batch-invariant", note="batch_invariant(), packed input", needs=needs_triton_and_forward)
+@provider(f"{PADDING_FREE}, batch-invariant", note="batch_invariant(), packed input", needs=needs_triton_and_forward)
 def _(inputs: ModelInputs) -> Prepared:
     model = inputs.model(modeling.ErnieMModel)
 

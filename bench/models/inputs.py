@@ -26,7 +26,7 @@ COMPARED_PARAMETERS = (
 
 
 class ModelInputs:
-    """Weights and batches. In a forward pass weights have the setting's dtype; else they are float32 under autocast.
+    """Weights and batches. In a forward pass weights have the setting's dtype; in training float32, under autocast.
 
     Attributes:
         weights: the state dict.
@@ -188,10 +188,10 @@ def _weights(sizes: Sizes, device: str) -> dict[str, Tensor]:
 
 
 def padded_forward(model: nn.Module, batch: Batch) -> Tensor:
-    """(batch, seq_len, hidden_size)."""
+    """Last hidden state (batch, seq_len, hidden_size) from padded input."""
     return model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state  # type: ignore[no-any-return]
 
 
 def packed_forward(model: nn.Module, batch: Batch) -> Tensor:
-    """(total_tokens, hidden_size)."""
+    """Last hidden state (total_tokens, hidden_size) from packed input."""
     return model(input_ids=batch.packed, return_packed=True).last_hidden_state  # type: ignore[no-any-return]

@@ -61,7 +61,7 @@ class UnpaddedLayer(nn.Module):
         self.attend = attend
 
     def forward(self, rows: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
-        """(total_tokens, hidden_size) to the same."""
+        """Run on rows (total_tokens, hidden_size)."""
         layer, attention = self.layer, self.layer.self_attn.self_attn
         qkv = F.linear(rows, *linear_products(layer)[0])
         query, key, value = qkv.unflatten(-1, (3, attention.num_attention_heads, attention.head_dim)).unbind(1)
@@ -85,7 +85,7 @@ class UnpaddedModel(nn.Module):
         self.layers = nn.ModuleList(UnpaddedLayer(layer, attend) for layer in model.encoder.layers)
 
     def forward(self, batch: PackedBatch) -> Tensor:
-        """(total_tokens, hidden_size)."""
+        """Last hidden state (total_tokens, hidden_size)."""
         embeddings = self.model.embeddings
         assert batch.input_ids is not None
         positions = embeddings.position_embeddings(batch.position_ids + POSITION_OFFSET)

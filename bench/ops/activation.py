@@ -12,7 +12,7 @@ from .inputs import ROW_SHAPES, TINY_SHAPE, VARIANTS, Compute, OpInputs, add_unf
 
 
 class ActivationInputs(OpInputs):
-    """leaves: x (total_tokens, intermediate_size); bias (intermediate_size,)."""
+    """Operands of bias and GELU. Leaves: x (total_tokens, intermediate_size); bias (intermediate_size,)."""
 
     def operands(self) -> tuple[Tensor, ...]:
         size = self.sizes.intermediate_size

@@ -37,7 +37,7 @@ CHECKED_SEQUENCES = 24
 
 
 class AttentionInputs(OpInputs):
-    """leaves: qkv (total_tokens, 3, num_heads, head_dim)."""
+    """Operands of attention. Leaves: qkv (total_tokens, 3, num_heads, head_dim)."""
 
     def operands(self) -> tuple[Tensor, ...]:
         return (self.setting.randn(self.tokens, 3, self.sizes.num_heads, self.sizes.head_dim),)
@@ -100,7 +100,7 @@ def _joined(results: list[Tensor]) -> list[Tensor]:
 
 
 def attention_work(lengths: Sequence[int], num_heads: int, head_dim: int, itemsize: int, passes: str = FORWARD) -> Work:
-    """Two products forward; five backward, of which one computes the scores again. Keeps the log-sum-exp.
+    """Work of two products forward and five backward, one for the scores again. Keeps the log-sum-exp.
 
     Args:
         lengths: tokens of each sequence.

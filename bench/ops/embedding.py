@@ -12,7 +12,10 @@ from .inputs import EPS, ROW_SHAPES, TINY_SHAPE, VARIANTS, Compute, OpInputs, ad
 
 
 class EmbeddingInputs(OpInputs):
-    """leaves: words (vocab_size, hidden_size), positions (514, hidden_size), weight, bias (hidden_size,)."""
+    """Operands of the embedding.
+
+    Leaves: words (vocab_size, hidden_size), positions (514, hidden_size), weight, bias (hidden_size,).
+    """
 
     def operands(self) -> tuple[Tensor, ...]:
         size, randn = self.sizes.hidden_size, self.setting.randn

@@ -63,7 +63,7 @@ class OpInputs:
         self._expected: dict[float, tuple[list[Tensor], list[Tensor] | None]] = {}
 
     def operands(self) -> tuple[Tensor, ...]:
-        """The leaves."""
+        """Make the leaves."""
         raise NotImplementedError
 
     def out_shape(self) -> tuple[int, ...]:
@@ -89,7 +89,7 @@ class OpInputs:
         return rows * keep_rows(self.seed, SITE, indices, rows.shape[1], dropout_p) * keep_scale(dropout_p)
 
     def dropout(self, p: float) -> ops.Dropout | None:
-        """Argument of our operations."""
+        """Dropout as our operations take it."""
         return ops.Dropout(p, self.seed, SITE) if p else None
 
     def expected(self, dropout_p: float) -> tuple[list[Tensor], list[Tensor] | None]:

@@ -14,7 +14,10 @@ from .inputs import EPS, ROW_SHAPES, TINY_SHAPE, VARIANTS, Compute, OpInputs, ad
 
 
 class LayerNormInputs(OpInputs):
-    """leaves: x, residual (total_tokens, hidden_size); weight, bias, linear_bias (hidden_size,)."""
+    """Operands of the layer-norm.
+
+    Leaves: x, residual (total_tokens, hidden_size); weight, bias, linear_bias (hidden_size,).
+    """
 
     def operands(self) -> tuple[Tensor, ...]:
         size, randn = self.sizes.hidden_size, self.setting.randn

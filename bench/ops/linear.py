@@ -12,7 +12,7 @@ from .inputs import EAGER, GPU_SHAPES, TINY_SHAPE, OpInputs, needs_triton_and_fo
 
 
 class LinearInputs(OpInputs):
-    """leaves: x (total_tokens, hidden_size), weight (3 * hidden_size, hidden_size), bias (3 * hidden_size,)."""
+    """Operands of a linear layer. Leaves: x (total_tokens, hidden), weight (3 * hidden, hidden), bias (3 * hidden,)."""
 
     def operands(self) -> tuple[Tensor, ...]:
         size, (out,), randn = self.sizes.hidden_size, self.out_shape(), self.setting.randn

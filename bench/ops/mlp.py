@@ -22,8 +22,10 @@ from .linear import linear_work
 
 
 class MlpInputs(OpInputs):
-    """leaves: x (total_tokens, hidden), weight1 (intermediate, hidden), bias1 (intermediate,), weight2 (hidden,
-    intermediate)."""
+    """Operands of the MLP.
+
+    Leaves: x (total_tokens, hidden), weight1 (inner, hidden), bias1 (inner,), weight2 (hidden, inner).
+    """
 
     def operands(self) -> tuple[Tensor, ...]:
         size, inner, randn = self.sizes.hidden_size, self.sizes.intermediate_size, self.setting.randn

@@ -11,7 +11,12 @@ from .rows import BASE_LAYERS, LARGE_LAYERS, Rows
 
 ROW_OPERATIONS = ("add+layer-norm", "bias+gelu", "embedding+layer-norm")
 MIX, MIXES = "pairs-64k", ("pairs-64k", "xquad-64k")
-OURS, BATCHES, SDPA, VARLEN = "padding-free", "xquad-64-arrival", "padded, sdpa, compiled", "varlen_attn, compiled"
+PADDING_FREE, BATCHES, SDPA, VARLEN = (
+    "padding-free",
+    "xquad-64-arrival",
+    "padded, sdpa, compiled",
+    "varlen_attn, compiled",
+)
 CPU_ARRIVAL, CPU_SORTED, CPU_SKEWED = "xquad-16-arrival", "xquad-16-sorted", "1x500+15x20"
 Value = Callable[[Rows], float]
 
@@ -97,14 +102,17 @@ def _peer(operation: str, shape: str, provider: str) -> Value:
 
 def _latency(rows: Rows) -> float:
     """Milliseconds with CUDA graphs, for the worst length."""
-    graphs = f"{OURS}, graphs"
+    graphs = f"{PADDING_FREE}, graphs"
     return max(1e3 * rows.model("latency", f"1x{length}", provider=graphs)["time_s"] for length in (32, 64, 128))
 
 
 def _invariant(rows: Rows) -> float:
     """Percent that batch-invariant mode costs, for the worse of the two mixes."""
     found = [
-        [rows.model("inference", mix, provider=f"{OURS}, {name}") for name in ("batch-invariant", "packed input")]
+        [
+            rows.model("inference", mix, provider=f"{PADDING_FREE}, {name}")
+            for name in ("batch-invariant", "packed input")
+        ]
         for mix in MIXES
     ]
     return max(100 * (_over(one, other) - 1) for one, other in found)
@@ -114,7 +122,9 @@ def _activations(provider: str) -> Value:
     """Percent of a peer's activation memory."""
 
     def share(rows: Rows) -> float:
-        ours, theirs = (rows.model("training", BATCHES, provider=name)["memory_bytes"] for name in (OURS, provider))
+        ours, theirs = (
+            rows.model("training", BATCHES, provider=name)["memory_bytes"] for name in (PADDING_FREE, provider)
+        )
         return 100 * _over(ours, theirs, "activations")
 
     return share
@@ -130,7 +140,7 @@ def _cpu_over_products(shape: str) -> Value:
 
 def _cpu_memory(rows: Rows) -> float:
     fields = {"operation": "training", "shape": CPU_SKEWED}
-    ours, padded = (rows.find(**fields, provider=name)["memory_bytes"] for name in (OURS, "padded"))
+    ours, padded = (rows.find(**fields, provider=name)["memory_bytes"] for name in (PADDING_FREE, "padded"))
     return _over(ours, padded, "activations")
 
 

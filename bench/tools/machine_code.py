@@ -23,7 +23,7 @@ TENSOR_CORE = {"HMMA", "HGMMA", "UTCHMMA"}
 
 
 def read_nvidia(cubin: bytes) -> dict[str, int]:
-    """Read an object file of NVIDIA."""
+    """Read a cubin by cuobjdump."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
@@ -50,7 +50,7 @@ def read_nvidia(cubin: bytes) -> dict[str, int]:
 
 
 def read_amd(text: str) -> dict[str, int]:
-    """Read assembly of AMD."""
+    """Read LLVM's assembly for AMD."""
 
     def field(name: str) -> int:
         found = re.search(rf"\.{name}:\s+(\d+)", text)
