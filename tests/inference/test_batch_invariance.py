@@ -51,7 +51,7 @@ def encode(model: Any, rows: list[Tensor], device: torch.device) -> list[tuple[T
 
 
 @pytest.mark.usefixtures("_one_order")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)], ids=str)
 def test_a_sequence_is_the_same_in_any_batch(
     dtype: torch.dtype, make: Callable[..., Any], device: torch.device
 ) -> None:
@@ -75,6 +75,7 @@ def test_a_sequence_is_the_same_in_any_batch(
     assert error(torch.cat([states for states, _ in together]), expected) <= most
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_one_order")
 def test_attention_alone_and_among_others(device: torch.device) -> None:
     lengths = [200, 3, 64, 16, 70, 33]
@@ -93,6 +94,7 @@ def test_attention_alone_and_among_others(device: torch.device) -> None:
                     assert torch.equal(alone, together[part])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_one_order")
 def test_heads_and_padded_input(make: Callable[..., Any], device: torch.device) -> None:
     model = make("ErnieMForSequenceClassification", num_labels=3)

@@ -143,11 +143,11 @@ def test_weights_may_change_between_calls() -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "ErnieMForSequenceClassification",
+        pytest.param("ErnieMForSequenceClassification", marks=pytest.mark.slow),
         "ErnieMForTokenClassification",
-        "ErnieMForQuestionAnswering",
-        "ErnieMForInformationExtraction",
-        "ErnieMForMaskedLM",
+        pytest.param("ErnieMForQuestionAnswering", marks=pytest.mark.slow),
+        pytest.param("ErnieMForInformationExtraction", marks=pytest.mark.slow),
+        pytest.param("ErnieMForMaskedLM", marks=pytest.mark.slow),
     ],
 )
 def test_heads_with_labels(name: str) -> None:
@@ -155,7 +155,9 @@ def test_heads_with_labels(name: str) -> None:
     check(make(name, num_hidden_layers=1, **changes), lambda lengths: packed(lengths) | labels_for(name, lengths))
 
 
-@pytest.mark.parametrize("name", ["ErnieMModel", "ErnieMForSequenceClassification"])
+@pytest.mark.parametrize(
+    "name", ["ErnieMModel", pytest.param("ErnieMForSequenceClassification", marks=pytest.mark.slow)]
+)
 def test_packed_batch_as_input(name: str) -> None:
     def inputs(lengths: tuple[int, ...]) -> dict[str, Any]:
         batch = PackedBatch.from_sequences([torch.randint(2, 100, (length,)) for length in lengths])
@@ -164,6 +166,7 @@ def test_packed_batch_as_input(name: str) -> None:
     check(make(name, num_hidden_layers=1, num_labels=3), inputs)
 
 
+@pytest.mark.slow
 def test_inputs_embeds_without_positions() -> None:
     def inputs(lengths: tuple[int, ...]) -> dict[str, Any]:
         given = packed(lengths)
@@ -173,6 +176,7 @@ def test_inputs_embeds_without_positions() -> None:
     check(make(num_hidden_layers=1), inputs)
 
 
+@pytest.mark.slow
 def test_prefix_lens() -> None:
     def inputs(lengths: tuple[int, ...]) -> dict[str, Any]:
         batch = PackedBatch.from_sequences([torch.randint(2, 100, (length,)) for length in lengths])
@@ -182,7 +186,7 @@ def test_prefix_lens() -> None:
     check(make(num_hidden_layers=1), inputs)
 
 
-@pytest.mark.parametrize("name", ["ErnieMModel", "ErnieMForTokenClassification"])
+@pytest.mark.parametrize("name", [pytest.param("ErnieMModel", marks=pytest.mark.slow), "ErnieMForTokenClassification"])
 def test_dropout(name: str) -> None:
     """Another mask each call, governed by manual_seed; the encoder's masks are those of eager mode."""
     # Masks outside attention are many operations to compile.
@@ -211,6 +215,7 @@ def test_dropout(name: str) -> None:
     assert 1 <= counter.frame_count <= MOST_GRAPHS
 
 
+@pytest.mark.slow
 def test_training_and_evaluation_in_turn() -> None:
     """Each has its graph, and neither is compiled again."""
     model = make("ErnieMForSequenceClassification", num_labels=3, num_hidden_layers=1, hidden_dropout_prob=0.0)
