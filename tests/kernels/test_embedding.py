@@ -1,5 +1,6 @@
 """The kernels of the embedding sum, layer-norm and dropout."""
 
+from itertools import product
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from helpers import philox
 from helpers.closeness import assert_right
-from helpers.row_cases import dropout_of, dropped, dtypes
+from helpers.row_cases import DTYPES, dropout_of, dropped
 from torch import Tensor
 
 pytest.importorskip("triton")
@@ -18,9 +19,20 @@ from erniem_fast.kernels import embedding
 pytestmark = pytest.mark.usefixtures("_poisoned", "_few_programs")
 
 
-@dropped
-@dtypes
-@pytest.mark.parametrize("given", ["input_ids", "inputs_embeds"])
+QUICK = {
+    ("input_ids", torch.float32, 0.3), ("inputs_embeds", torch.float32, 0.3), ("input_ids", torch.bfloat16, 0.0),
+    ("inputs_embeds", torch.float16, 0.0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("given", "dtype", "p"),
+    [
+        pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow)
+        for case in product(("input_ids", "inputs_embeds"), DTYPES, (0.0, 0.3))
+    ],
+    ids=str,
+)
 def test_embedding_layer_norm(given: str, dtype: torch.dtype, p: float, device: torch.device) -> None:
     rows, size, vocab_size, num_positions = 75, 40, 9, 30
     dropout = dropout_of(p, device)
