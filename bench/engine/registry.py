@@ -64,14 +64,9 @@ Needs = Callable[[Shape, Setting], str | None]
 
 @dataclass(frozen=True)
 class Provider:
-    """A way to compute a benchmark.
+    """A way to compute a benchmark: built from its inputs (not timed), on some devices, under further conditions.
 
-    Attributes:
-        name: name in the results.
-        build: makes it from the benchmark's inputs; not timed.
-        devices: devices that it runs on.
-        note: remark for readers of its figures.
-        needs: further conditions.
+    `note` is a remark for readers of its figures.
     """
 
     name: str

@@ -11,13 +11,7 @@ from typing import Any
 
 @dataclass
 class Measured:
-    """Results of a case.
-
-    Attributes:
-        rows: the figures.
-        failed: providers that raised or were wrong, and why.
-        skipped: providers that cannot run, and why.
-    """
+    """Results of a case: figures; providers that raised or were wrong, and why; providers that cannot run, and why."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     failed: list[dict[str, str]] = field(default_factory=list)
@@ -25,12 +19,7 @@ class Measured:
 
 
 class ResultFile:
-    """Results of one part of the suite on one device.
-
-    Attributes:
-        path: path of the file.
-        content: content as it will be written.
-    """
+    """Results of one part of the suite on one device, as they are written to `path`."""
 
     def __init__(self, path: Path, content: dict[str, Any]) -> None:
         self.path = path
