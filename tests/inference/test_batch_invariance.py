@@ -51,14 +51,22 @@ def encode(model: Any, rows: list[Tensor], device: torch.device) -> list[tuple[T
 
 
 @pytest.mark.usefixtures("_one_order")
-@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "lengths"),
+    [
+        (torch.float32, [5, 70, 1, 0, 20]),
+        pytest.param(torch.float32, LENGTHS, marks=pytest.mark.slow),
+        pytest.param(torch.bfloat16, LENGTHS, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_a_sequence_is_the_same_in_any_batch(
-    dtype: torch.dtype, make: Callable[..., Any], device: torch.device
+    dtype: torch.dtype, lengths: list[int], make: Callable[..., Any], device: torch.device
 ) -> None:
     model = make(dtype=dtype)
     exact, plain = copy.deepcopy(model).double(), copy.deepcopy(model)
     exact.backend = plain.backend = "torch"
-    rows = sequences(LENGTHS, model.config.vocab_size)
+    rows = sequences(lengths, model.config.vocab_size)
     order = random.Random(torch.initial_seed()).sample(range(len(rows)), len(rows))
     with batch_invariant():
         together = encode(model, rows, device)

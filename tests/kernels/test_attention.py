@@ -298,6 +298,7 @@ def test_wrong_offsets_touch_no_other_memory(
     assert all((guard == 7).all() for pair in guards for guard in pair)
 
 
+@pytest.mark.slow
 def test_many_sequences(device: torch.device) -> None:
     count = 100_000 if device.type == "cuda" else 150
     lengths = torch.randint(0, 4, (count,)).tolist()

@@ -67,7 +67,7 @@ def assert_same(found: tuple[Tensor, dict[str, Tensor]], expected: tuple[Tensor,
     ("training", "lengths"),
     [
         (True, (5, 16, 0, 3)),
-        (False, (70, 33, 1)),
+        pytest.param(False, (70, 33, 1), marks=pytest.mark.slow),
         pytest.param(False, (5, 16, 0, 3), marks=pytest.mark.slow),
         pytest.param(True, (70, 33, 1), marks=pytest.mark.slow),
     ],
