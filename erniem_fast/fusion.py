@@ -94,7 +94,7 @@ def is_plain(module: nn.Module, cls: type[M]) -> TypeGuard[M]:
     if type(module) is not cls or not may_bypass(module):
         return False
     for parameter in module.__dict__["_parameters"].values():
-        # Quantised and sharded weights are subclasses of Tensor; a bias, or a norm's weight, may be None.
+        # Quantised and sharded weights are subclasses of Tensor; a missing bias or weight is None.
         if type(parameter) is not nn.Parameter and type(parameter) is not Tensor:
             return False
     return True
@@ -184,8 +184,9 @@ def project_qkv(query: nn.Module, key: nn.Module, value: nn.Module, x: Tensor) -
     if not (is_plain(query, nn.Linear) and is_plain(key, nn.Linear) and is_plain(value, nn.Linear)):
         return torch.cat([query(x), key(x), value(x)], -1)
     # Concatenated every time: a write through `.data` leaves no trace that would tell a kept copy is stale.
-    weight = torch.cat([query.weight, key.weight, value.weight])
-    return F.linear(x, weight, torch.cat([query.bias, key.bias, value.bias]))
+    parameters = [projection.__dict__["_parameters"] for projection in (query, key, value)]
+    weight = torch.cat([of["weight"] for of in parameters])
+    return F.linear(x, weight, torch.cat([of["bias"] for of in parameters]))
 
 
 def linear(module: nn.Module, x: Tensor, context: PackedContext) -> Pending:
@@ -209,22 +210,21 @@ def feed_forward(
     if not is_plain(activation, GELU):
         warn_once("The activation is not fused: it is not gelu, or it carries hooks.")
         return linear(linear2, call_dropout(dropout, activation(linear1(x)), context), context)
-    plain = is_plain(linear1, nn.Linear) and is_plain(linear2, nn.Linear) and linear1.bias is not None
-    if not (fused and plain):
+    if not (fused and is_plain(linear1, nn.Linear) and is_plain(linear2, nn.Linear)):
         first = linear(linear1, x, context)
         inner = ops.bias_gelu_dropout(first.product, first.bias, dropout=drop, backend=context.backend)
         return linear(linear2, inner if fused else call_dropout(dropout, inner, context), context)
     late = context.adds_bias_late
     product = ops.mlp(
         x,
-        linear1.weight,  # type: ignore[arg-type]
-        linear1.bias,  # type: ignore[arg-type]
-        linear2.weight,  # type: ignore[arg-type]
-        None if late else linear2.bias,  # type: ignore[arg-type]
+        linear1.weight,
+        linear1.bias,
+        linear2.weight,
+        None if late else linear2.bias,
         dropout=drop,
         backend=context.backend,
     )
-    return Pending(product, linear2.bias if late else None)  # type: ignore[arg-type]
+    return Pending(product, linear2.bias if late else None)
 
 
 def dropout_add_norm(
