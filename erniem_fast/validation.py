@@ -16,7 +16,7 @@ _warned: set[str] = set()
 
 def warn_once(message: str) -> None:
     """Log a warning the first time that it is given."""
-    if message not in _warned and not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling() and message not in _warned:
         _warned.add(message)
         logger.warning(message)
 

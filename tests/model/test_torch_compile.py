@@ -12,6 +12,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import erniem_fast
 from erniem_fast import ErnieMConfig, PackedBatch
+from erniem_fast.validation import warn_once
 
 LENGTHS = [(5, 3, 9), (16, 2, 2, 7, 11), (64, 30), (4, 4, 4, 4, 4, 4, 4), (2, 60), (1, 12, 0, 13), (6, 6, 6, 6)]
 """Other totals, numbers of sequences and longest sequences each."""
@@ -318,3 +319,14 @@ def test_the_gradient_of_the_operation(dropout: bool, prefixed: bool) -> None:
     arguments = operands((3, 1, 4), dropout, prefixed, True, torch.float64)
     operation = torch.ops.erniem_fast.varlen_attention_torch
     assert torch.autograd.gradcheck(lambda qkv: operation(qkv, *arguments[1:]), arguments[:1])
+
+
+def test_a_later_warning_compiles_nothing_again() -> None:
+    fast, counter = compiled(make(hidden_act="relu"))
+    for message in ("one warning", "another"):
+        with torch.no_grad():
+            fast(**packed((3, 7)))
+        warn_once(message)
+    with torch.no_grad():
+        fast(**packed((3, 7)))
+    assert counter.frame_count == 1
