@@ -82,17 +82,19 @@ class ErnieMEncoder(modules.ErnieMEncoder):
     ) -> Encoded:
         """Run the layers on (total_tokens, hidden_size); `hidden_states` have the shape of the caller's batch."""
         states, attentions = [], []
+        # Where layers are spread over devices, a layer's rows are not where the batch is.
+        batch, device = context.batch, context.batch.position_ids.device
         for layer, head_mask in zip(self.layers, head_masks, strict=True):
             if options.hidden_states:
                 # The rows are taken back out of it, so that its gradient can be asked for.
-                states.append(context.batch.output(x))
-                x = context.batch.rows(states[-1])
+                states.append(batch.output(x.to(device)))
+                x = batch.rows(states[-1])
             x, probabilities = layer(x, context, head_mask)
             if options.attentions:
                 attentions.append(probabilities)
         if options.hidden_states:
-            states.append(context.batch.output(x))
-            x = context.batch.rows(states[-1])
+            states.append(batch.output(x.to(device)))
+            x = batch.rows(states[-1])
         return Encoded.of(x, states, attentions, options)
 
 

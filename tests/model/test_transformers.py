@@ -279,6 +279,43 @@ def test_accelerate_offload_to_disk(tmp_path: Path) -> None:
 def test_no_cache(models: Any) -> None:
     inputs = batch()
     for name in ("ErnieMModel", "ErnieMForSequenceClassification"):
+def test_hidden_states_of_layers_on_other_devices() -> None:
+    _, fast = make()
+
+    class Elsewhere(nn.Module):
+        def forward(self, *_: Any) -> tuple[torch.Tensor, None]:
+            return torch.randn(4, 32, device="cpu"), None
+
+    fast.encoder.layers[0] = fast.encoder.layers[1] = Elsewhere()
+    packed = replace(PackedBatch.from_sequences([[5, 6, 7], [8]]), padded_shape=(2, 3), indices=torch.arange(4))
+    context = PackedContext(packed.to("meta"), None, None, None, "torch")
+    encoded = fast.encoder(torch.randn(4, 32, device="meta"), context, [None] * 2, OutputOptions(True, False, True))
+    assert [(state.shape, state.device.type) for state in encoded.hidden_states] == [((2, 3, 32), "meta")] * 3
+
+
+def test_layers_on_a_device_without_kernels_run_by_torch() -> None:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    batch = PackedBatch.from_sequences([[5, 6, 7], [8]], device)
+    sizes = {"num_heads": 4, "head_dim": 8, "backend": "triton"}
+    plan = ops.attention_plan(batch.cu_seqlens, batch.max_seqlen, batch.total_tokens, **sizes)
+    context = PackedContext(batch, None, None, plan, "triton")
+    moved = context.to("meta")
+    assert moved.plan is not None
+    assert (moved.backend, moved.plan.backend, moved.plan.tiles) == ("torch", "torch", None)
+    stayed = context.to(batch.position_ids.device)
+    assert stayed.plan is not None
+    assert (stayed.backend, stayed.plan.backend) == ("triton", "triton")
+    assert stayed.plan.tiles is not None
+
+
+def test_float64_embeddings_under_autocast_are_refused() -> None:
+    for model in make(dtype=torch.float32):
+        with torch.autocast("cpu", torch.bfloat16):
+            assert model(inputs_embeds=torch.randn(2, 5, 32).bfloat16()).last_hidden_state.isfinite().all()
+            with pytest.raises(ValueError, match=r"inputs_embeds must be torch.float32.*got torch.float64"):
+                model(inputs_embeds=torch.randn(2, 5, 32).double())
+
+
         model = getattr(models, name)(ErnieMConfig(**SIZES)).eval()
         expected = model(**inputs)[0]
         for use_cache in (True, False, None):
