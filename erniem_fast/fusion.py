@@ -48,7 +48,10 @@ class PackedContext:
         return self.backend == "triton"
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "PackedContext":
-        """Move to another device, as accelerate does with a layer's arguments where it spreads layers over devices."""
+        """Move to another device, as accelerate does with a layer's arguments where it spreads layers over devices.
+
+        Where the kernels do not run on that device, the operations run by torch.
+        """
 
         def move(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor.to(device, non_blocking=non_blocking)
@@ -59,6 +62,7 @@ class PackedContext:
             seed=move(self.seed),
             mask=move(self.mask),
             plan=None if self.plan is None else self.plan.to(device, non_blocking),
+            backend=ops.backend_after_move(self.backend, self.batch.position_ids.device, torch.device(device)),
         )
 
 

@@ -12,7 +12,7 @@ forward (`draw_seed`); `site` tells the dropouts of one forward apart.
 
 from .activation import bias_gelu_dropout
 from .attention import AttentionPlan, attention_plan, varlen_attention
-from .backend import BACKENDS, is_batch_invariant, resolve_backend
+from .backend import BACKENDS, backend_after_move, is_batch_invariant, resolve_backend
 from .dropout import Dropout, draw_seed
 from .embedding import embedding_layer_norm
 from .layer_norm import dropout_add_layer_norm
@@ -24,6 +24,7 @@ __all__ = [
     "AttentionPlan",
     "Dropout",
     "attention_plan",
+    "backend_after_move",
     "bias_gelu_dropout",
     "draw_seed",
     "dropout_add_layer_norm",

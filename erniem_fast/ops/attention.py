@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .attention_torch import Group, attention_torch, group_sequences
-from .backend import check_devices, is_batch_invariant, resolve_backend
+from .backend import backend_after_move, check_devices, is_batch_invariant, resolve_backend
 from .dropout import Dropout, check_dropout
 
 
@@ -31,10 +31,13 @@ class AttentionPlan:
     groups: list[Group] | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "AttentionPlan":
-        """Move the plan to another device."""
-        tiles = None if self.tiles is None else self.tiles.to(device, non_blocking=non_blocking)
-        groups = self.groups if torch.device(device).type == "cpu" else None
-        return replace(self, tiles=tiles, groups=groups)
+        """Move the plan to another device; where the kernels do not run there, to the torch backend."""
+        target = torch.device(device)
+        if self.tiles is None:
+            return replace(self, groups=self.groups if target.type == "cpu" else None)
+        if backend_after_move(self.backend, self.tiles.device, target) == "torch":
+            return replace(self, backend="torch", block_m=0, tiles=None)
+        return replace(self, tiles=self.tiles.to(target, non_blocking=non_blocking))
 
 
 def attention_plan(

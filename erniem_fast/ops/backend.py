@@ -86,6 +86,16 @@ def resolve_backend(
     return "torch"
 
 
+def backend_after_move(backend: str, source: torch.device, target: torch.device) -> str:
+    """Backend of operands that move from one device to another: "torch" where the kernels do not run on the other.
+
+    Args:
+        backend: "triton" or "torch", resolved for the source.
+        source, target: devices.
+    """
+    return backend if backend == "torch" or source == target else resolve_backend("auto", target)
+
+
 def runs_kernels(backend: str, first: Tensor, *others: Tensor | None, head_dim: int = 0, hidden_size: int = 0) -> bool:
     """True if the kernels compute an operation on these operands, False if torch does; raises as `resolve_backend`."""
     if resolve_backend(backend, first.device, first.dtype) == "torch":
