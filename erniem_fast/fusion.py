@@ -169,13 +169,13 @@ def embed(
     rows = ops.embedding_layer_norm(
         input_ids,
         position_rows,
-        words.weight,  # type: ignore[arg-type]
+        words.weight if embedded is None else None,  # type: ignore[arg-type]
         positions.weight,
         norm.weight,
         norm.bias,
         norm.eps,
         inputs_embeds=embedded,
-        padding_idx=words.padding_idx,  # type: ignore[arg-type]
+        padding_idx=words.padding_idx if embedded is None else None,  # type: ignore[arg-type]
         position_padding_idx=positions.padding_idx,
         dropout=drop,
         backend=context.backend,

@@ -45,7 +45,7 @@ def mlp(
     size = bias1.shape[0] if bias1.dim() == 1 else 0
     for name, weight, shape in (
         ("weight1", weight1, (size, x.shape[1])),
-        ("weight2", weight2, (weight2.shape[0], size)),
+        ("weight2", weight2, (*weight2.shape[:1], size)),
     ):
         if weight.shape != shape:
             raise ValueError(

@@ -260,6 +260,24 @@ def test_a_padding_id_beyond_the_position_table() -> None:
     assert_agree(fast, plain, inputs)
 
 
+@pytest.mark.parametrize("with_embeds", [False, True])
+def test_word_embeddings_without_a_weight(with_embeds: bool) -> None:
+    """A table that is computed has neither `weight` nor `padding_idx`."""
+
+    class Hashed(nn.Module):
+        def forward(self, input_ids: Tensor) -> Tensor:
+            return (input_ids[..., None] * torch.arange(1, 33)).cos().double()
+
+    models = make()
+    for model in models:
+        model.set_input_embeddings(Hashed())
+    inputs = batch()
+    if with_embeds:
+        inputs["inputs_embeds"] = torch.randn(*inputs.pop("input_ids").shape, 32, dtype=torch.float64)
+    with torch.no_grad():
+        assert_agree(models[1], models[0], inputs)
+
+
 @pytest.mark.parametrize("p", [0.0, 0.25, 1.0])
 def test_changed_dropout_probabilities(p: float) -> None:
     plain, fast = make("ErnieMForTokenClassification")
