@@ -184,7 +184,9 @@ class ErnieMModel(modules.ErnieMModules):
         )  # fmt: skip
         options = OutputOptions.of(self.config, output_hidden_states, output_attentions, return_dict)
         context = self._context(batch, mask, dense=options.attentions or mask is not None or head_mask is not None)
-        head_masks = split_head_mask(head_mask, self.config.num_hidden_layers, self.config.num_attention_heads)
+        head_masks = split_head_mask(
+            head_mask, self.config.num_hidden_layers, self.config.num_attention_heads, batch.position_ids.device
+        )
         rows = self.embeddings(context)
         # The layers need no tokens, and activation checkpoints need not keep them.
         context = replace(context, batch=replace(batch, input_ids=None, inputs_embeds=None, token_ids={}))

@@ -38,8 +38,8 @@ class PackedBatch:
         inputs_embeds: (total_tokens, hidden_size), or None.
         prefix_lens: (num_sequences,) int32, or None. Rows of a sequence before its prefix length p see only columns
             before p; rows from p on see all.
-        indices: (total_tokens,) int64 places of the rows in the flattened padded batch; None without one, or where it
-            has no padding.
+        indices: (total_tokens,) integers, places of the rows in the flattened padded batch; None without one, or where
+            it has no padding.
         padded_shape: (batch, seq_len) of that padded batch, or None.
         token_ids: further (total_tokens,) integer ids of the tokens, such as token types, by argument name.
     """
@@ -192,6 +192,8 @@ class PackedBatch:
         total = source.shape[0] if source.dim() else 0
         if self.input_ids is not None:
             check_shape(name, source, (total,), "total_tokens")
+        if not isinstance(self.token_ids, dict):
+            raise TypeError(f"token_ids must be a dict of tensors, got {type(self.token_ids).__name__}")
         unknown = sorted(self.token_ids.keys() - limits.token_ids.keys())
         if unknown:
             taken = ", ".join(sorted(limits.token_ids)) or "no further ids"
@@ -335,7 +337,7 @@ class PackedBatch:
 
     def _grid_indices(self) -> Tensor:
         if self.indices is not None:
-            return self.indices
+            return self.indices.long()
         sequence, offset = _places(self.cu_seqlens, self.total_tokens)
         # Unread offsets must neither leave the grid nor reach into the next sequence's line.
         width = self.grid_shape[1]
@@ -376,7 +378,10 @@ class PackedBatch:
 
 
 def _token_row(index: int, sequence: Sequence[int] | Tensor) -> Tensor:
-    row = torch.as_tensor(sequence)
+    try:
+        row = check_tensor(f"sequences[{index}]", torch.as_tensor(sequence))
+    except RuntimeError as error:
+        raise TypeError(f"sequences[{index}] must hold integers, got {type(sequence).__name__}: {error}") from error
     if row.numel() and (row.is_floating_point() or row.is_complex() or row.dtype == torch.bool):
         raise TypeError(f"sequences[{index}] must hold integers, got {row.dtype}")
     if row.dim() != 1:
@@ -484,6 +489,7 @@ def _packed_input(
     check_offsets("cu_seq_lens_q", cu_seq_lens_q)
     if cu_seq_lens_k is not None and cu_seq_lens_k is not cu_seq_lens_q:
         check_offsets("cu_seq_lens_k", cu_seq_lens_k)
+        check_device("cu_seq_lens_k", cu_seq_lens_k, cu_seq_lens_q.device, "cu_seq_lens_q")
         on_cpu = cu_seq_lens_k.device.type == "cpu" and not torch.compiler.is_compiling()
         same = cu_seq_lens_k.shape == cu_seq_lens_q.shape
         if not same or (on_cpu and not bool((cu_seq_lens_k == cu_seq_lens_q).all())):

@@ -186,7 +186,9 @@ class ErnieMModel(modules.ErnieMModules):
             Limits.of(self.config), positions, input_ids, inputs_embeds, attention_mask, position_ids, value_checks
         )
         mask = inputs.real[:, None, None, :] if inputs.dense_mask is None else inputs.dense_mask
-        head_masks = split_head_mask(head_mask, self.config.num_hidden_layers, self.config.num_attention_heads)
+        head_masks = split_head_mask(
+            head_mask, self.config.num_hidden_layers, self.config.num_attention_heads, inputs.real.device
+        )
         options = OutputOptions.of(self.config, output_hidden_states, output_attentions, return_dict)
         encoded = self.encoder(self.embeddings(inputs), mask, head_masks, options)
         hidden_states = encoded.last_hidden_state

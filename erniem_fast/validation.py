@@ -137,6 +137,8 @@ def check_tensor(name: str, value: object) -> Tensor:
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
     if value.layout != torch.strided:
         raise TypeError(f"{name} must be a dense tensor, got layout {value.layout}")
+    if value.is_nested:
+        raise TypeError(f"{name} must be a dense tensor, got a nested one")
     return value
 
 
@@ -180,7 +182,9 @@ def check_embeds(inputs_embeds: object, hidden_size: int, dtype: torch.dtype, di
             f"inputs_embeds must have {dims} dimensions, the last of size {hidden_size} (hidden_size), "
             f"got shape {tuple(inputs_embeds.shape)}"
         )
-    if inputs_embeds.dtype != dtype and not torch.is_autocast_enabled(inputs_embeds.device.type):
+    # Autocast leaves float64 as it is.
+    cast = torch.is_autocast_enabled(inputs_embeds.device.type) and inputs_embeds.dtype != torch.float64
+    if inputs_embeds.dtype != dtype and not cast:
         raise ValueError(f"inputs_embeds must be {dtype} like the model's weights, got {inputs_embeds.dtype}")
     return inputs_embeds
 
@@ -200,8 +204,8 @@ def warn_token_types(token_type_ids: Tensor | None) -> None:
         warn_once("token_type_ids are ignored: ErnieM has no token type embedding.")
 
 
-def split_head_mask(head_mask: Any, num_layers: int, num_heads: int) -> list[Tensor | None]:
-    """Split (num_heads,) or (num_layers, num_heads) into one (num_heads,) a layer."""
+def split_head_mask(head_mask: Any, num_layers: int, num_heads: int, device: torch.device) -> list[Tensor | None]:
+    """Split (num_heads,) or (num_layers, num_heads) factors, on the input's device, into one (num_heads,) a layer."""
     if head_mask is None:
         return [None] * num_layers
     head_mask = check_tensor("head_mask", head_mask)
@@ -210,6 +214,9 @@ def split_head_mask(head_mask: Any, num_layers: int, num_heads: int) -> list[Ten
             f"head_mask must have shape {(num_heads,)} (num_heads) or {(num_layers, num_heads)} "
             f"(num_layers, num_heads), got {tuple(head_mask.shape)}"
         )
+    if head_mask.is_complex():
+        raise TypeError(f"head_mask must be bool, integer or floating point, got {head_mask.dtype}")
+    check_device("head_mask", head_mask, device, "the input")
     return list(head_mask.expand(num_layers, num_heads).unbind(0))
 
 

@@ -144,6 +144,11 @@ def good() -> dict[str, Any]:
         ({"cu_seq_lens_k": [0, 4, 9]}, TypeError, "cu_seq_lens_k must be a tensor, got list"),
         ({"cu_seq_lens_k": torch.tensor([0.0, 4.0, 9.0])}, TypeError, "cu_seq_lens_k must be int64 or int32"),
         ({"cu_seq_lens_k": torch.tensor([0, 5, 9])}, ValueError, "cu_seq_lens_k must equal cu_seq_lens_q"),
+        (
+            {"cu_seq_lens_k": torch.tensor([0, 4, 9], device="meta")},
+            ValueError,
+            "cu_seq_lens_k must be on cpu, where cu_seq_lens_q is, got meta",
+        ),
         ({"max_length_q": 2**63}, ValueError, r"max_length_q\) must lie in \[0, 2147483647\], got 9223372036854775808"),
         ({"max_length_q": -1}, ValueError, r"max_length_q\) must lie in .* got -1"),
         ({"max_length_q": 5.0}, TypeError, "max_length_q must be an int, got float"),
@@ -181,6 +186,7 @@ def test_int64_offsets_are_taken() -> None:
         ({"indices": torch.tensor([0, 1, 2, 3, 4, 5, 6, 7, 8])}, ValueError, "indices must rise"),
         ({"indices": torch.tensor([3, 2, 1, 0, 6, 7, 8, 9, 10])}, ValueError, "indices must rise"),
         ({"indices": [0, 1]}, TypeError, "indices must be a tensor, got list"),
+        ({"token_ids": None}, TypeError, "token_ids must be a dict of tensors, got NoneType"),
         ({"padded_shape": (3, 6)}, ValueError, r"padded_shape must be .*, got \(3, 6\)"),
         ({"padded_shape": (2, 4)}, ValueError, r"padded_shape must be \(num_sequences, 5 or more\), got \(2, 4\)"),
         ({"padded_shape": None}, ValueError, "indices must be None without padded_shape"),
@@ -231,6 +237,23 @@ def test_further_ids_are_checked_and_clamped() -> None:
             replace(batch, token_ids={"token_type_ids": ids}).checked(limits, weight, False)
     unread = replace(batch, token_ids={"token_type_ids": torch.arange(9, device="meta")}).to("meta")
     assert unread.checked(limits, weight.to("meta"), False).token_ids["token_type_ids"].shape == (9,)
+
+
+def test_int32_indices_are_taken() -> None:
+    _, model = make()
+    batch = replace(PackedBatch.from_sequences([[5, 6, 7], [8]]), padded_shape=(2, 4))
+    indices = torch.tensor([0, 2, 3, 5])
+    with torch.no_grad():
+        expected = model(replace(batch, indices=indices), output_attentions=True)
+        found = model(replace(batch, indices=indices.int()), output_attentions=True)
+    assert torch.equal(found.last_hidden_state, expected.last_hidden_state)
+    assert torch.equal(found.attentions[0], expected.attentions[0])
+
+
+@pytest.mark.parametrize("sequence", [None, {1: 2}, torch.tensor([1, 2]).to_sparse()])
+def test_a_sequence_that_is_no_list_of_integers(sequence: Any) -> None:
+    with pytest.raises(TypeError, match=r"sequences\[1\] must"):
+        PackedBatch.from_sequences([[3], sequence])
 
 
 def test_further_ids_travel_with_the_batch() -> None:

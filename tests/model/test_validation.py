@@ -12,6 +12,7 @@ from erniem_fast import PackedBatch
 IDS = torch.randint(2, 97, (2, 6))
 EMBEDS = torch.randn(2, 6, 32)
 MASK = torch.ones(2, 6)
+NESTED = torch.nested.nested_tensor([torch.randint(2, 97, (6,)), torch.randint(2, 97, (3,))])
 
 
 def put(tensor: Tensor, place: tuple[int, ...], value: float) -> Tensor:
@@ -67,6 +68,11 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         ValueError,
         "size 32.*got shape",
     ),
+    "nested embeds": (
+        {"input_ids": None, "inputs_embeds": torch.nested.nested_tensor([torch.randn(6, 32), torch.randn(3, 32)])},
+        TypeError,
+        "inputs_embeds must be a dense tensor, got a nested one",
+    ),
     "embeds of another dtype": (
         {"input_ids": None, "inputs_embeds": EMBEDS.double()},
         ValueError,
@@ -97,6 +103,14 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "mask elsewhere": ({"attention_mask": MASK.to("meta")}, ValueError, "attention_mask must be on cpu.*got meta"),
     "ids elsewhere": ({"input_ids": IDS.to("meta")}, ValueError, "input_ids must be on cpu.*the model.*got meta"),
     "head mask shape": ({"head_mask": torch.ones(3)}, ValueError, r"head_mask must have shape \(4,\).*got \(3,\)"),
+    "nested ids": ({"input_ids": NESTED}, TypeError, "input_ids must be a dense tensor, got a nested one"),
+    "nested mask": ({"attention_mask": NESTED}, TypeError, "attention_mask must be a dense tensor, got a nested one"),
+    "head mask elsewhere": (
+        {"head_mask": torch.ones(4, device="meta")},
+        ValueError,
+        "head_mask must be on cpu, where the input is, got meta",
+    ),
+    "complex head mask": ({"head_mask": torch.ones(4) * 1j}, TypeError, "head_mask must be bool.*got torch.complex64"),
     "cache": ({"past_key_values": ((EMBEDS, EMBEDS),)}, ValueError, "past_key_values must be None"),
 }
 
