@@ -36,7 +36,8 @@ class batch_invariant(TorchFunctionMode):  # noqa: N801  (a context manager)
     Source: He et al., "Defeating Nondeterminism in LLM Inference", thinkingmachines.ai, 2025.
 
     Raises:
-        ValueError: triton is not installed.
+        ValueError: triton is not installed, or torch.compile traces the `with` statement: compiled functions are called
+            in the context.
     """
 
     def __init__(self) -> None:
@@ -45,6 +46,8 @@ class batch_invariant(TorchFunctionMode):  # noqa: N801  (a context manager)
         super().__init__()
 
     def __enter__(self) -> "batch_invariant":
+        if torch.compiler.is_compiling():  # which reads the state while it traces, before the traced function runs
+            raise ValueError("batch_invariant() must be entered outside of the compiled function")
         enter_batch_invariance()
         super().__enter__()
         return self

@@ -204,3 +204,23 @@ def test_autocast(make: Callable[..., Any], device: torch.device) -> None:
     for one, two in zip(found, expected, strict=True):
         assert one[0].dtype == two[0].dtype
         torch.testing.assert_close(one[0], two[0], rtol=0.1, atol=0.1)
+
+
+def test_a_compiled_function_that_enters_the_mode(make: Callable[..., Any], device: torch.device) -> None:
+    """The mode is entered outside of the compiled graphs, or the function is refused."""
+    model = make(num_hidden_layers=1)
+    batch = PackedBatch.from_sequences(sequences([3, 70], 97), device)
+
+    def encode() -> Tensor:
+        with batch_invariant():
+            return model(batch, return_packed=True).last_hidden_state
+
+    with torch.inference_mode():
+        expected = encode()
+        torch._dynamo.reset()
+        assert torch.equal(torch.compile(encode, backend="eager")(), expected)
+        torch._dynamo.reset()
+        with pytest.raises(torch._dynamo.exc.Unsupported, match="Observed exception"):
+            torch.compile(encode, backend="eager", fullgraph=True)()
+        torch._dynamo.reset()
+    assert not is_batch_invariant()
