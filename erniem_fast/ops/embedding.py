@@ -11,7 +11,7 @@ from .dropout import Dropout, check_dropout, dropout_rows
 def embedding_layer_norm(
     input_ids: Tensor | None,
     position_ids: Tensor,
-    word_weight: Tensor,
+    word_weight: Tensor | None,
     position_weight: Tensor,
     weight: Tensor,
     bias: Tensor,
@@ -28,7 +28,7 @@ def embedding_layer_norm(
     Args:
         input_ids: (total_tokens,) integers, or None with `inputs_embeds`.
         position_ids: (total_tokens,) integers, rows of `position_weight`.
-        word_weight: (vocab_size, hidden_size).
+        word_weight: (vocab_size, hidden_size); may be None with `inputs_embeds`.
         position_weight: (max_position_embeddings, hidden_size).
         weight, bias: (hidden_size,) of the layer-norm.
         eps: epsilon of the layer-norm.
@@ -47,6 +47,9 @@ def embedding_layer_norm(
     source = input_ids if inputs_embeds is None else inputs_embeds
     if source is None or (input_ids is not None and inputs_embeds is not None):
         raise ValueError("give exactly one of input_ids and inputs_embeds")
+    words = word_weight if inputs_embeds is None else inputs_embeds
+    if words is None:
+        raise ValueError("word_weight must be a table where input_ids are given, got None")
     if position_ids.dim() != 1 or source.shape[0] != position_ids.shape[0] or source.dim() != 1 + (input_ids is None):
         raise ValueError(
             f"input_ids and position_ids must have shape (total_tokens,), inputs_embeds (total_tokens, hidden_size), "
@@ -64,7 +67,6 @@ def embedding_layer_norm(
         weight=weight, bias=bias,
     )  # fmt: skip
     check_dropout(dropout, source.device)
-    words = word_weight if inputs_embeds is None else inputs_embeds
     if runs_kernels(backend, words, position_weight, weight, bias, hidden_size=hidden_size):
         from ..kernels import embedding as kernel
 
@@ -77,8 +79,7 @@ def embedding_layer_norm(
     if position_ids.device.type != "cpu" or torch.compiler.is_compiling():
         # Unread values: an index out of range must not become a device-side assert.
         position_ids = position_ids.clamp(0, position_weight.shape[0] - 1)
-        input_ids = None if input_ids is None else input_ids.clamp(0, word_weight.shape[0] - 1)
-    rows = inputs_embeds if input_ids is None else F.embedding(input_ids, word_weight, padding_idx)
-    assert rows is not None
+        input_ids = None if input_ids is None else input_ids.clamp(0, words.shape[0] - 1)
+    rows = words if input_ids is None else F.embedding(input_ids, words, padding_idx)
     rows = rows + F.embedding(position_ids, position_weight, position_padding_idx)
     return dropout_rows(F.layer_norm(rows, weight.shape, weight, bias, eps), dropout)
