@@ -104,7 +104,7 @@ def is_plain(module: nn.Module, cls: type[M]) -> TypeGuard[M]:
     return True
 
 
-def _is_plain_embedding(module: nn.Module) -> bool:
+def _is_plain_embedding(module: nn.Module) -> TypeGuard[nn.Embedding]:
     plain = is_plain(module, nn.Embedding)
     return plain and module.max_norm is None and not (module.scale_grad_by_freq or module.sparse)
 
@@ -159,23 +159,26 @@ def embed(
         (total_tokens, hidden_size).
     """
     input_ids, embedded = context.batch.input_ids, context.batch.inputs_embeds
-    if embedded is None and not _is_plain_embedding(words):
+    # A module that is called may have no table, or keep it on another device.
+    table: nn.Embedding | None = None
+    if embedded is None and _is_plain_embedding(words):
+        table = words
+    elif embedded is None:
         input_ids, embedded = None, words(input_ids)
     if not (_is_plain_embedding(positions) and is_plain(norm, nn.LayerNorm)):
         embedded = words(input_ids) if embedded is None else embedded
         return call_dropout(dropout, norm(embedded + positions(position_rows)), context)
     fused, drop = take_over(dropout, context, 0)
-    assert isinstance(positions, nn.Embedding)
     rows = ops.embedding_layer_norm(
         input_ids,
         position_rows,
-        words.weight if embedded is None else None,  # type: ignore[arg-type]
+        None if table is None else table.weight,
         positions.weight,
         norm.weight,
         norm.bias,
         norm.eps,
         inputs_embeds=embedded,
-        padding_idx=words.padding_idx if embedded is None else None,  # type: ignore[arg-type]
+        padding_idx=None if table is None else table.padding_idx,
         position_padding_idx=positions.padding_idx,
         dropout=drop,
         backend=context.backend,

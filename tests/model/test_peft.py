@@ -112,7 +112,10 @@ def test_merged_lora_from_a_folder(tmp_path: Path) -> None:
         assert (wanted - before).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("targets", ["all-linear", ["linear1", "linear2", "out_proj", "k_proj", "dense"]], ids=str)
+TARGETS = ["all-linear", ["linear1", "linear2", "out_proj", "k_proj", "dense"], ["word_embeddings", "v_proj"]]
+
+
+@pytest.mark.parametrize("targets", TARGETS, ids=str)
 def test_adapters_on_other_layers(targets: Any) -> None:
     plain, fast = make("ErnieMForSequenceClassification", **NO_DROPOUT)
     inputs = batch()

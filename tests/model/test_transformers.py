@@ -316,6 +316,17 @@ def test_float64_embeddings_under_autocast_are_refused() -> None:
                 model(inputs_embeds=torch.randn(2, 5, 32).double())
 
 
+@pytest.mark.parametrize("table", ["word_embeddings", "position_embeddings"])
+def test_one_table_offloaded(table: str) -> None:
+    """A vocabulary too large for the device: all else stays there."""
+    plain, fast = make()
+    inputs = batch()
+    with torch.no_grad():
+        accelerate.cpu_offload(fast.embeddings.get_submodule(table), execution_device="cpu")
+        assert fast.embeddings.get_submodule(table).weight.device.type == "meta"
+        assert_agree(fast, plain, inputs)
+
+
 @pytest.mark.parametrize("models", [erniem_fast, reference], ids=["fast", "reference"])
 def test_no_cache(models: Any) -> None:
     inputs = batch()

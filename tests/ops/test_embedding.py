@@ -43,3 +43,13 @@ def test_padding_id_gets_no_gradient() -> None:
         assert table.grad is not None
         assert (table.grad[padding] == 0).all()
         assert (table.grad[other] != 0).any()
+
+
+def test_a_table_that_is_not_read_may_be_missing() -> None:
+    places = torch.randint(0, 8, (9,))
+    positions, weight, bias, x = leaf(8, 21), leaf(21), leaf(21), leaf(9, 21)
+    found = ops.embedding_layer_norm(None, places, None, positions, weight, bias, 1e-5, inputs_embeds=x)
+    expected = F.layer_norm(x + positions[places], (21,), weight, bias, 1e-5)
+    assert_agrees(found, expected, [x, positions, weight, bias])
+    with pytest.raises(ValueError, match="word_weight must be a table where input_ids are given, got None"):
+        ops.embedding_layer_norm(places, places, None, positions, weight, bias, 1e-5)
