@@ -54,7 +54,7 @@ def _device_errors_stay_here() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def device() -> torch.device:
-    """Where the kernels run: compiled on a GPU, or interpreted on the CPU."""
+    """Device of the kernels: a GPU, or the CPU, where they are interpreted."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

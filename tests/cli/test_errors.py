@@ -1,4 +1,4 @@
-"""How a command ends: by signals, and where stderr or stdout cannot be written."""
+"""Ends of a command: by signals, and where stderr or stdout cannot be written."""
 
 import io
 import os

@@ -1,4 +1,4 @@
-"""What the documentation's code blocks run with."""
+"""Checkpoints and folders for the documentation's code blocks."""
 
 import os
 import shutil

@@ -50,7 +50,7 @@ def test_every_block_is_run_somewhere(page: Path) -> None:
 
 
 def _commands(calls: list[str]) -> list[set[str]]:
-    """What each call of make would run, without the arguments that a call may set."""
+    """Commands that each call of make would run, without the arguments that a call may set."""
     found = []
     # Not those of a make that runs these tests.
     environment = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL")}

@@ -1,4 +1,4 @@
-"""What only a GPU can show: real sizes, a million tokens, no recompilation, no synchronisation, graphs, full memory."""
+"""Tests that need a GPU: real sizes, a million tokens, no recompilation, no synchronisation, graphs, full memory."""
 
 import math
 import warnings

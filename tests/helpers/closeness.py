@@ -1,4 +1,4 @@
-"""How close a kernel must come to an oracle in float64."""
+"""Closeness that a kernel must reach to an oracle in float64."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

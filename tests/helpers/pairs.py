@@ -79,7 +79,7 @@ def labels_for(name: str, inputs: dict[str, Tensor], num_labels: int = 2) -> dic
 
 
 def real(value: Tensor, inputs: dict[str, Tensor]) -> Tensor:
-    """What stands at real tokens, in one row each; anything that isn't a token's unchanged."""
+    """Select the values at real tokens, one row each; values that belong to no tokens are returned unchanged."""
     mask = inputs["attention_mask"].bool()
     return value[mask] if value.shape[:2] == mask.shape else value
 

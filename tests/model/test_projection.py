@@ -214,7 +214,7 @@ def test_functional_call() -> None:
 
 
 def test_inference_mode() -> None:
-    """What inference mode made must not be met by autograd later."""
+    """Tensors made in inference mode must not reach autograd later."""
     plain, fast = make("ErnieMForTokenClassification", **NO_DROPOUT)
     inputs = batch()
     inputs |= labels_for("ErnieMForTokenClassification", inputs)

@@ -39,7 +39,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
 
 
 def check(*arguments: str, **environment: str) -> str:
-    """What the command prints where it finds no fault."""
+    """Output of the command where it finds no fault."""
     done = run("-m", "bench.tools.compile_kernels", "--check", *arguments, **environment)
     assert done.returncode == 0, done.stdout + done.stderr[-5000:]
     assert " kernels compiled with triton " in done.stdout
