@@ -191,7 +191,8 @@ def project_qkv(query: nn.Module, key: nn.Module, value: nn.Module, x: Tensor) -
     if not (is_plain(query, nn.Linear) and is_plain(key, nn.Linear) and is_plain(value, nn.Linear)):
         return torch.cat([query(x), key(x), value(x)], -1)
     # Concatenated every time: a write through `.data` leaves no trace that would tell a kept copy is stale.
-    parameters = [projection.__dict__["_parameters"] for projection in (query, key, value)]
+    # DataParallel's replicas have no parameters: their tensors are plain attributes.
+    parameters = [module.__dict__["_parameters"] or module.__dict__ for module in (query, key, value)]
     weight = torch.cat([of["weight"] for of in parameters])
     return F.linear(x, weight, torch.cat([of["bias"] for of in parameters]))
 

@@ -260,6 +260,22 @@ def test_a_padding_id_beyond_the_position_table() -> None:
     assert_agree(fast, plain, inputs)
 
 
+def replica_of(module: Any) -> Any:
+    """A replica as torch.nn.DataParallel makes them: its weights are plain attributes."""
+    replica = module._replicate_for_data_parallel()
+    for name, parameter in module._parameters.items():
+        setattr(replica, name, parameter.clone())
+    for name, child in module._modules.items():
+        replica._modules[name] = None if child is None else replica_of(child)
+    return replica
+
+
+def test_replicas_of_data_parallel() -> None:
+    _, fast = make()
+    inputs = batch()
+    assert torch.equal(replica_of(fast)(**inputs).last_hidden_state, fast(**inputs).last_hidden_state)
+
+
 @pytest.mark.parametrize("with_embeds", [False, True])
 def test_word_embeddings_without_a_weight(with_embeds: bool) -> None:
     """A table that is computed has neither `weight` nor `padding_idx`."""
