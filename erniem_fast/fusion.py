@@ -117,7 +117,7 @@ def take_over(dropout: DropoutLike, context: PackedContext, site: int) -> tuple[
     """
     if dropout is None:
         return True, None
-    if isinstance(dropout, float):
+    if isinstance(dropout, int | float):
         p, on = dropout, context.seed is not None
     elif is_plain(dropout, nn.Dropout):
         p, on = dropout.p, dropout.training
@@ -135,7 +135,7 @@ def call_dropout(dropout: DropoutLike, x: Tensor, context: PackedContext) -> Ten
     """Apply a dropout that no operation takes over."""
     if dropout is None:
         return x
-    return F.dropout(x, dropout, context.seed is not None) if isinstance(dropout, float) else dropout(x)
+    return F.dropout(x, dropout, context.seed is not None) if isinstance(dropout, int | float) else dropout(x)
 
 
 def embed(

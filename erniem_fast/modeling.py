@@ -81,20 +81,23 @@ class ErnieMEncoder(modules.ErnieMEncoder):
         self, x: Tensor, context: PackedContext, head_masks: list[Tensor | None], options: OutputOptions
     ) -> Encoded:
         """Run the layers on (total_tokens, hidden_size); `hidden_states` have the shape of the caller's batch."""
-        states, attentions = [], []
+        states: list[Tensor] = []
+        attentions: list[Tensor | None] = []
         # Where layers are spread over devices, a layer's rows are not where the batch is.
         batch, device = context.batch, context.batch.position_ids.device
+
+        def keep(x: Tensor) -> Tensor:
+            if not options.hidden_states:
+                return x
+            states.append(batch.output(x.to(device)))
+            # The rows are taken back out of it, so that its gradient can be asked for.
+            return batch.rows(states[-1]) if torch.is_grad_enabled() else x
+
         for layer, head_mask in zip(self.layers, head_masks, strict=True):
-            if options.hidden_states:
-                # The rows are taken back out of it, so that its gradient can be asked for.
-                states.append(batch.output(x.to(device)))
-                x = batch.rows(states[-1])
-            x, probabilities = layer(x, context, head_mask)
+            x, probabilities = layer(keep(x), context, head_mask)
             if options.attentions:
                 attentions.append(probabilities)
-        if options.hidden_states:
-            states.append(batch.output(x.to(device)))
-            x = batch.rows(states[-1])
+        x = keep(x)
         return Encoded.of(x, states, attentions, options)
 
 

@@ -1,6 +1,7 @@
 """Varlen attention: every packed sequence attends to itself."""
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -72,6 +73,7 @@ def attention_plan(
         return AttentionPlan(backend, num_sequences, max_seqlen, total_tokens, block_m, tiles)
     groups = None
     if cu_seqlens.device.type == "cpu" and type(cu_seqlens) is Tensor and not torch.compiler.is_compiling():
+        _check_values(cu_seqlens, max_seqlen, total_tokens)
         groups = list(group_sequences(cu_seqlens, max_seqlen, num_heads, total_tokens))
     return AttentionPlan(backend, num_sequences, max_seqlen, total_tokens, groups=groups)
 
@@ -104,7 +106,8 @@ def varlen_attention(
         (total_tokens, num_heads, head_dim). Differentiable once in `qkv`; the gradient is deterministic.
 
     Raises:
-        ValueError: shapes, dtypes or devices that do not fit, a plan of another batch, or an unknown backend.
+        ValueError: shapes, dtypes or devices that do not fit, offsets on a CPU that cannot be right, a plan of another
+            batch or from outside the `batch_invariant()` that it is used in, or an unknown backend.
     """
     if qkv.dim() != 4 or qkv.shape[1] != 3:
         raise ValueError(f"qkv must have shape (total_tokens, 3, num_heads, head_dim), got {tuple(qkv.shape)}")
@@ -129,6 +132,8 @@ def varlen_attention(
             f"{total_tokens} tokens, got one of {plan.num_sequences} of at most {plan.max_seqlen} in "
             f"{plan.total_tokens}"
         )
+    if is_batch_invariant() and not plan.block_m:
+        raise ValueError("plan must be made in batch_invariant() to be used there, got one whose tiles vary")
     check_devices(qkv=qkv, cu_seqlens=cu_seqlens, prefix_lens=prefix_lens, tiles=plan.tiles)
     check_dropout(dropout, qkv.device)
     if plan.backend == "torch":
@@ -138,6 +143,18 @@ def varlen_attention(
     resolve_backend("triton", qkv.device, qkv.dtype, head_dim=head_dim)
     out, _ = kernel.varlen_attention(qkv, cu_seqlens, plan.tiles, max_seqlen, plan.block_m, prefix_lens, dropout)
     return out  # type: ignore[no-any-return]
+
+
+def _check_values(cu_seqlens: Tensor, max_seqlen: int, total_tokens: int) -> None:
+    offsets = cu_seqlens.tolist()
+    lengths = [end - start for start, end in pairwise(offsets)]
+    if offsets[0] != 0 or min(lengths) < 0 or offsets[-1] > total_tokens:
+        raise ValueError(
+            f"cu_seqlens must start at 0, never fall and end at {total_tokens} (total_tokens) or before, "
+            f"got first {offsets[0]}, last {offsets[-1]}, smallest step {min(lengths)}"
+        )
+    if max(lengths) > max_seqlen:
+        raise ValueError(f"max_seqlen must be at least {max(lengths)}, the longest sequence, got {max_seqlen}")
 
 
 def _check_offsets(cu_seqlens: Tensor, max_seqlen: int) -> None:

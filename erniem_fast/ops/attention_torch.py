@@ -151,8 +151,9 @@ def _forward(
     total = qkv.shape[0]
     if total == 0:
         return qkv.new_empty(0, num_heads, head_dim)
-    if groups is not None and len(groups) == 1 and groups[0].rows == slice(0, total):
-        return _attend(qkv, groups[0], prefix_lens, p, seed, site)[0].transpose(0, 1).to(qkv.dtype)
+    alone = groups[0] if groups is not None and len(groups) == 1 else None
+    if alone is not None and isinstance(alone.rows, slice) and alone.rows == slice(0, total):
+        return _attend(qkv, alone, prefix_lens, p, seed, site)[0].transpose(0, 1).to(qkv.dtype)
     out = qkv.new_zeros(total + 1, num_heads, head_dim)
     for group in group_sequences(cu_seqlens, max_seqlen, num_heads, total) if groups is None else groups:
         _put(out, group, _attend(qkv, group, prefix_lens, p, seed, site))

@@ -96,6 +96,7 @@ def test_a_dropout_may_be_a_module_a_number_or_none() -> None:
     seed = ops.draw_seed(torch.device("cpu"))
     plain = run(modules, None)
     assert torch.equal(run(with_dropouts(0.4), None), plain)
+    assert torch.equal(run(with_dropouts(0), seed), run(with_dropouts(0.0), seed))
     assert torch.equal(run(with_dropouts(None), seed), plain)
     model.train()
     dropped = run(modules, seed)

@@ -122,3 +122,17 @@ def test_a_second_derivative_is_an_error() -> None:
     (gradient,) = torch.autograd.grad(out.square().sum(), qkv, create_graph=True)
     with pytest.raises(RuntimeError):
         gradient.sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("cu_seqlens", "max_seqlen", "message"),
+    [
+        ([0, 5, 3, 7], 5, "never fall .* smallest step -2"),
+        ([1, 5, 7], 5, "must start at 0, .* got first 1"),
+        ([0, 5, 8], 5, r"end at 7 \(total_tokens\) or before, .* last 8"),
+        ([0, 5, 7], 4, "max_seqlen must be at least 5, the longest sequence, got 4"),
+    ],
+)
+def test_offsets_that_cannot_be_right_are_refused(cu_seqlens: list[int], max_seqlen: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ops.varlen_attention(torch.randn(7, 3, 1, 4), torch.tensor(cu_seqlens, dtype=torch.int32), max_seqlen)
