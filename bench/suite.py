@@ -21,7 +21,7 @@ import torch
 from . import models, ops
 from .engine.environment import RESULTS, describe
 from .engine.loop import LostContextError, run
-from .engine.registry import Benchmark, Case, load_providers
+from .engine.registry import Benchmark, Case, is_module, load_providers
 from .engine.results import ResultFile
 from .engine.shapes import Setting
 
@@ -124,10 +124,27 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", type=Path, help="folder of the results; bench/results, or a temporary one for --only and --tiny"
     )
-    parser.add_argument("--only", default="", metavar="REGEX", help="measure cases whose names match")
+    parser.add_argument("--only", type=_regex, default="", metavar="REGEX", help="measure cases whose names match")
     parser.add_argument("--seconds", type=float, help="seconds after which no case of a part is begun")
     parser.add_argument("--resume", action="store_true", help="go on with the newest file of this device and commit")
     parser.add_argument(
-        "--provider", action="append", default=[], metavar="MODULE", help="module that registers providers; repeatable"
-    )
+        "--provider", type=_module, action="append", default=[], metavar="MODULE",
+        help="module that registers providers; repeatable",
+    )  # fmt: skip
     parser.add_argument("--tiny", action="store_true", help="tiny shapes: a dry run, on a CPU too")
+
+
+def _regex(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no regular expression: {error}") from error
+    return text
+
+
+def _module(name: str) -> str:
+    if not is_module(name):
+        raise argparse.ArgumentTypeError(
+            f"there is no module {name!r}; expected a name to import, such as mine for mine.py in this folder"
+        )
+    return name

@@ -9,6 +9,7 @@ A new provider is one decorated function, in `bench/ops`, in `bench/models` or i
 """
 
 import importlib
+import importlib.util
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -145,7 +146,24 @@ class Case:
 
 def load_providers(modules: Iterable[str]) -> None:
     """Import modules that register providers; the current folder is searched, too."""
-    if "" not in sys.path:
-        sys.path.insert(0, "")
+    _search_current_folder()
     for module in modules:
         importlib.import_module(module)
+
+
+def is_module(name: str) -> bool:
+    """True if `load_providers` finds such a module; the packages around it are imported."""
+    if not name or name.startswith("."):  # a path, or a relative import
+        return False
+    _search_current_folder()
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError as error:
+        if error.name is not None and f"{name}.".startswith(f"{error.name}."):
+            return False
+        raise
+
+
+def _search_current_folder() -> None:
+    if "" not in sys.path:
+        sys.path.insert(0, "")

@@ -170,6 +170,36 @@ def test_providers_from_outside_are_checked_before_they_are_timed(
     assert content["providers"] == ["my_linear_layers"]
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--provider", "no_such_module", "there is no module 'no_such_module'"),
+        ("--provider", "json.no_such_module", "there is no module 'json.no_such_module'"),
+        ("--provider", "no_such_package.module", "there is no module 'no_such_package.module'"),
+        ("--provider", "mine.py", "there is no module 'mine.py'; expected a name to import, such as mine"),
+        ("--provider", "./mine", "there is no module './mine'"),
+        ("--provider", "", "there is no module ''"),
+        ("--only", "(", "'(' is no regular expression"),
+    ],
+)
+def test_wrong_options_are_one_line(
+    option: str,
+    value: str,
+    message: str,
+    capsys: pytest.CaptureFixture,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "mine.py").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend("")
+    with pytest.raises(SystemExit) as exit_code:
+        gpu.main(["kernels", "--tiny", option, value, "--output", str(tmp_path / "results")])
+    assert exit_code.value.code == 2
+    assert f"argument {option}: {message}" in capsys.readouterr().err
+    assert not (tmp_path / "results").exists()
+
+
 def test_cases_come_once_and_the_most_important_first() -> None:
     found = {part: suite.cases(part, "cpu" if part == "cpu" else "cuda", tiny=False) for part in PARTS}
     for chosen in found.values():
