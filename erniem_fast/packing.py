@@ -379,9 +379,11 @@ class PackedBatch:
 
 def _token_row(index: int, sequence: Sequence[int] | Tensor) -> Tensor:
     try:
-        row = check_tensor(f"sequences[{index}]", torch.as_tensor(sequence))
-    except RuntimeError as error:
-        raise TypeError(f"sequences[{index}] must hold integers, got {type(sequence).__name__}: {error}") from error
+        row = torch.as_tensor(sequence)
+    except (TypeError, ValueError, RuntimeError) as error:
+        got = f"{sequence!r:.80}" if isinstance(sequence, str) else type(sequence).__name__
+        raise TypeError(f"sequences[{index}] must hold integers, got {got}: {error}") from error
+    check_tensor(f"sequences[{index}]", row)
     if row.numel() and (row.is_floating_point() or row.is_complex() or row.dtype == torch.bool):
         raise TypeError(f"sequences[{index}] must hold integers, got {row.dtype}")
     if row.dim() != 1:
