@@ -134,6 +134,7 @@ ATTENTION: dict[str, dict[AttentionKey, AttentionConfig]] = {
         ("fwd", "32x64", 16): AttentionConfig(16, 16, 4),
         ("fwd", "32x64", 32): AttentionConfig(32, 16, 4),
         ("fwd", "32x64", 64): AttentionConfig(32, 16, 4),
+        ("fwd", "32x64", 64, "dropout"): AttentionConfig(16, 16, 4),
         ("fwd", "32x64", 128): AttentionConfig(32, 16, 4),
         ("bwd_single_tile", "32x64", 16): AttentionConfig(16, 16, 4),
         ("bwd_single_tile", "32x64", 32): AttentionConfig(32, 32, 4),
