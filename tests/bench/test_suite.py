@@ -121,7 +121,13 @@ def test_a_cpu_trains_in_float32_without_the_word_table(dry_runs: dict[str, dict
 
 
 @pytest.mark.usefixtures("_no_gpu")
-@pytest.mark.parametrize(("part", "only"), [("cpu", "^training/"), ("kernels", r"bias\+gelu.*backward/dropout 0.1")])
+@pytest.mark.parametrize(
+    ("part", "only"),
+    [
+        pytest.param("cpu", "^training/", marks=pytest.mark.slow),
+        ("kernels", r"bias\+gelu.*backward/dropout 0.1"),
+    ],
+)
 def test_a_dry_run_checks_times_and_writes(part: str, only: str, tmp_path: Path) -> None:
     door = (run.main, ["--threads", "1"]) if part == "cpu" else (gpu.main, [part])
     main, arguments = door

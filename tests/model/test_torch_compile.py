@@ -115,6 +115,7 @@ def test_forward_and_backward_are_eagers() -> None:
     check(make(**NO_DROPOUT).train(), packed)
 
 
+@pytest.mark.slow
 def test_inference_is_eagers() -> None:
     model = make()
     fast, counter = compiled(model)
@@ -231,6 +232,7 @@ def test_training_and_evaluation_in_turn() -> None:
     assert counter.frame_count <= 2 * MOST_GRAPHS
 
 
+@pytest.mark.slow
 def test_called_submodules_compile() -> None:
     """Those that are not fused are in the graph all the same."""
     model = make()
