@@ -23,7 +23,7 @@ test: .venv/.installed
 
 # What continuous integration runs.
 test-all: test
-	@$(BIN)/python -m pytest --quiet --no-header -m slow
+	@$(BIN)/python -m pytest --quiet --no-header -m slow -n 2 --dist loadfile
 
 lint: .venv/.installed
 	$(BIN)/ruff check .
