@@ -25,7 +25,6 @@ from .losses import (
     Layout,
     boundary_checks,
     boundary_loss,
-    check_indices,
     check_labels,
     class_checks,
     cross_entropy,
@@ -34,7 +33,7 @@ from .losses import (
 )
 from .packing import PackedBatch
 from .pretrained import ErnieMPreTrainedModel
-from .validation import check_device, check_shape
+from .validation import check_device, check_integers, check_shape
 
 
 class _HeadBase(ErnieMPreTrainedModel):
@@ -300,7 +299,7 @@ class QuestionAnswering(_HeadBase):
             raise ValueError(f"num_labels must be 2 (start and end) to answer questions, got {self.num_labels}")
         for name, positions in (("start_positions", start_positions), ("end_positions", end_positions)):
             if positions is not None:
-                check_indices(name, positions)
+                check_integers(name, positions)
         outputs, layout = self.encode(
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, head_mask=head_mask,
             inputs_embeds=inputs_embeds, output_attentions=output_attentions,

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .validation import RangeCheck, check_device, check_integers, check_shape
+from .validation import RangeCheck, check_device, check_integers, check_shape, check_tensor
 
 IGNORED = -100
 """Label that no loss counts."""
@@ -58,17 +58,10 @@ class BoundaryCheck(NamedTuple):
 
 def check_labels(name: str, labels: object) -> Tensor:
     """`labels`, if it is a dense tensor of bools, integers or floats; else a TypeError."""
-    if not isinstance(labels, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(labels).__name__}")
-    if labels.layout != torch.strided or labels.is_nested or labels.is_complex():
-        kind = "nested" if labels.is_nested else f"{labels.layout}, {labels.dtype}"
-        raise TypeError(f"{name} must be a dense tensor of bools, integers or floats, got {kind}")
+    labels = check_tensor(name, labels)
+    if labels.is_complex():
+        raise TypeError(f"{name} must be bool, integer or floating point, got {labels.dtype}")
     return labels
-
-
-def check_indices(name: str, labels: object) -> Tensor:
-    """`labels`, if it is a dense int64 or int32 tensor; else a TypeError."""
-    return check_integers(name, check_labels(name, labels))
 
 
 def class_checks(name: str, labels: Tensor | None, limit: int, meaning: str) -> tuple[RangeCheck, ...]:
@@ -76,7 +69,7 @@ def class_checks(name: str, labels: Tensor | None, limit: int, meaning: str) -> 
 
     The encoder reads it to the host with the input's own checks: one synchronisation for all.
     """
-    return () if labels is None else (RangeCheck(name, check_indices(name, labels), limit, meaning),)
+    return () if labels is None else (RangeCheck(name, check_integers(name, labels), limit, meaning),)
 
 
 def boundary_checks(**labels: Tensor | None) -> tuple[BoundaryCheck, ...]:
