@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import Operation, dropout_arguments, keep_rows, narrow, partition
+from .common import Operation, cdiv, dropout_arguments, keep_rows, narrow, partition
 from .configs import row_config
 from .dropout import Dropout, drop_rows
 
@@ -62,6 +62,7 @@ def _activation_fwd_kernel(
     keep_scale,
     HAS_BIAS: tl.constexpr,
     APPLY_DROPOUT: tl.constexpr,
+    USE_PTX: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
@@ -80,7 +81,7 @@ def _activation_fwd_kernel(
 
     y = gelu(x)
     if APPLY_DROPOUT:
-        keep = keep_rows(tl.load(seed_ptr), site, start_m + offs_m[:, None], offs_n[None, :], threshold)
+        keep = keep_rows(tl.load(seed_ptr), site, start_m + offs_m[:, None], offs_n[None, :], threshold, USE_PTX)
         y = tl.where(keep, y * keep_scale, 0.0)
 
     tl.store(y_ptr + base + offsets, narrow(y, y_ptr.dtype.element_ty), mask=mask)
@@ -104,6 +105,7 @@ def _activation_bwd_kernel(
     HAS_BIAS: tl.constexpr,
     RECOMPUTE_Y: tl.constexpr,
     APPLY_DROPOUT: tl.constexpr,
+    USE_PTX: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     NUM_STAGES: tl.constexpr,
@@ -133,7 +135,7 @@ def _activation_bwd_kernel(
 
         y = gelu(x)
         if APPLY_DROPOUT:
-            keep = keep_rows(seed, site, start_m + offs_m[:, None], offs_n[None, :], threshold)
+            keep = keep_rows(seed, site, start_m + offs_m[:, None], offs_n[None, :], threshold, USE_PTX)
             dy = tl.where(keep, dy * keep_scale, 0.0)
             y = tl.where(keep, y * keep_scale, 0.0)
         dx = dy * gelu_grad(x)
@@ -153,7 +155,7 @@ def launch_forward(x: Tensor, bias: Tensor | None, dropout: Dropout | None, out:
     m, n = x.shape
     config = row_config("activation_fwd", x.device, n)
     if x.numel():
-        _activation_fwd_kernel[(triton.cdiv(m, config.block_m) * triton.cdiv(n, config.block_n),)](
+        _activation_fwd_kernel[(cdiv(m, config.block_m) * cdiv(n, config.block_n),)](
             x, x if bias is None else bias, y, M=m, N=n, HAS_BIAS=bias is not None, BLOCK_M=config.block_m,
             BLOCK_N=config.block_n, num_warps=config.num_warps, **dropout_arguments(dropout, x),
         )  # fmt: skip
@@ -171,7 +173,7 @@ def launch_backward(
     config = row_config("activation_bwd", x.device, n)
     chunks, rows_per_program = partition(m, config)
     partial = x.new_empty((chunks, n if bias is not None else 0), dtype=torch.float32)
-    _activation_bwd_kernel[(chunks * triton.cdiv(n, config.block_n),)](
+    _activation_bwd_kernel[(chunks * cdiv(n, config.block_n),)](
         dy, x, x if bias is None else bias, dx, y, partial, M=m, N=n, rows_per_program=rows_per_program,
         HAS_BIAS=bias is not None, RECOMPUTE_Y=recompute_y, BLOCK_M=config.block_m, BLOCK_N=config.block_n,
         NUM_STAGES=config.num_stages, num_warps=config.num_warps, **dropout_arguments(dropout, x),

@@ -1,4 +1,4 @@
-"""Varlen attention: softmax(Q K^T / sqrt(head_dim)) V of each packed sequence by itself, non-causal, with dropout.
+"""Varlen attention: softmax(Q K^T / sqrt(head_dim)) V of each packed sequence by itself, with dropout.
 
 Shapes. qkv: (total_tokens, 3, num_heads, head_dim), the packed product of the three projections, read in place.
 out: (total_tokens, num_heads, head_dim). lse, delta: (num_heads, total_tokens) float32. The sequence i is rows
@@ -14,7 +14,7 @@ and backward, with probabilities and mask computed again
     dS = P * (dP - delta)               dQ = scale dS K                   dK = scale dS^T Q
 
 prefix_lens: (num_sequences,) int32; rows of a sequence before its prefix length p see only columns before p; rows from
-p on see all.
+p on see all. causal: row i sees columns up to i, and all columns before its prefix length.
 
 Sequences that fit a tile take one program a head for the whole backward; longer ones take a program a tile of rows (dQ)
 and a program a tile of columns (dK, dV). Each element has one writer: no atomics. Several heads share a tile of 16 or
@@ -36,16 +36,21 @@ from .dropout import Dropout, keep_scale, keep_scores
 
 
 def varlen_attention_oracle(
-    qkv: Tensor, cu_seqlens: Tensor, prefix_lens: Tensor | None = None, dropout: Dropout | None = None
+    qkv: Tensor,
+    cu_seqlens: Tensor,
+    prefix_lens: Tensor | None = None,
+    dropout: Dropout | None = None,
+    causal: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The operation by plain formulas, one sequence at a time, in the dtype of `qkv`: (out, lse)."""
     outs, lses = [], []
     for index, (start, end) in enumerate(pairwise(cu_seqlens.tolist())):
         q, k, v = qkv[start:end].permute(1, 2, 0, 3)
         scores = q @ k.transpose(1, 2) / math.sqrt(qkv.shape[-1])
-        if prefix_lens is not None:
-            positions = torch.arange(end - start, device=qkv.device)
-            hidden = (positions[:, None] < prefix_lens[index]) & (positions >= prefix_lens[index])
+        if causal or prefix_lens is not None:
+            columns = torch.arange(end - start, device=qkv.device)
+            prefix = 0 if prefix_lens is None else prefix_lens[index]
+            hidden = (columns >= prefix) & (columns[:, None] < (columns if causal else prefix))
             scores = scores.masked_fill(hidden, -torch.inf)
         p = scores.softmax(-1)
         if dropout is not None and dropout.p:
@@ -58,16 +63,20 @@ def varlen_attention_oracle(
 
 
 def _save(ctx: Any, args: tuple[Any, ...], results: tuple[Tensor, Tensor]) -> tuple[Tensor | None, ...]:
-    qkv, cu_seqlens, tiles, ctx.max_seqlen, ctx.block_m, prefix_lens, _ = args
+    qkv, cu_seqlens, tiles, ctx.max_seqlen, ctx.block_m, prefix_lens, ctx.causal, _ = args
     return qkv, *results, cu_seqlens, tiles, prefix_lens
 
 
 def _grad(ctx: Any, do: Tensor, saved: list[Tensor | None], dropout: Dropout | None) -> tuple[Tensor]:
     *operands, prefix_lens = saved
-    return (varlen_attention_backward(do, *operands, ctx.max_seqlen, ctx.block_m, prefix_lens, dropout),)
+    shared = (ctx.max_seqlen, ctx.block_m, prefix_lens, ctx.causal, dropout)
+    return (varlen_attention_backward(do, *operands, *shared),)
 
 
-_ARGUMENTS = "Tensor cu_seqlens, Tensor tiles, SymInt max_seqlen, int block_m, Tensor? prefix_lens, Dropout? dropout"
+_ARGUMENTS = (
+    "Tensor cu_seqlens, Tensor tiles, SymInt max_seqlen, int block_m, Tensor? prefix_lens, bool causal, "
+    "Dropout? dropout"
+)
 attention_tiles = Operation(
     "attention_tiles",
     "(Tensor cu_seqlens, SymInt max_seqlen, SymInt total_tokens, int block_m) -> Tensor",

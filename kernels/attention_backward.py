@@ -16,7 +16,7 @@ from .attention_tiles import (
     locate,
     zero_rows_of_no_sequence,
 )
-from .common import keep_scores, multiply, narrow
+from .common import cdiv, keep_scores, multiply, narrow
 from .dropout import Dropout
 
 
@@ -39,8 +39,10 @@ def _attn_bwd_single_tile_kernel(
     threshold,
     keep_scale,
     HAS_PREFIX: tl.constexpr,
+    CAUSAL: tl.constexpr,
     USE_TILE_LIST: tl.constexpr,
     APPLY_DROPOUT: tl.constexpr,
+    USE_PTX: tl.constexpr,
     PRECISION: tl.constexpr,
     HEADS_PER_TILE: tl.constexpr,
     TILE: tl.constexpr,
@@ -91,7 +93,7 @@ def _attn_bwd_single_tile_kernel(
     dp = multiply(v, tl.trans(do), None, PRECISION)
     p_kept = p
     if APPLY_DROPOUT:
-        keep = keep_scores(seed, site, head[None, :], start, 0, offs_m[None, :], 0, offs_m[:, None], threshold)
+        keep = keep_scores(seed, site, head[None, :], start, 0, offs_m[None, :], 0, offs_m[:, None], threshold, USE_PTX)
         p_kept = tl.where(keep, p * keep_scale, 0.0)
         dp = tl.where(keep, dp * keep_scale, 0.0)
     dv = multiply(narrow(p_kept, do.dtype), do, None, PRECISION)
@@ -127,8 +129,10 @@ def _attn_bwd_dq_kernel(
     keep_scale,
     MIN_LENGTH: tl.constexpr,
     HAS_PREFIX: tl.constexpr,
+    CAUSAL: tl.constexpr,
     USE_TILE_LIST: tl.constexpr,
     APPLY_DROPOUT: tl.constexpr,
+    USE_PTX: tl.constexpr,
     PRECISION: tl.constexpr,
     TILE: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -177,12 +181,14 @@ def _attn_bwd_dq_kernel(
     for start_n in range(0, unmasked_n, BLOCK_N):
         dq = _attn_bwd_dq_step(
             dq, q, do, lse, delta, base, start, head, start_m, offs_m, start_n, end_n, prefix, scale, seed, site,
-            threshold, keep_scale, hidden, HEAD_DIM, HAS_PREFIX, APPLY_DROPOUT, False, PRECISION, BLOCK_N, BLOCK_D,
+            threshold, keep_scale, hidden, HEAD_DIM, HAS_PREFIX, APPLY_DROPOUT, USE_PTX, False, PRECISION, BLOCK_N,
+            BLOCK_D,
         )  # fmt: skip
     for start_n in tl.range(unmasked_n, end_n, BLOCK_N, num_stages=None if HAS_PREFIX else 1):
         dq = _attn_bwd_dq_step(
             dq, q, do, lse, delta, base, start, head, start_m, offs_m, start_n, end_n, prefix, scale, seed, site,
-            threshold, keep_scale, hidden, HEAD_DIM, HAS_PREFIX, APPLY_DROPOUT, True, PRECISION, BLOCK_N, BLOCK_D,
+            threshold, keep_scale, hidden, HEAD_DIM, HAS_PREFIX, APPLY_DROPOUT, USE_PTX, True, PRECISION, BLOCK_N,
+            BLOCK_D,
         )  # fmt: skip
     dq_base = dqkv_ptr + (start + start_m).to(tl.int64) * (3 * hidden) + head * HEAD_DIM
     tl.store(dq_base + offsets, narrow(dq * scale, dqkv_ptr.dtype.element_ty), mask=mask)
@@ -212,6 +218,7 @@ def _attn_bwd_dq_step(
     HEAD_DIM: tl.constexpr,
     HAS_PREFIX: tl.constexpr,
     APPLY_DROPOUT: tl.constexpr,
+    USE_PTX: tl.constexpr,
     MASK_SCORES: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -236,7 +243,9 @@ def _attn_bwd_dq_step(
     p = tl.exp2(p - lse[:, None])
     dp = multiply(do, tl.trans(v), None, PRECISION)
     if APPLY_DROPOUT:
-        keep = keep_scores(seed, site, head, start, start_m, offs_m[:, None], start_n, offs_n[None, :], threshold)
+        keep = keep_scores(
+            seed, site, head, start, start_m, offs_m[:, None], start_n, offs_n[None, :], threshold, USE_PTX
+        )
         dp = tl.where(keep, dp * keep_scale, 0.0)
     ds = p * (dp - delta[:, None])
     return multiply(narrow(ds, k.dtype), k, dq, PRECISION)
@@ -263,8 +272,10 @@ def _attn_bwd_dkdv_kernel(
     keep_scale,
     MIN_LENGTH: tl.constexpr,
     HAS_PREFIX: tl.constexpr,
+    CAUSAL: tl.constexpr,
     USE_TILE_LIST: tl.constexpr,
     APPLY_DROPOUT: tl.constexpr,
+    USE_PTX: tl.constexpr,
     PRECISION: tl.constexpr,
     TILE: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -324,7 +335,9 @@ def _attn_bwd_dkdv_kernel(
         dp = multiply(v, tl.trans(do), None, PRECISION)
         p_kept = p
         if APPLY_DROPOUT:
-            keep = keep_scores(seed, site, head, start, start_m, offs_m[None, :], start_n, offs_n[:, None], threshold)
+            keep = keep_scores(
+                seed, site, head, start, start_m, offs_m[None, :], start_n, offs_n[:, None], threshold, USE_PTX
+            )
             p_kept = tl.where(keep, p, 0.0)
             dp = tl.where(keep, dp * keep_scale, 0.0)
         dv = multiply(narrow(p_kept, do.dtype), do, dv, PRECISION)
@@ -339,17 +352,17 @@ def _attn_bwd_dkdv_kernel(
 
 def launch_backward(
     do: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, cu_seqlens: Tensor, tiles: Tensor, max_seqlen: int,
-    block_m: int, prefix_lens: Tensor | None, dropout: Dropout | None,
+    block_m: int, prefix_lens: Tensor | None, causal: bool, dropout: Dropout | None,
 ) -> Tensor:  # fmt: skip
     """Launch the kernels: the first for sequences of up to its block_m tokens, the two others for longer ones."""
     dqkv = torch.empty_like(qkv)
     if not qkv.numel():
         return dqkv
-    common = (qkv, cu_seqlens, tiles, max_seqlen, block_m, prefix_lens, dropout)
+    common = (qkv, cu_seqlens, tiles, max_seqlen, block_m, prefix_lens, causal, dropout)
     num_heads = qkv.shape[2]
     arguments, config, slots = attention_arguments("bwd_single_tile", *common)
     longest = config.block_m
-    _attn_bwd_single_tile_kernel[(slots * triton.cdiv(num_heads, config.heads_per_tile),)](
+    _attn_bwd_single_tile_kernel[(slots * cdiv(num_heads, config.heads_per_tile),)](
         qkv, do, lse, dqkv, HEADS_PER_TILE=config.heads_per_tile, BLOCK_M=longest, **arguments
     )
     if arguments["USE_TILE_LIST"] or max_seqlen > longest:

@@ -16,7 +16,7 @@ from .attention_tiles import (
     locate,
     zero_rows_of_no_sequence,
 )
-from .common import keep_scores, multiply, narrow
+from .common import cdiv, keep_scores, multiply, narrow
 from .dropout import Dropout
 
 
@@ -38,8 +38,10 @@ def _attn_fwd_kernel(
     threshold,
     keep_scale,
     HAS_PREFIX: tl.constexpr,
+    CAUSAL: tl.constexpr,
     USE_TILE_LIST: tl.constexpr,
     APPLY_DROPOUT: tl.constexpr,
+    USE_PTX: tl.constexpr,
     PRECISION: tl.constexpr,
     HEADS_PER_TILE: tl.constexpr,
     TILE: tl.constexpr,
@@ -90,14 +92,14 @@ def _attn_fwd_kernel(
     for start_n in range(0, unmasked_n, BLOCK_N):
         acc, l_i, m_i = _attn_fwd_step(
             acc, l_i, m_i, q, base, start, head, group, start_m, offs_m, start_n, end_n, prefix, scale, seed, site,
-            threshold, NUM_HEADS, HEAD_DIM, HAS_PREFIX, APPLY_DROPOUT, False, PRECISION, HEADS_PER_TILE, BLOCK_N,
-            BLOCK_D,
+            threshold, NUM_HEADS, HEAD_DIM, HAS_PREFIX, APPLY_DROPOUT, USE_PTX, False, PRECISION, HEADS_PER_TILE,
+            BLOCK_N, BLOCK_D,
         )  # fmt: skip
     for start_n in tl.range(unmasked_n, end_n, BLOCK_N, num_stages=None if HAS_PREFIX and USE_TILE_LIST else 1):
         acc, l_i, m_i = _attn_fwd_step(
             acc, l_i, m_i, q, base, start, head, group, start_m, offs_m, start_n, end_n, prefix, scale, seed, site,
-            threshold, NUM_HEADS, HEAD_DIM, HAS_PREFIX, APPLY_DROPOUT, True, PRECISION, HEADS_PER_TILE, BLOCK_N,
-            BLOCK_D,
+            threshold, NUM_HEADS, HEAD_DIM, HAS_PREFIX, APPLY_DROPOUT, USE_PTX, True, PRECISION, HEADS_PER_TILE,
+            BLOCK_N, BLOCK_D,
         )  # fmt: skip
 
     lse = (m_i + tl.log2(l_i)) / LOG2E
@@ -133,6 +135,7 @@ def _attn_fwd_step(
     HEAD_DIM: tl.constexpr,
     HAS_PREFIX: tl.constexpr,
     APPLY_DROPOUT: tl.constexpr,
+    USE_PTX: tl.constexpr,
     MASK_SCORES: tl.constexpr,
     PRECISION: tl.constexpr,
     HEADS_PER_TILE: tl.constexpr,
@@ -166,7 +169,7 @@ def _attn_fwd_step(
     l_i = l_i * alpha + tl.sum(p, 1)
     if APPLY_DROPOUT:
         keep = keep_scores(
-            seed, site, head[:, None], start, start_m, offs_m[:, None], start_n, offs_n[None, :], threshold
+            seed, site, head[:, None], start, start_m, offs_m[:, None], start_n, offs_n[None, :], threshold, USE_PTX
         )
         p = tl.where(keep, p, 0.0)
     acc = multiply(narrow(p, v.dtype), v, acc * alpha[:, None], PRECISION)
@@ -175,15 +178,15 @@ def _attn_fwd_step(
 
 def launch_forward(
     qkv: Tensor, cu_seqlens: Tensor, tiles: Tensor, max_seqlen: int, block_m: int, prefix_lens: Tensor | None,
-    dropout: Dropout | None,
+    causal: bool, dropout: Dropout | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Launch the kernel: (out, lse)."""
     out, lse = fake_forward(qkv)
     arguments, config, slots = attention_arguments(
-        "fwd", qkv, cu_seqlens, tiles, max_seqlen, block_m, prefix_lens, dropout
+        "fwd", qkv, cu_seqlens, tiles, max_seqlen, block_m, prefix_lens, causal, dropout
     )
     if qkv.numel():
-        grid = (slots * triton.cdiv(qkv.shape[2], config.heads_per_tile),)
+        grid = (slots * cdiv(qkv.shape[2], config.heads_per_tile),)
         _attn_fwd_kernel[grid](
             qkv, out, lse, HEADS_PER_TILE=config.heads_per_tile, BLOCK_M=config.block_m, BLOCK_N=config.block_n,
             **arguments,

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import dropout_arguments, drops, precision
+from .common import cdiv, dropout_arguments, drops, launch_options, next_power_of_2, precision
 from .configs import AttentionConfig, attention_config, attention_tile
 from .dropout import Dropout
 
@@ -175,7 +175,7 @@ def build_tiles(cu_seqlens: Tensor, max_seqlen: int, total_tokens: int, block_m:
     )
     slots = tile_slots(tile, total_tokens, num_sequences)
     block = 128
-    grid = (triton.cdiv(num_sequences + 1, block),)
+    grid = (cdiv(num_sequences + 1, block),)
     _attn_tiles_kernel[grid](tiles, sequences, counts.cumsum(0), counts, slots, num_sequences + 1, block, num_warps=4)
     return tiles
 
@@ -193,13 +193,13 @@ def fake_tiles(cu_seqlens: Tensor, max_seqlen: int, total_tokens: int, block_m: 
 
 def attention_arguments(
     kernel: str, qkv: Tensor, cu_seqlens: Tensor, tiles: Tensor, max_seqlen: int, block_m: int,
-    prefix_lens: Tensor | None, dropout: Dropout | None,
+    prefix_lens: Tensor | None, causal: bool, dropout: Dropout | None,
 ) -> tuple[dict[str, Any], AttentionConfig, int]:  # fmt: skip
     """(arguments, configuration, slots): the arguments that all kernels have, and the slots to launch this one over."""
     total_tokens, _, num_heads, head_dim = qkv.shape
     num_sequences = cu_seqlens.shape[0] - 1
     tile, listed = attention_tile(max_seqlen, total_tokens, num_sequences, block_m)
-    head_block = max(16, triton.next_power_of_2(head_dim))
+    head_block = max(16, next_power_of_2(head_dim))
     config = attention_config(kernel, qkv.device, tile, qkv.dtype, head_block, drops(dropout))
     owned = {"bwd_dkdv": config.block_n, "bwd_single_tile": tile}.get(kernel, config.block_m)
     programs_per_tile = tile // owned
@@ -213,12 +213,12 @@ def attention_arguments(
         "HEAD_DIM": head_dim,
         "scale": 1 / math.sqrt(head_dim),
         "HAS_PREFIX": prefix_lens is not None,
+        "CAUSAL": causal,
         "USE_TILE_LIST": listed,
         "PRECISION": precision(qkv.dtype, qkv.device),
         "TILE": tile,
         "BLOCK_D": head_block,
-        "num_warps": config.num_warps,
-        "num_stages": config.num_stages,
+        **launch_options(config, qkv.device),
         **dropout_arguments(dropout, cu_seqlens),
     }
     slots = tile_slots(tile, total_tokens, num_sequences) if listed else num_sequences + 1

@@ -31,9 +31,31 @@ def multiply(a, b, acc, PRECISION: tl.constexpr):
     return tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=tl.float32)
 
 
+def uses_ptx(device: torch.device) -> bool:
+    """True if kernels may hold NVIDIA's assembly; not while they are interpreted, nor on AMD."""
+    return not INTERPRETED and configs.architecture(device).startswith("sm_")
+
+
+def cdiv(a: int, b: int) -> int:
+    """a / b, rounded up. Triton's own function costs 2 microseconds a call."""
+    return -(-a // b)
+
+
+def next_power_of_2(n: int) -> int:
+    """The least power of two that is at least n; n >= 1."""
+    return 1 << (n - 1).bit_length()
+
+
 @triton.jit
-def narrow(x, dtype: tl.constexpr):
-    """float32 rounded to a narrower dtype, to nearest even."""
+def narrow(x, dtype: tl.constexpr, USE_PTX: tl.constexpr = False):
+    """float32 rounded to a narrower dtype, to nearest even; with USE_PTX two elements an instruction.
+
+    Pairs are neighbours in a thread's registers: USE_PTX pays where the compiler converts them one by one.
+    """
+    if USE_PTX and dtype == tl.bfloat16:
+        return tl.inline_asm_elementwise("cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,r,r", [x], dtype, True, 2)
+    if USE_PTX and dtype == tl.float16:
+        return tl.inline_asm_elementwise("cvt.rn.f16x2.f32 $0, $2, $1;", "=r,r,r", [x], dtype, True, 2)
     if _INTERPRETED and dtype == tl.bfloat16:  # the interpreter truncates
         bits = x.to(tl.uint32, bitcast=True)
         x = ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).to(tl.float32, bitcast=True)
@@ -41,13 +63,21 @@ def narrow(x, dtype: tl.constexpr):
 
 
 @triton.jit
-def philox(c0, c1, c2, c3, seed):
+def wide_product(a, b, USE_PTX: tl.constexpr):
+    """The 64 bits of the product of two uint32."""
+    if USE_PTX:  # one instruction; the compiler makes two of a product of uint64
+        return tl.inline_asm_elementwise("mul.wide.u32 $0, $1, $2;", "=l,r,r", [a, b], tl.uint64, True, 1)
+    return a.to(tl.uint64) * b
+
+
+@triton.jit
+def philox(c0, c1, c2, c3, seed, USE_PTX: tl.constexpr):
     """Philox4x32 (see dropout.py) of uint32 counters that broadcast against each other; seed: int64."""
     k0 = seed.to(tl.uint32)
     k1 = (seed >> 32).to(tl.uint32)
     for _ in tl.static_range(_ROUNDS):
-        even = c0.to(tl.uint64) * _MULTIPLIER_0
-        odd = c2.to(tl.uint64) * _MULTIPLIER_1
+        even = wide_product(c0, tl.full((), _MULTIPLIER_0, tl.uint32), USE_PTX)
+        odd = wide_product(c2, tl.full((), _MULTIPLIER_1, tl.uint32), USE_PTX)
         c0 = (odd >> 32).to(tl.uint32) ^ c1 ^ k0
         c1 = odd.to(tl.uint32)
         c2 = (even >> 32).to(tl.uint32) ^ c3 ^ k1
@@ -69,24 +99,24 @@ def _half_is_kept(word, odd, threshold):
 
 
 @triton.jit
-def keep_rows(seed, site, rows, columns, threshold):
+def keep_rows(seed, site, rows, columns, threshold, USE_PTX: tl.constexpr):
     """Mask of elements (rows, columns) of packed rows; int32, of shapes that broadcast against each other."""
     none = tl.full((), 0, tl.uint32)
-    w0, w1, w2, w3 = philox((columns // 8).to(tl.uint32), rows.to(tl.uint32), none, site.to(tl.uint32), seed)
+    w0, w1, w2, w3 = philox((columns // 8).to(tl.uint32), rows.to(tl.uint32), none, site.to(tl.uint32), seed, USE_PTX)
     low, high = (columns & 2) == 0, (columns & 4) != 0
     word = tl.where(high, tl.where(low, w2, w3), tl.where(low, w0, w1))
     return _half_is_kept(word, (columns & 1) != 0, threshold)
 
 
 @triton.jit
-def keep_scores(seed, site, head, start, start_m, offs_m, start_n, offs_n, threshold):
+def keep_scores(seed, site, head, start, start_m, offs_m, start_n, offs_n, threshold, USE_PTX: tl.constexpr):
     """Mask of scores (start_m + offs_m, start_n + offs_n) of the sequence whose first token is packed row `start`.
 
     start_m and start_n are multiples of 16; offs_m and offs_n are int32, of shapes that broadcast against each other.
     """
     row = (start + start_m + (offs_m & ~8)).to(tl.uint32)
     call = (start_n // 16 * 4 + (offs_n // 16 * 4 + (offs_n & 7) // 2)).to(tl.uint32)
-    w0, w1, w2, w3 = philox(call, row, head.to(tl.uint32), site.to(tl.uint32), seed)
+    w0, w1, w2, w3 = philox(call, row, head.to(tl.uint32), site.to(tl.uint32), seed, USE_PTX)
     lower, right = (offs_m & 8) != 0, (offs_n & 8) != 0
     word = tl.where(lower, tl.where(right, w3, w2), tl.where(right, w1, w0))
     return _half_is_kept(word, (offs_n & 1) != 0, threshold)
@@ -98,7 +128,7 @@ def drops(dropout: Dropout | None) -> bool:
 
 
 def dropout_arguments(dropout: Dropout | None, like: Tensor) -> dict[str, Any]:
-    """Arguments of a kernel for its dropout.
+    """Arguments of a kernel for its dropout, and whether it may hold assembly.
 
     Args:
         dropout: the dropout, if any.
@@ -111,6 +141,7 @@ def dropout_arguments(dropout: Dropout | None, like: Tensor) -> dict[str, Any]:
         "threshold": threshold(p),
         "keep_scale": keep_scale(p),
         "APPLY_DROPOUT": p > 0,
+        "USE_PTX": uses_ptx(like.device),
     }
 
 
@@ -125,10 +156,18 @@ def precision(dtype: torch.dtype, device: torch.device) -> str:
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "tf32x3"
 
 
+def launch_options(config: configs.AttentionConfig | configs.LinearConfig, device: torch.device) -> dict[str, int]:
+    """Warps, stages and the cap of registers, which AMD's compiler does not take."""
+    options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
+    if config.max_registers and configs.architecture(device).startswith("sm_"):
+        options["maxnreg"] = config.max_registers
+    return options
+
+
 def partition(rows: int, config: configs.RowConfig) -> tuple[int, int]:
     """(programs, rows a program) of a backward pass that adds up rows."""
-    rows_per_program = max(config.block_m, triton.cdiv(rows, config.max_programs))
-    return triton.cdiv(rows, rows_per_program), rows_per_program
+    rows_per_program = max(config.block_m, cdiv(rows, config.max_programs))
+    return cdiv(rows, rows_per_program), rows_per_program
 
 
 def _launcher(launch: Callable[..., Any]) -> Callable[..., Any]:

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import Operation, dropout_arguments, keep_rows, narrow, partition
+from .common import Operation, cdiv, dropout_arguments, keep_rows, narrow, next_power_of_2, partition
 from .configs import row_config
 from .dropout import Dropout, drop_rows
 from .layer_norm import normalize, normalize_grad
@@ -86,6 +86,7 @@ def _embedding_fwd_kernel(
     GATHER_WORDS: tl.constexpr,
     STORE_STATS: tl.constexpr,
     APPLY_DROPOUT: tl.constexpr,
+    USE_PTX: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
@@ -107,7 +108,7 @@ def _embedding_fwd_kernel(
     bias = tl.load(bias_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)
     y = xhat * weight[None, :] + bias[None, :]
     if APPLY_DROPOUT:
-        keep = keep_rows(tl.load(seed_ptr), site, start_m + offs_m[:, None], offs_n[None, :], threshold)
+        keep = keep_rows(tl.load(seed_ptr), site, start_m + offs_m[:, None], offs_n[None, :], threshold, USE_PTX)
         y = tl.where(keep, y * keep_scale, 0.0)
 
     offsets = offs_m[:, None] * N + offs_n[None, :]
@@ -137,6 +138,7 @@ def _embedding_bwd_kernel(
     keep_scale,
     GATHER_WORDS: tl.constexpr,
     APPLY_DROPOUT: tl.constexpr,
+    USE_PTX: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     NUM_STAGES: tl.constexpr,
@@ -164,7 +166,7 @@ def _embedding_bwd_kernel(
         )  # fmt: skip
         dy = tl.load(dy_ptr + base + offsets, mask=mask, other=0.0).to(tl.float32)
         if APPLY_DROPOUT:
-            keep = keep_rows(seed, site, start_m + offs_m[:, None], offs_n[None, :], threshold)
+            keep = keep_rows(seed, site, start_m + offs_m[:, None], offs_n[None, :], threshold, USE_PTX)
             dy = tl.where(keep, dy * keep_scale, 0.0)
         mean = tl.load(mean_ptr + start_m + offs_m, mask=mask_m, other=0.0)
         rstd = tl.load(rstd_ptr + start_m + offs_m, mask=mask_m, other=0.0)
@@ -191,11 +193,11 @@ def _launch_forward(
     m, n = y.shape
     config = row_config("embedding_fwd", words.device, n)
     if y.numel():
-        _embedding_fwd_kernel[(triton.cdiv(m, config.block_m),)](
+        _embedding_fwd_kernel[(cdiv(m, config.block_m),)](
             position_ids if input_ids is None else input_ids, words, position_ids, position_weight, weight, bias, y,
             mean, rstd, M=m, N=n, vocab_size=words.shape[0], num_positions=position_weight.shape[0], eps=eps,
             GATHER_WORDS=input_ids is not None, STORE_STATS=save, BLOCK_M=config.block_m,
-            BLOCK_N=triton.next_power_of_2(n), num_warps=config.num_warps, **dropout_arguments(dropout, position_ids),
+            BLOCK_N=next_power_of_2(n), num_warps=config.num_warps, **dropout_arguments(dropout, position_ids),
         )  # fmt: skip
     return y, mean, rstd
 
@@ -224,7 +226,7 @@ def _launch_backward(
             dy, position_ids if input_ids is None else input_ids, words, position_ids, position_weight, weight, mean,
             rstd, dz, partial, M=m, N=n, rows_per_program=rows_per_program, vocab_size=words.shape[0],
             num_positions=position_weight.shape[0], GATHER_WORDS=input_ids is not None, BLOCK_M=config.block_m,
-            BLOCK_N=triton.next_power_of_2(n), NUM_STAGES=config.num_stages, num_warps=config.num_warps,
+            BLOCK_N=next_power_of_2(n), NUM_STAGES=config.num_stages, num_warps=config.num_warps,
             **dropout_arguments(dropout, position_ids),
         )  # fmt: skip
     dwords, dposition_weight = words.new_empty(0), position_weight.new_empty(0)

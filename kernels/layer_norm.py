@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import Operation, dropout_arguments, drops, keep_rows, narrow, partition
+from .common import Operation, cdiv, dropout_arguments, drops, keep_rows, narrow, next_power_of_2, partition
 from .configs import row_config
 from .dropout import Dropout, drop_rows
 
@@ -81,6 +81,7 @@ def _layer_norm_fwd_kernel(
     HAS_LINEAR_BIAS: tl.constexpr,
     STORE_Z_AND_STATS: tl.constexpr,
     APPLY_DROPOUT: tl.constexpr,
+    USE_PTX: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
@@ -96,7 +97,7 @@ def _layer_norm_fwd_kernel(
     if HAS_LINEAR_BIAS:
         z += tl.load(linear_bias_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)[None, :]
     if APPLY_DROPOUT:
-        keep = keep_rows(tl.load(seed_ptr), site, start_m + offs_m[:, None], offs_n[None, :], threshold)
+        keep = keep_rows(tl.load(seed_ptr), site, start_m + offs_m[:, None], offs_n[None, :], threshold, USE_PTX)
         z = tl.where(keep, z * keep_scale, 0.0)
     z += tl.load(residual_ptr + base + offsets, mask=mask, other=0.0).to(tl.float32)
     # Backward reads z as it was stored: take the statistics of that.
@@ -134,6 +135,7 @@ def _layer_norm_bwd_kernel(
     HAS_LINEAR_BIAS: tl.constexpr,
     STORE_DX: tl.constexpr,  # where dx is not dresidual
     APPLY_DROPOUT: tl.constexpr,
+    USE_PTX: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     NUM_STAGES: tl.constexpr,
@@ -166,7 +168,7 @@ def _layer_norm_bwd_kernel(
         tl.store(dresidual_ptr + base + offsets, narrow(dz, dresidual_ptr.dtype.element_ty), mask=mask)
         dx = tl.where(mask, dz, 0.0)
         if APPLY_DROPOUT:
-            keep = keep_rows(seed, site, start_m + offs_m[:, None], offs_n[None, :], threshold)
+            keep = keep_rows(seed, site, start_m + offs_m[:, None], offs_n[None, :], threshold, USE_PTX)
             dx = tl.where(keep, dx * keep_scale, 0.0)
         if STORE_DX:
             tl.store(dx_ptr + base + offsets, narrow(dx, dx_ptr.dtype.element_ty), mask=mask)
@@ -190,10 +192,10 @@ def _launch_forward(
     m, n = x.shape
     config = row_config("layer_norm_fwd", weight.device, n)
     if x.numel():
-        _layer_norm_fwd_kernel[(triton.cdiv(m, config.block_m),)](
+        _layer_norm_fwd_kernel[(cdiv(m, config.block_m),)](
             x, residual, weight, bias, weight if linear_bias is None else linear_bias, y, z, mean, rstd, M=m, N=n,
             eps=eps, HAS_LINEAR_BIAS=linear_bias is not None, STORE_Z_AND_STATS=save, BLOCK_M=config.block_m,
-            BLOCK_N=triton.next_power_of_2(n), num_warps=config.num_warps, **dropout_arguments(dropout, mean),
+            BLOCK_N=next_power_of_2(n), num_warps=config.num_warps, **dropout_arguments(dropout, mean),
         )  # fmt: skip
     return y, z, mean, rstd
 
@@ -221,7 +223,7 @@ def _launch_backward(
     _layer_norm_bwd_kernel[(programs,)](
         dy, z, weight, mean, rstd, dx, dresidual, partial, M=m, N=n, rows_per_program=rows_per_program,
         HAS_LINEAR_BIAS=has_linear_bias, STORE_DX=dx.numel() > 0, BLOCK_M=config.block_m,
-        BLOCK_N=triton.next_power_of_2(n), NUM_STAGES=config.num_stages, num_warps=config.num_warps,
+        BLOCK_N=next_power_of_2(n), NUM_STAGES=config.num_stages, num_warps=config.num_warps,
         **dropout_arguments(dropout, mean),
     )  # fmt: skip
     torch.sum(partial[:, : len(sums)], 0, out=sums)

@@ -27,7 +27,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .activation import bias_gelu_dropout_oracle, gelu
-from .common import Operation, dropout_arguments, keep_rows, multiply, narrow, precision
+from .common import Operation, cdiv, dropout_arguments, keep_rows, launch_options, multiply, narrow, precision
 from .configs import linear_config
 from .dropout import Dropout
 
@@ -64,6 +64,7 @@ def _linear_fwd_kernel(
     HAS_BIAS: tl.constexpr,
     APPLY_GELU: tl.constexpr,
     APPLY_DROPOUT: tl.constexpr,
+    USE_PTX: tl.constexpr,
     STORE_PRODUCT: tl.constexpr,
     FLATTEN: tl.constexpr,  # the pipeline runs on from one tile into the next
     PRECISION: tl.constexpr,
@@ -99,7 +100,7 @@ def _linear_fwd_kernel(
         if APPLY_GELU:
             y = gelu(y)
         if APPLY_DROPOUT:
-            keep = keep_rows(tl.load(seed_ptr), site, offs_m[:, None], offs_n[None, :], threshold)
+            keep = keep_rows(tl.load(seed_ptr), site, offs_m[:, None], offs_n[None, :], threshold, USE_PTX)
             y = tl.where(keep, y * keep_scale, 0.0)
         tl.store(y_ptr + offsets, narrow(y, y_ptr.dtype.element_ty), mask=mask)
 
@@ -143,13 +144,13 @@ def launch_linear(
         return y, product
     x, weight = (tensor.clone() if tensor.data_ptr() % ALIGNMENT else tensor for tensor in (x, weight))
     config = linear_config(x.device, x.dtype, gelu)
-    tiles = triton.cdiv(m, config.block_m) * triton.cdiv(n, config.block_n)
+    tiles = cdiv(m, config.block_m) * cdiv(n, config.block_n)
     _linear_fwd_kernel[(min(tiles, _num_programs(x.device)),)](
         _descriptor(x, [config.block_m, config.block_k]),
         _descriptor(weight, [config.block_n, config.block_k]),
         weight if bias is None else bias, y, product, M=m, N=n, K=k, HAS_BIAS=bias is not None, APPLY_GELU=gelu,
         STORE_PRODUCT=save, FLATTEN=config.flatten, PRECISION=precision(x.dtype, x.device), BLOCK_M=config.block_m,
-        BLOCK_N=config.block_n, BLOCK_K=config.block_k, num_warps=config.num_warps, num_stages=config.num_stages,
+        BLOCK_N=config.block_n, BLOCK_K=config.block_k, **launch_options(config, x.device),
         **dropout_arguments(dropout, y),
     )  # fmt: skip
     return y, product

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import narrow
+from .common import cdiv, narrow, next_power_of_2
 
 CHUNK = 32
 """Sorted rows a program."""
@@ -116,9 +116,9 @@ def segment_sum(rows: Tensor, ids: Tensor, num_ids: int, padding_idx: int, dtype
     if not rows.numel():
         return table
     ids, order = torch.sort(ids.long().clamp(0, num_ids - 1), stable=True)
-    chunks = triton.cdiv(m, CHUNK)
+    chunks = cdiv(m, CHUNK)
     pieces = rows.new_empty((chunks, 2, n), dtype=torch.float32)
-    sizes = {"M": m, "N": n, "padding_idx": padding_idx, "CHUNK": CHUNK, "BLOCK_N": triton.next_power_of_2(n)}
+    sizes = {"M": m, "N": n, "padding_idx": padding_idx, "CHUNK": CHUNK, "BLOCK_N": next_power_of_2(n)}
     _segment_sum_chunks_kernel[(chunks,)](rows, ids, order, table, pieces, **sizes, num_warps=4)
     _segment_sum_merge_kernel[(chunks,)](ids, table, pieces, **sizes, num_warps=4)
     return table

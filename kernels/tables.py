@@ -17,6 +17,7 @@ class AttentionConfig:
         num_warps: warps a program.
         num_stages: stages of the software pipeline.
         heads_per_tile: heads stacked in one tile; more than 1 only where every sequence fits the tile.
+        max_registers: most registers a thread, so that more programs run on a multiprocessor; 0: no cap.
     """
 
     block_m: int
@@ -24,6 +25,7 @@ class AttentionConfig:
     num_warps: int
     num_stages: int = 1
     heads_per_tile: int = 1
+    max_registers: int = 0
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class LinearConfig:
         num_warps: warps a program.
         num_stages: stages of the software pipeline.
         flatten: True if the pipeline runs on from one tile into the next.
+        max_registers: most registers a thread; 0: no cap.
     """
 
     block_m: int
@@ -64,6 +67,7 @@ class LinearConfig:
     num_warps: int
     num_stages: int
     flatten: bool = True
+    max_registers: int = 0
 
 
 ROWS: dict[str, tuple[RowConfig, RowConfig]] = {

@@ -167,7 +167,7 @@ def launch_attention(case: CompileCase, dtype: torch.dtype, dropout: Dropout | N
     num_sequences = TOKENS // mean
     tiles = empty(TOKENS // 16 + num_sequences + 1, 2)
     qkv = empty(TOKENS, 3, HEADS, case.size, dtype=dtype)
-    rest = (empty(num_sequences + 1), tiles, longest, 0, empty(num_sequences) if case.prefix else None, dropout)
+    rest = (empty(num_sequences + 1), tiles, longest, 0, empty(num_sequences) if case.prefix else None, False, dropout)
     out, lse = attention.varlen_attention.forward(qkv, *rest)
     attention.varlen_attention_backward.forward(out, qkv, out, lse, *rest)
 

@@ -84,6 +84,7 @@ def varlen_attention(
     max_seqlen: int,
     *,
     prefix_lens: Tensor | None = None,
+    causal: bool = False,
     dropout: Dropout | None = None,
     plan: AttentionPlan | None = None,
     backend: str = "auto",
@@ -98,6 +99,7 @@ def varlen_attention(
         max_seqlen: tokens in the longest sequence, or more.
         prefix_lens: (num_sequences,) int32: rows of a sequence before its prefix length p see only columns before
             p, rows from p on see all. None, 0 and the sequence's length: full attention.
+        causal: True if row i sees columns up to i only, and with prefix_lens all columns before its prefix length.
         dropout: None for none.
         plan: from `attention_plan` of the same offsets; None: made here.
         backend: "auto", "triton" or "torch"; with a plan, the plan's.
@@ -137,11 +139,12 @@ def varlen_attention(
     check_devices(qkv=qkv, cu_seqlens=cu_seqlens, prefix_lens=prefix_lens, tiles=plan.tiles)
     check_dropout(dropout, qkv.device)
     if plan.backend == "torch":
-        return attention_torch(qkv, cu_seqlens, max_seqlen, prefix_lens, dropout, plan.groups)
+        return attention_torch(qkv, cu_seqlens, max_seqlen, prefix_lens, causal, dropout, plan.groups)
     from ..kernels import attention as kernel
 
     resolve_backend("triton", qkv.device, qkv.dtype, head_dim=head_dim)
-    out, _ = kernel.varlen_attention(qkv, cu_seqlens, plan.tiles, max_seqlen, plan.block_m, prefix_lens, dropout)
+    operands = (qkv, cu_seqlens, plan.tiles, max_seqlen, plan.block_m)
+    out, _ = kernel.varlen_attention(*operands, prefix_lens, causal, dropout)
     return out  # type: ignore[no-any-return]
 
 

@@ -74,14 +74,15 @@ def attention_torch(
     cu_seqlens: Tensor,
     max_seqlen: int,
     prefix_lens: Tensor | None,
+    causal: bool,
     dropout: Dropout | None,
     groups: list[Group] | None,
 ) -> Tensor:
     """Compute `ops.varlen_attention`; `groups` from `group_sequences`, None: formed here."""
     p, seed, site = dropout or Dropout(0.0, None, 0)  # type: ignore[arg-type]
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or type(qkv) not in (Tensor, nn.Parameter):
-        return _attention_op(qkv, cu_seqlens, max_seqlen, prefix_lens, p, seed, site)
-    arguments = (qkv, cu_seqlens, max_seqlen, prefix_lens, p, seed, site, groups)
+        return _attention_op(qkv, cu_seqlens, max_seqlen, prefix_lens, causal, p, seed, site)
+    arguments = (qkv, cu_seqlens, max_seqlen, prefix_lens, causal, p, seed, site, groups)
     if torch.is_grad_enabled() and qkv.requires_grad:
         return _Attention.apply(*arguments)  # type: ignore[no-any-return]
     return _forward(*arguments)
@@ -114,18 +115,18 @@ def _put(packed: Tensor, group: Group, values: Tensor) -> None:
         packed.index_copy_(0, group.rows.reshape(-1), values.flatten(0, 1))
 
 
-def _probabilities(query: Tensor, key: Tensor, group: Group, prefix_lens: Tensor | None) -> Tensor:
+def _probabilities(query: Tensor, key: Tensor, group: Group, prefix_lens: Tensor | None, causal: bool) -> Tensor:
     """softmax(query key^T / sqrt(head_dim)) of (group * heads, length, head_dim) operands."""
     length, head_dim = query.shape[-2:]
     scores = torch.baddbmm(query.new_empty(1, 1, 1), query, key.transpose(1, 2), beta=0, alpha=1 / math.sqrt(head_dim))
-    if group.valid is not None or prefix_lens is not None:
+    if group.valid is not None or prefix_lens is not None or causal:
         allowed = torch.ones(len(group.sequences), 1, length, length, dtype=torch.bool, device=query.device)
         if group.valid is not None:
             allowed = allowed & group.valid[:, None, None, :]
-        if prefix_lens is not None:
-            place = torch.arange(length, device=query.device)
-            prefix = prefix_lens[group.sequences].view(-1, 1, 1, 1)
-            allowed = allowed & ((place[:, None] >= prefix) | (place < prefix))
+        if prefix_lens is not None or causal:
+            columns = torch.arange(length, device=query.device)
+            prefix = 0 if prefix_lens is None else prefix_lens[group.sequences].view(-1, 1, 1, 1)
+            allowed = allowed & ((columns < prefix) | (columns[:, None] >= (columns if causal else prefix)))
         grouped = scores.unflatten(0, (len(group.sequences), -1))
         scores = grouped.masked_fill(~allowed, torch.finfo(scores.dtype).min).flatten(0, 1)
     return torch.softmax(scores, -1)
@@ -142,6 +143,7 @@ def _forward(
     cu_seqlens: Tensor,
     max_seqlen: int,
     prefix_lens: Tensor | None,
+    causal: bool,
     p: float,
     seed: Tensor | None,
     site: int,
@@ -153,18 +155,20 @@ def _forward(
         return qkv.new_empty(0, num_heads, head_dim)
     alone = groups[0] if groups is not None and len(groups) == 1 else None
     if alone is not None and isinstance(alone.rows, slice) and alone.rows == slice(0, total):
-        return _attend(qkv, alone, prefix_lens, p, seed, site)[0].transpose(0, 1).to(qkv.dtype)
+        return _attend(qkv, alone, prefix_lens, causal, p, seed, site)[0].transpose(0, 1).to(qkv.dtype)
     out = qkv.new_zeros(total + 1, num_heads, head_dim)
     for group in group_sequences(cu_seqlens, max_seqlen, num_heads, total) if groups is None else groups:
-        _put(out, group, _attend(qkv, group, prefix_lens, p, seed, site))
+        _put(out, group, _attend(qkv, group, prefix_lens, causal, p, seed, site))
     return out[:total]
 
 
-def _attend(qkv: Tensor, group: Group, prefix_lens: Tensor | None, p: float, seed: Tensor | None, site: int) -> Tensor:
+def _attend(
+    qkv: Tensor, group: Group, prefix_lens: Tensor | None, causal: bool, p: float, seed: Tensor | None, site: int
+) -> Tensor:
     """Compute a group, (group, num_heads, length, head_dim)."""
     num_heads = qkv.shape[2]
     query, key, value = _operands(qkv, group)
-    probabilities = _probabilities(query, key, group, prefix_lens)
+    probabilities = _probabilities(query, key, group, prefix_lens, causal)
     if p:
         assert seed is not None
         probabilities = apply_keep(_keep(group, num_heads, query.shape[1], p, seed, site), probabilities, p)
@@ -177,6 +181,7 @@ def _backward(
     cu_seqlens: Tensor,
     max_seqlen: int,
     prefix_lens: Tensor | None,
+    causal: bool,
     p: float,
     seed: Tensor | None,
     site: int,
@@ -191,7 +196,7 @@ def _backward(
     for group in group_sequences(cu_seqlens, max_seqlen, num_heads, total) if groups is None else groups:
         query, key, value = _operands(qkv, group)
         grad_context = _take(grad, group).flatten(0, 1)
-        probabilities = _probabilities(query, key, group, prefix_lens)
+        probabilities = _probabilities(query, key, group, prefix_lens, causal)
         kept, grad_probabilities = probabilities, torch.bmm(grad_context, value.transpose(1, 2))
         if p:
             assert seed is not None
@@ -220,11 +225,11 @@ class _Attention(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         qkv, cu_seqlens, prefix_lens, seed = ctx.saved_tensors
-        arguments = (cu_seqlens, ctx.max_seqlen, prefix_lens, ctx.p, seed, ctx.site, ctx.groups)
-        return _backward(grads[0], qkv, *arguments), *[None] * 7
+        arguments = (cu_seqlens, ctx.max_seqlen, prefix_lens, ctx.causal, ctx.p, seed, ctx.site, ctx.groups)
+        return _backward(grads[0], qkv, *arguments), *[None] * 8
 
 
-_ARGUMENTS = "Tensor cu_seqlens, SymInt max_seqlen, Tensor? prefix_lens, float p, Tensor? seed, int site"
+_ARGUMENTS = "Tensor cu_seqlens, SymInt max_seqlen, Tensor? prefix_lens, bool causal, float p, Tensor? seed, int site"
 
 # Opaque to torch.compile: the groups depend on the values of cu_seqlens.
 _attention_op = torch.library.custom_op(
@@ -249,14 +254,14 @@ def _(grad: Tensor, qkv: Tensor, *_: Any) -> Tensor:
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    qkv, cu_seqlens, ctx.max_seqlen, prefix_lens, ctx.p, seed, ctx.site = inputs
+    qkv, cu_seqlens, ctx.max_seqlen, prefix_lens, ctx.causal, ctx.p, seed, ctx.site = inputs
     ctx.save_for_backward(qkv, cu_seqlens, prefix_lens, seed)
 
 
 def _grad(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     qkv, cu_seqlens, prefix_lens, seed = ctx.saved_tensors
-    arguments = (cu_seqlens, ctx.max_seqlen, prefix_lens, ctx.p, seed, ctx.site)
-    return _attention_backward_op(grad, qkv, *arguments), *[None] * 6
+    arguments = (cu_seqlens, ctx.max_seqlen, prefix_lens, ctx.causal, ctx.p, seed, ctx.site)
+    return _attention_backward_op(grad, qkv, *arguments), *[None] * 7
 
 
 _attention_op.register_autograd(_grad, setup_context=_save)

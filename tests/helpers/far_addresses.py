@@ -76,7 +76,7 @@ def check_attention(length: int, forward: range, backward: range) -> None:
     tiles = torch.tensor([[1, 0], [1, 1]], dtype=torch.int32)
     qkv, grad = far(total, 3, heads, dim), torch.empty(total, heads, dim)
     qkv[-length:], grad[-length:] = torch.randn(length, 3, heads, dim), torch.randn(length, heads, dim)
-    rest: Any = (offsets, tiles, length, 0, None, None)
+    rest: Any = (offsets, tiles, length, 0, None, False, None)
     out, lse = attention_forward.launch_forward(qkv, *rest)
     leaf = qkv[-length:].clone().requires_grad_()
     expected = attention.varlen_attention_oracle(leaf, torch.tensor([0, length], dtype=torch.int32))[0]

@@ -18,15 +18,16 @@ def plain_attention(
     lengths: list[int],
     prefix_lens: list[int] | None = None,
     dropout: Dropout | None = None,
+    causal: bool = False,
 ) -> Tensor:
     outputs = []
     for index, (start, end) in enumerate(pairwise(offsets(lengths).tolist())):
         length = end - start
         query, key, value = qkv[start:end].permute(1, 2, 0, 3)
         scores = query @ key.transpose(1, 2) / query.shape[-1] ** 0.5
-        if prefix_lens is not None:
-            for row in range(min(prefix_lens[index], length)):
-                scores[:, row, prefix_lens[index] :] = -torch.inf
+        prefix = 0 if prefix_lens is None else prefix_lens[index]
+        for row in range(length if causal else min(prefix, length)):
+            scores[:, row, max(row + 1, prefix) if causal else prefix :] = -torch.inf
         probabilities = scores.softmax(-1)
         if dropout is not None:
             p, seed, site = dropout

@@ -357,7 +357,7 @@ def test_a_forced_tile_size(lengths: list[int], device: torch.device) -> None:
     for block_m in (0, configs.INVARIANT_TILE):
         tiles = attention.attention_tiles(cu_seqlens, longest, total, block_m)
         shapes.add(tiles.shape)
-        out, _ = attention.varlen_attention(qkv, cu_seqlens, tiles, longest, block_m, None, None)
+        out, _ = attention.varlen_attention(qkv, cu_seqlens, tiles, longest, block_m, None, False, None)
         torch.testing.assert_close(out[: sum(lengths)], expected, rtol=1e-5, atol=1e-5)
         assert (out[sum(lengths) :] == 0).all()
         torch.testing.assert_close(torch.autograd.grad(out, qkv, grad)[0], wanted, rtol=1e-4, atol=1e-5)

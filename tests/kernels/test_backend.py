@@ -219,7 +219,7 @@ def operations(device: torch.device) -> list[tuple[Any, tuple[Any, ...]]]:
     prefixes = torch.tensor([2, 0, 3], dtype=torch.int32, device=device)
     dropout = Dropout(0.2, ops.draw_seed(device), 3)
     tiles = attention.attention_tiles(offsets, 5, 8, 0)
-    rest = (offsets, tiles, 5, 0, prefixes, dropout)
+    rest = (offsets, tiles, 5, 0, prefixes, False, dropout)
     out, lse = attention.varlen_attention.forward(plain(8, 3, 2, 16), *rest)
     ids = torch.randint(0, 5, (8,), device=device)
     float32 = torch.float32

@@ -293,7 +293,7 @@ def operands(lengths: tuple[int, ...], dropout: bool, prefixed: bool, grad: bool
     offsets = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
     prefixes = torch.tensor([length // 2 for length in lengths], dtype=torch.int32) if prefixed else None
     seed = torch.randint(2**62, (1,)) if dropout else None
-    return [qkv, offsets, max(lengths), prefixes, 0.3 if dropout else 0.0, seed, 5]
+    return [qkv, offsets, max(lengths), prefixes, prefixed and dropout, 0.3 if dropout else 0.0, seed, 5]
 
 
 @pytest.mark.parametrize("dropout", [False, True])

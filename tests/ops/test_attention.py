@@ -33,7 +33,8 @@ def grouping(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.usefixtures("grouping")
 @pytest.mark.parametrize("p", [0.0, 0.25])
 @pytest.mark.parametrize("prefixed", [False, True])
-def test_attention_forward_and_backward(p: float, prefixed: bool) -> None:
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_forward_and_backward(p: float, prefixed: bool, causal: bool) -> None:
     @drawn
     @given(lengths=lengths_of_batches, data=st.data())
     def check(lengths: list[int], data: st.DataObject) -> None:
@@ -45,9 +46,10 @@ def test_attention_forward_and_backward(p: float, prefixed: bool) -> None:
             offsets(lengths),
             max(lengths) + 2,
             prefix_lens=None if prefixes is None else torch.tensor(prefixes, dtype=torch.int32),
+            causal=causal,
             dropout=dropout,
         )
-        expected = plain_attention(qkv, lengths, prefixes, dropout)
+        expected = plain_attention(qkv, lengths, prefixes, dropout, causal)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
         weight = torch.randn_like(found)
         (gradient,) = torch.autograd.grad((found * weight).sum(), qkv)
@@ -55,7 +57,7 @@ def test_attention_forward_and_backward(p: float, prefixed: bool) -> None:
         torch.testing.assert_close(gradient, wanted, rtol=0, atol=1e-12)
         with torch.no_grad():
             eager = ops.varlen_attention(
-                qkv, offsets(lengths), max(lengths), dropout=dropout,
+                qkv, offsets(lengths), max(lengths), dropout=dropout, causal=causal,
                 prefix_lens=None if prefixes is None else torch.tensor(prefixes, dtype=torch.int32),
             )  # fmt: skip
         torch.testing.assert_close(eager, found.detach(), rtol=0, atol=1e-12)
