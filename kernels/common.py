@@ -188,7 +188,7 @@ def launch_options(config: configs.AttentionConfig | configs.LinearConfig, devic
 
 def partition(rows: int, config: configs.RowConfig) -> tuple[int, int]:
     """(programs, rows a program) of a backward pass that adds up rows."""
-    rows_per_program = max(config.block_m, cdiv(rows, config.max_programs))
+    rows_per_program = cdiv(max(config.min_rows, cdiv(rows, config.max_programs)), config.block_m) * config.block_m
     return cdiv(rows, rows_per_program), rows_per_program
 
 

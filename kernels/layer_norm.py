@@ -52,10 +52,15 @@ def row_block(CHUNKS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
 
 
 @triton.jit
+def terms(x, mask_n):
+    """x, or in columns past the last -0.0, which a compiler may leave out of a sum, unlike 0.0."""
+    return tl.where(mask_n, x, -0.0)
+
+
+@triton.jit
 def row_mean(x, mask_n, N: tl.constexpr):
     """(1, BLOCK_M, 1): means over the N columns of rows x (CHUNKS, BLOCK_M, BLOCK_N)."""
-    x = tl.where(mask_n, x, -0.0)  # unlike 0.0, what a compiler may leave out of a sum
-    return (tl.sum(tl.sum(x, 0), 1) / N)[None, :, None]
+    return (tl.sum(tl.sum(terms(x, mask_n), 0), 1) / N)[None, :, None]
 
 
 @triton.jit
@@ -105,20 +110,20 @@ def _layer_norm_fwd_kernel(
     offs_m, offs_n = row_block(CHUNKS, BLOCK_M, BLOCK_N)
     mask_m, mask_n = start_m + offs_m < M, offs_n < N
     mask = mask_m & mask_n
-    base = start_m.to(tl.int64) * N
-    offsets, columns = offs_m * N + offs_n, offs_m * 0 + offs_n
+    rows = tl.minimum(start_m + offs_m, M - 1)  # past the last row that one again: loads need no mask of rows
+    offsets, columns = rows.to(tl.int64) * N + offs_n, offs_m * 0 + offs_n
 
-    z = widen(tl.load(x_ptr + base + offsets, mask=mask, other=0.0), USE_PTX)
+    z = widen(tl.load(x_ptr + offsets, mask=mask_n, other=0.0), USE_PTX)
     if HAS_LINEAR_BIAS:
         z += widen(tl.load(linear_bias_ptr + columns, mask=mask_n, other=0.0), USE_PTX)
     if APPLY_DROPOUT:
         keep = keep_rows(tl.load(seed_ptr), site, start_m + offs_m, offs_n, threshold, USE_PTX)
         z = tl.where(keep, z * keep_scale, 0.0)
-    z += widen(tl.load(residual_ptr + base + offsets, mask=mask, other=0.0), USE_PTX)
+    z += widen(tl.load(residual_ptr + offsets, mask=mask_n, other=0.0), USE_PTX)
     # Backward reads z as it was stored: take the statistics of that.
     stored, z = round_to(z, y_ptr.dtype.element_ty, USE_PTX)
     if STORE_Z_AND_STATS:
-        tl.store(z_ptr + base + offsets, stored, mask=mask)
+        tl.store(z_ptr + offsets, stored, mask=mask)
 
     xhat, mean, rstd = normalize(z, mask_n, eps, N)
     if STORE_Z_AND_STATS:
@@ -126,7 +131,7 @@ def _layer_norm_fwd_kernel(
         tl.store(rstd_ptr + start_m + offs_m, rstd, mask=mask_m)
     weight = widen(tl.load(weight_ptr + columns, mask=mask_n, other=0.0), USE_PTX)
     bias = widen(tl.load(bias_ptr + columns, mask=mask_n, other=0.0), USE_PTX)
-    tl.store(y_ptr + base + offsets, narrow(xhat * weight + bias, y_ptr.dtype.element_ty), mask=mask)
+    tl.store(y_ptr + offsets, narrow(xhat * weight + bias, y_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
@@ -138,7 +143,7 @@ def _layer_norm_bwd_kernel(
     rstd_ptr,  # (M,) float32
     dx_ptr,  # (M, N), if STORE_DX
     dresidual_ptr,  # (M, N)
-    sums_ptr,  # (programs, 3, N) float32: dweight, dbias, dlinear_bias
+    sums_ptr,  # (programs * BLOCK_M, 3, N) float32: dweight, dbias, dlinear_bias
     seed_ptr,  # (1,) int64
     M,
     N: tl.constexpr,
@@ -188,15 +193,15 @@ def _layer_norm_bwd_kernel(
         if STORE_DX:
             tl.store(dx_ptr + base + offsets, narrow(dx, dx_ptr.dtype.element_ty), mask=mask)
 
-        dweight += dy * xhat
-        dbias += dy
+        dweight += terms(dy * xhat, mask_n)
+        dbias += terms(dy, mask_n)
         if HAS_LINEAR_BIAS:
-            dlinear_bias += dx
-    sums = sums_ptr + tl.program_id(0).to(tl.int64) * (3 * N) + offs_n
-    tl.store(sums, tl.sum(dweight, 1)[:, None, :], mask=mask_n)
-    tl.store(sums + N, tl.sum(dbias, 1)[:, None, :], mask=mask_n)
+            dlinear_bias += terms(dx, mask_n)
+    sums = sums_ptr + (tl.program_id(0) * BLOCK_M + offs_m).to(tl.int64) * (3 * N) + offs_n
+    tl.store(sums, dweight, mask=mask_n)
+    tl.store(sums + N, dbias, mask=mask_n)
     if HAS_LINEAR_BIAS:
-        tl.store(sums + 2 * N, tl.sum(dlinear_bias, 1)[:, None, :], mask=mask_n)
+        tl.store(sums + 2 * N, dlinear_bias, mask=mask_n)
 
 
 def row_blocks(n: int, dtype: torch.dtype, config: RowConfig) -> dict[str, int]:
@@ -245,7 +250,7 @@ def _launch_backward(
         return dx, dresidual, sums.zero_()
     config = row_config("layer_norm_bwd", weight.device, n)
     programs, rows_per_program = partition(m, config)
-    partial = sums.new_empty(programs, 3, n)
+    partial = sums.new_empty(programs * config.block_m, 3, n)
     _layer_norm_bwd_kernel[(programs,)](
         dy, z, weight, mean, rstd, dx, dresidual, partial, M=m, N=n, rows_per_program=rows_per_program,
         HAS_LINEAR_BIAS=has_linear_bias, STORE_DX=dx.numel() > 0, NUM_STAGES=config.num_stages,
