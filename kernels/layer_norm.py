@@ -22,9 +22,18 @@ import triton.language as tl
 from torch import Tensor
 
 from .common import (
-    Operation, cdiv, dropout_arguments, drops, keep_rows, narrow, next_power_of_2, partition, round_to, widen
-)  # fmt: skip
-from .configs import RowConfig, row_config
+    Operation,
+    cdiv,
+    dropout_arguments,
+    drops,
+    keep_rows,
+    narrow,
+    partition,
+    round_to,
+    row_blocks,
+    widen,
+)
+from .configs import row_config
 from .dropout import Dropout, drop_rows
 
 UNSPECIALIZED = ["M", "rows_per_program", "site", "threshold"]
@@ -204,17 +213,6 @@ def _layer_norm_bwd_kernel(
         tl.store(sums + 2 * N, dlinear_bias, mask=mask_n)
 
 
-def row_blocks(n: int, dtype: torch.dtype, config: RowConfig) -> dict[str, int]:
-    """Blocks of rows of n columns, cut into chunks of 16 bytes a thread, and warps.
-
-    Where there are as many rows as warps, each row then lies within a warp, and its sums cross no barrier.
-    """
-    width = 16 // dtype.itemsize * 32 * max(1, config.num_warps // config.block_m)
-    block_n = min(next_power_of_2(n), width)
-    chunks = next_power_of_2(cdiv(n, block_n))
-    return {"CHUNKS": chunks, "BLOCK_M": config.block_m, "BLOCK_N": block_n, "num_warps": config.num_warps}
-
-
 def _launch_forward(
     x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, linear_bias: Tensor | None, eps: float,
     dropout: Dropout | None, save: bool,
@@ -226,7 +224,7 @@ def _launch_forward(
         _layer_norm_fwd_kernel[(cdiv(m, config.block_m),)](
             x, residual, weight, bias, weight if linear_bias is None else linear_bias, y, z, mean, rstd, M=m, N=n,
             eps=eps, HAS_LINEAR_BIAS=linear_bias is not None, STORE_Z_AND_STATS=save,
-            **row_blocks(n, y.dtype, config), **dropout_arguments(dropout, mean),
+            **row_blocks(n, y, config), **dropout_arguments(dropout, mean),
         )  # fmt: skip
     return y, z, mean, rstd
 
@@ -254,7 +252,7 @@ def _launch_backward(
     _layer_norm_bwd_kernel[(programs,)](
         dy, z, weight, mean, rstd, dx, dresidual, partial, M=m, N=n, rows_per_program=rows_per_program,
         HAS_LINEAR_BIAS=has_linear_bias, STORE_DX=dx.numel() > 0, NUM_STAGES=config.num_stages,
-        **row_blocks(n, z.dtype, config), **dropout_arguments(dropout, mean),
+        **row_blocks(n, z, config), **dropout_arguments(dropout, mean),
     )  # fmt: skip
     torch.sum(partial[:, : len(sums)], 0, out=sums)
     return dx, dresidual, sums
