@@ -17,7 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=2, help="threads of PyTorch")
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
-    return suite.main("cpu", options)
+    return suite.measure("cpu", options)
 
 
 if __name__ == "__main__":
