@@ -15,7 +15,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from time import monotonic
+from time import monotonic, time
 from typing import Any
 
 import torch
@@ -39,10 +39,11 @@ def measure(part: str, options: argparse.Namespace, seconds: float) -> int:
     """Measure a part in a process of its own, and go on in another one after a hang or a lost context."""
     folder, end, resume = suite.output_of(options), monotonic() + seconds, bool(options.resume)
     while True:
-        command = worker(part, options, max(end - monotonic(), 0.0), resume)
-        code = run_for(command, max(end - monotonic(), 0.0) + MARGIN)
+        begun, rest = time(), max(end - monotonic(), 0.0)
+        code = run_for(worker(part, options, rest, resume), rest + MARGIN)
         path = newest(folder, part)
-        died = code == suite.LOST or (path is not None and bool(read(path)["under_way"]))
+        written = path is not None and path.stat().st_mtime >= begun
+        died = code == suite.LOST or (written and read(path)["under_way"])
         if not died or monotonic() >= end:
             return 1 if code is None or died else code
         resume = True
@@ -61,44 +62,40 @@ def newest(folder: Path, part: str) -> Path | None:
     return max(folder.glob(f"gpu-{part}-*.json"), key=lambda path: path.stat().st_mtime, default=None)
 
 
-def read(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
+def read(path: Path | None) -> dict[str, Any]:
+    return {} if path is None else dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 def is_whole(folder: Path, part: str, tiny: bool) -> bool:
     """True if nothing is left of a part, done with these sources."""
     if part in tune.PARTS:
         return tune.names_of(part) <= tune.tried_in(folder / tune.FILE)
-    path = newest(folder, part)
-    content = {} if path is None else read(path)
-    same = (content.get("sources"), content.get("tiny", False)) == (digest(*SOURCES), tiny)
-    return (
-        same and not content["left_out"] and not content.get("under_way") and (part != "smoke" or not content["failed"])
-    )
+    content = read(newest(folder, part))
+    same = (content.get("sources"), content.get("tiny")) == (digest(*SOURCES), tiny)
+    return same and not (content["left_out"] or content.get("under_way") or (part == "smoke" and content["failed"]))
 
 
 def run_all(options: argparse.Namespace) -> int:
     """All parts that are not whole yet, as far as the time reaches; the exit code."""
-    end, folder, codes = monotonic() + 60 * options.minutes, suite.output_of(options), {}
-    options.resume = True
-    parts = ("smoke", "check", *PARTS)
+    end, folder = monotonic() + 60 * options.minutes, suite.output_of(options)
+    resumed, tiny = bool(options.resume), options.tiny
+    parts, last, codes = ("smoke", "check", *PARTS), () if tiny else tune.PARTS, {}
     # Each part once, then what was left of them, so that one with many cases does not keep the others waiting.
-    turns = sorted(parts, key=lambda part: part != "smoke" and newest(folder, part) is not None)
-    for name in (*turns, *parts, *(() if options.tiny else tune.PARTS)):
+    turns = sorted(parts, key=lambda part: resumed and part != "smoke" and newest(folder, part) is not None)
+    for name in (*turns, *parts, *last):
         seconds = end - monotonic() - MARGIN
         if seconds < LEAST_SECONDS:
             break
-        if not is_whole(folder, name, options.tiny):
-            print(f"== {name}", flush=True)
-            codes[name] = step(name, options, seconds)
-            if name == "smoke" and codes[name]:
-                print("The smoke test found a wrong operation: nothing else is done", file=sys.stderr)
-                return 1
+        options.resume = resumed or name in codes
+        if options.resume and is_whole(folder, name, tiny):
+            continue
+        print(f"== {name}", flush=True)
+        codes[name] = step(name, options, seconds)
+        if name == "smoke" and codes[name]:
+            print("The smoke test did not pass: nothing else is done", file=sys.stderr)
+            return 1
     wrong = [name for name, code in codes.items() if code]
-    left = [
-        name for name in (*parts, *(() if options.tiny else tune.PARTS)) if not is_whole(folder, name, options.tiny)
-    ]
+    left = [name for name in (*parts, *last) if not is_whole(folder, name, tiny)]
     print(f"== wrong or cut off: {', '.join(wrong) or 'none'}; left: {', '.join(left) or 'nothing'}", flush=True)
     return int(bool(wrong))
 
@@ -107,12 +104,10 @@ def step(name: str, options: argparse.Namespace, seconds: float) -> int:
     """Go on with a part of `all` for so many seconds at most; the exit code."""
     if name in suite.SECONDS:
         return measure(name, options, min(seconds, suite.SECONDS[name]))
-    module, most = (
-        (["bench.gpu", name], check.SECONDS) if name == "check" else (["bench.tools.tune", name], tune.SECONDS)
-    )
-    given = min(seconds, most)
-    command = [sys.executable, "-m", *module, "--output", str(options.output), "--seconds", f"{given:.0f}", "--resume"]
-    code = run_for(command + ["--tiny"] * options.tiny, given + MARGIN)
+    given = min(seconds, check.SECONDS if name == "check" else tune.SECONDS)
+    command = [sys.executable, "-m", "bench.gpu" if name == "check" else "bench.tools.tune", name]
+    command += ["--output", str(options.output), "--seconds", f"{given:.0f}", "--resume", *["--tiny"] * options.tiny]
+    code = run_for(command, given + MARGIN)
     return 1 if code is None else code
 
 
@@ -133,14 +128,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.part == "check":
         folder, seconds = suite.output_of(options), check.SECONDS if options.seconds is None else options.seconds
         return check.main(folder, seconds, options.resume, options.tiny)
-    asked = [options.part] if options.part else list(PARTS)
-    found = [part for part in asked if suite.matching(part, options)]
+    parts = [options.part] if options.part else list(PARTS)
+    found = [part for part in parts if suite.matching(part, options)]
     if not found:
-        parser.error(suite.no_case(asked[0], options))
+        parser.error(suite.no_case(parts[0], options))
+    seconds = {part: suite.SECONDS[part] if options.seconds is None else options.seconds for part in found}
     suite.output_of(options)
-    return max(
-        measure(part, options, suite.SECONDS[part] if options.seconds is None else options.seconds) for part in found
-    )
+    return max(measure(part, options, seconds[part]) for part in found)
 
 
 if __name__ == "__main__":

@@ -11,17 +11,7 @@ from pathlib import Path
 def run_for(
     command: Sequence[str], seconds: float, folder: Path | None = None, variables: Mapping[str, str] | None = None
 ) -> int | None:
-    """Run a command in a session of its own.
-
-    Args:
-        command: program and arguments.
-        seconds: seconds after which the whole session is killed, whatever it waits for.
-        folder: where it runs.
-        variables: its environment.
-
-    Returns:
-        The exit code; None if it was killed.
-    """
+    """Exit code of a command in a session of its own; None if it had to be killed after so many seconds."""
     process = subprocess.Popen(command, cwd=folder, env=variables, start_new_session=True)
     try:
         return process.wait(max(seconds, 0.0))

@@ -87,10 +87,7 @@ def run_tests(timeout: float, before: dict[str, Any], tests: tuple[str, ...] = T
 def report(lines: list[dict[str, Any]], before: dict[str, Any], code: int | None) -> dict[str, Any]:
     """Numbers of tests that passed and were skipped, messages of those that failed, the slowest, and which are done.
 
-    Args:
-        lines: what `check_plugin` noted.
-        before: the report of the run before, which is added to.
-        code: pytest's exit code; None if it was killed.
+    `lines` are those of `check_plugin`, `before` the report that is added to, `code` pytest's; None if it was killed.
     """
     counted = {"passed": 0, "skipped": 0, "failed": {}, **before.get("tests", {})}
     begun: dict[str, float] = {}
@@ -170,20 +167,13 @@ def main(folder: Path = RESULTS, seconds: float = SECONDS, resume: bool = False,
         ahead.kill()
     about |= found | {"compute_sanitizer": sanitizer}
     write_whole(path, dump(about))
-    if tiny or sanitizer == "no errors":
-        about["left_out"].remove("compute-sanitizer")
-    else:
+    if not tiny and sanitizer != "no errors":
         about["compute_sanitizer"] = sanitizer = run_sanitizer(seconds - (monotonic() - begin))
-        about["left_out"] = [what for what in about["left_out"] if what != "compute-sanitizer" or is_late(sanitizer)]
+    if not sanitizer.startswith("not finished"):
+        about["left_out"].remove("compute-sanitizer")
     write_whole(path, dump(about))
     tests = about["tests"]
-    print(
-        f"{tests['passed']} passed, {tests['skipped']} skipped, {len(tests['failed'])} failed; sanitizer: {sanitizer}"
-    )
+    print(f"passed: {tests['passed']}, skipped: {tests['skipped']}, compute-sanitizer: {sanitizer}, failed:")
     print(*(f"{test}: {message}" for test, message in tests["failed"].items()), f"written to {path}", sep="\n")
     harmless = tiny or sanitizer in ("no errors", "not installed", "Device not supported")
     return int(bool(tests["failed"] or not tests["passed"] or not harmless or about["left_out"]))
-
-
-def is_late(verdict: str) -> bool:
-    return verdict.startswith("not finished")

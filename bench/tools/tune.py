@@ -110,43 +110,29 @@ def attention_changes(kernel: str, tile: int) -> list[dict[str, Any]]:
     return all_of(block_n=(16, 32, 64, 128), num_warps=(4, 8), num_stages=(1, 2, 3), max_registers=(0, 128))
 
 
-def row_changes(kernel: str, row: Any) -> list[dict[str, Any]]:
-    """Fields of a row kernel's row that are tried."""
+def row_changes(kernel: str) -> list[dict[str, Any]]:
+    """Fields of a row kernel's row that are tried: (block_m, num_warps) by the others."""
     rows = ((1, 1), (1, 2), (1, 4), (1, 8), (2, 2), (2, 4), (2, 8), (4, 2), (4, 4), (4, 8), (8, 4), (8, 8))
-    backward = kernel.endswith("bwd")
-    found = all_of(
-        rows=rows,
-        max_programs=(528, 1056) if backward else (row.max_programs,),
-        block_n=(256, 512, 1024, 2048) if kernel.startswith("activation") else (row.block_n,),
-        num_stages=(1, 3) if backward else (row.num_stages,),
-    )
-    return [
-        {"block_m": change["rows"][0], "num_warps": change["rows"][1], **change}
-        for change in found
-        if change["rows"][0] * (change["block_n"] or 1024) <= 8192
-    ]
+    blocks = {"block_n": (256, 512, 1024, 2048)} if kernel.startswith("activation") else {}
+    programs = {"max_programs": (528, 1056), "num_stages": (1, 3)} if kernel.endswith("bwd") else {}
+    return [{"block_m": m, "num_warps": warps} | more for m, warps in rows for more in all_of(**blocks, **programs)]
 
 
 def linear_changes() -> list[dict[str, Any]]:
-    """Fields of a linear row that are tried."""
+    """Fields of a linear row that are tried: (block_m, block_n) by the others."""
     tiles = ((64, 128), (128, 64), (128, 128), (128, 256), (256, 128))
-    found = all_of(
-        tiles=tiles, block_k=(32, 64), num_warps=(4, 8), num_stages=(3, 4, 5), flatten=(True, False),
-        max_registers=(0, 128),
-    )  # fmt: skip
-    return [
-        {"block_m": change["tiles"][0], "block_n": change["tiles"][1], **change}
-        for change in found
-        if not change["max_registers"] or (change["tiles"], change["block_k"]) == ((128, 128), 64)
-    ]
+    more = all_of(block_k=(32, 64), num_warps=(4, 8), num_stages=(3, 4, 5), flatten=(True, False))
+    more += all_of(block_k=(64,), num_warps=(8,), num_stages=(3, 4), flatten=(True, False), max_registers=(128,))
+    return [{"block_m": m, "block_n": n} | change for (m, n), change in product(tiles, more)]
 
 
 def candidates(entry: Entry, row: Any) -> list[Any]:
     """Rows that are tried in place of a row; the row itself is the first."""
-    if entry[0] == "attention":
-        changes = attention_changes(str(entry[1]), int(entry[3]))
-    else:
-        changes = row_changes(str(entry[1]), row) if entry[0] == "rows" else linear_changes()
+    changes = {
+        "attention": lambda: attention_changes(entry[1], entry[3]),
+        "rows": lambda: row_changes(entry[1]),
+        "linear": linear_changes,
+    }[entry[0]]()
     names = {field.name for field in fields(row)}
     tried = [replace(row, **{name: change[name] for name in change if name in names}) for change in changes]
     return list(dict.fromkeys([row, *tried]))

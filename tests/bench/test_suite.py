@@ -260,14 +260,8 @@ def test_a_smoke_test_is_one_case_of_every_operation_by_us_alone() -> None:
     assert {case.setting.dropout_p for case in found if case.benchmark is not LINEAR} == {DROPOUT_P}
 
 
-ABOUT = {
-    "date": "2030-01-02T03:04:05",
-    "commit": "c",
-    "dirty": False,
-    "sources": "s",
-    "device": "cpu",
-    "processor": "p",
-}
+ABOUT = {"date": "2030-01-02", "commit": "c", "dirty": False, "sources": "s", "device": "cpu", "processor": "p"}
+DIED = {"under_way": "a"}
 
 
 @pytest.fixture
@@ -427,8 +421,21 @@ def test_all_runs_every_part_once_and_then_what_is_left(workers: Workers, tmp_pa
     kernels = tmp_path / "two" / "gpu-kernels-cpu-2030-01-02.json"
     kernels.write_text(kernels.read_text("utf-8").replace('"left_out": []', '"left_out": ["a"]'), encoding="utf-8")
     (tmp_path / "two" / "gpu-models-cpu-2030-01-02.json").unlink()
-    assert gpu.main([*another[:3], str(tmp_path / "two"), *arguments[4:]]) == 0
+    assert gpu.main([*another[:-1], str(tmp_path / "two")]) == 0
     assert names(workers) == ["models", "kernels"], "what had no turn comes first"
+    workers.commands.clear()
+    assert gpu.main(another[:-2]) == 0
+    assert names(workers) == ["smoke", "check", "kernels", "models"], "without --resume all of it is done again"
+
+
+def test_a_part_that_cannot_begin_is_started_once(workers: Workers, tmp_path: Path) -> None:
+    workers.ends = [{"code": 1, "content": DIED}]
+    arguments = ["kernels", "--tiny", "--output", str(tmp_path), "--seconds"]
+    assert gpu.main([*arguments, "0"]) == 1
+    workers.ends, workers.commands = [{"code": None}, {"code": 1}], []
+    os.utime(tmp_path / "gpu-kernels-cpu-2030-01-02.json", (0, 0))
+    assert gpu.main([*arguments, "100", "--resume"]) == 1
+    assert len(workers.commands) == 1
 
 
 def test_all_keeps_within_its_minutes(workers: Workers, tmp_path: Path) -> None:
@@ -460,8 +467,9 @@ from bench import suite
 from bench.engine import loop
 
 def hang(name):
-    if name == "b":
-        ctypes.PyDLL(None).sleep(60)  # holds the interpreter: no signal, no other thread
+    if name == "b":  # waits for ever, and holds the interpreter: no signal is handled, no other thread runs
+        lock, mutex = ctypes.PyDLL(None).pthread_mutex_lock, ctypes.create_string_buffer(64)
+        lock(mutex), lock(mutex)
 
 with pytest.MonkeyPatch.context() as patch:
     chosen = benchmarks.some_cases(patch, "abc", hang)
