@@ -45,11 +45,20 @@ def context_is_lost(device: str) -> bool:
 
 
 @contextmanager
+def watchdog(seconds: float) -> Iterator[None]:
+    """End the process if the block takes longer, whatever it waits for: prints where, and has exit code 1."""
+    faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__ or 2)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+@contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
     """Raise OutOfTimeError in the block after so many seconds; end the process where that has no effect.
 
-    Python handles a signal between two of its own instructions, so not while it waits for the device. The end of the
-    process waits for nothing, prints where it hung, and has exit code 1.
+    Python handles a signal between two of its own instructions, so not while it waits for the device.
     """
 
     def stop(_: int, __: FrameType | None) -> None:
@@ -57,11 +66,10 @@ def time_limit(seconds: float) -> Iterator[None]:
 
     before, seconds = signal.signal(signal.SIGALRM, stop), max(seconds, 0.01)
     signal.setitimer(signal.ITIMER_REAL, seconds)
-    faulthandler.dump_traceback_later(seconds + HANG_SECONDS, exit=True, file=sys.__stderr__ or 2)
     try:
-        yield
+        with watchdog(seconds + HANG_SECONDS):
+            yield
     finally:
-        faulthandler.cancel_dump_traceback_later()
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 
@@ -82,7 +90,9 @@ def run(
         LostContextError: a case broke the CUDA context; its results are written.
     """
     device, begun, others = file.content["device"], clock(), others_seconds()
-    about: dict[str, Any] = {"date": now(), "clocks_before": nvidia_smi(*CLOCKS), "ceilings": ceilings(device, tiny)}
+    about: dict[str, Any] = {"date": now(), "clocks_before": nvidia_smi(*CLOCKS)}
+    with watchdog(6 * HANG_SECONDS):
+        about["ceilings"] = ceilings(device, tiny)
     file.begin(about)
     waiting = [case for case in cases if case.name not in file.content["done"]]
     looked = begun
@@ -123,7 +133,8 @@ def run(
             waiting.insert(0, case)
             write(None)
             raise
-        first, lost = False, context_is_lost(device)
+        with watchdog(HANG_SECONDS):
+            first, lost = False, context_is_lost(device)
         if lost:  # the first such error is the cause of all that follow
             places = [i for i, failure in enumerate(measured.failed) if CUDA_ERROR.search(failure["message"])]
             measured.failed = measured.failed[: places[0] + 1] if places else measured.failed

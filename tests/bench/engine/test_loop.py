@@ -152,6 +152,23 @@ def test_a_process_that_does_not_come_back_is_ended(monkeypatch: pytest.MonkeyPa
     assert told == [(1000 + loop.HANG_SECONDS, True), "cancelled"]
 
 
+def test_a_context_that_does_not_answer_ends_the_process_in_its_case(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A case is broken off while the device goes on with it: the next wait for the device has no end."""
+    told, file, under_way = [], new_file(tmp_path), []
+
+    def asked(device: str) -> bool:
+        under_way.append((content_of(file)["under_way"][0], told[-1]))
+        return False
+
+    monkeypatch.setattr(faulthandler, "dump_traceback_later", lambda seconds, **_: told.append(seconds))
+    monkeypatch.setattr(faulthandler, "cancel_dump_traceback_later", lambda: None)
+    monkeypatch.setattr(loop, "context_is_lost", asked)
+    run(file, some_cases(monkeypatch, "a", lambda name: signal.raise_signal(signal.SIGALRM)), 60.0, True)
+    assert under_way == [("a", loop.HANG_SECONDS)]
+
+
 def test_a_case_that_ended_the_process_has_failed_and_is_not_run_again(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
