@@ -51,7 +51,7 @@ def measure(part: str, options: argparse.Namespace, seconds: float) -> int:
 
 def worker(part: str, options: argparse.Namespace, seconds: float, resume: bool) -> list[str]:
     """Command that measures a part."""
-    command = [sys.executable, "-m", "bench.suite", part, "--seconds", f"{seconds:.0f}"]
+    command = [sys.executable, "-m", "bench.run", part, "--seconds", f"{seconds:.0f}"]
     command += ["--output", str(options.output), *(["--only", options.only] if options.only else [])]
     command += [word for module in options.provider for word in ("--provider", module)] + ["--tiny"] * options.tiny
     return command + ["--resume"] * resume
@@ -131,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parts = [options.part] if options.part else list(PARTS)
     found = [part for part in parts if suite.matching(part, options)]
     if not found:
-        parser.error(suite.no_case(parts[0], options))
+        parser.error(suite.NO_CASE)
     seconds = {part: suite.SECONDS[part] if options.seconds is None else options.seconds for part in found}
     suite.output_of(options)
     return max(measure(part, options, seconds[part]) for part in found)

@@ -1,4 +1,4 @@
-"""The suite: its cases in order of importance, and the process that measures a part of them.
+"""The suite: its cases in order of importance, and how a process measures a part of them.
 
 A part's results are written after every case. Cases that no longer fit into the time are listed as left out, and
 `--resume` goes on with them. A case that breaks the CUDA context, or hangs, is the last of its process; another one
@@ -10,7 +10,7 @@ import argparse
 import re
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,12 @@ from typing import Any
 import torch
 
 from . import models, ops
-from .engine.environment import RESULTS, describe
+from .engine.environment import RESULTS, describe, device_name
 from .engine.loop import LostContextError, run
 from .engine.registry import Benchmark, Case, is_module, load_providers
 from .engine.results import ResultFile, carry
 from .engine.shapes import BOTH, Setting
-from .ops.inputs import DROPOUT_P
+from .ops.inputs import DROPOUT_P, GPU_SHAPES
 from .report.goals import needed
 
 BENCHMARKS: dict[str, tuple[Benchmark, ...]] = {
@@ -39,7 +39,7 @@ OUR_PROVIDERS = ("erniem_fast", "padding-free", "all")
 """Begins of the names of providers whose failure is this project's."""
 LOST = 75
 """Exit code after a lost CUDA context."""
-SMOKE_SHAPE = "pairs-4k"
+NO_CASE = "--only matches the name of no case; one is attention/512-64k/2x768/bfloat16/forward/dropout 0"
 TINY_VARIANTS = 4
 
 
@@ -75,9 +75,8 @@ def _rank(case: Case, asked: list[dict[str, Any]]) -> int:
 def _smoke_cases(device: str, tiny: bool) -> Iterator[Case]:
     for benchmark in BENCHMARKS["smoke"]:
         passes, p = (BOTH, DROPOUT_P) if (BOTH, DROPOUT_P) in benchmark.variants else benchmark.variants[0]
-        shapes = benchmark.tiny[:1] if tiny else [one for one in benchmark.shapes if one.name == SMOKE_SHAPE]
-        for shape in shapes:
-            yield Case("smoke", benchmark, shape, Setting(device, _dtype(device), passes, p, tiny))
+        shape = benchmark.tiny[0] if tiny else GPU_SHAPES[1]
+        yield Case("smoke", benchmark, shape, Setting(device, _dtype(device), passes, p, tiny))
 
 
 def _tiny_cases(part: str, device: str) -> Iterator[Case]:
@@ -103,17 +102,12 @@ def matching(part: str, options: argparse.Namespace) -> list[Case]:
     return [case for case in cases(part, device, options.tiny) if re.search(options.only, case.name)]
 
 
-def no_case(part: str, options: argparse.Namespace) -> str:
-    example = cases(part, "cpu", options.tiny)[0].name
-    return f"--only {options.only!r} matches the name of no case, such as {example}"
-
-
 def measure(part: str, options: argparse.Namespace) -> int:
     """Measure a part in this process; the exit code."""
     load_providers(options.provider)
     chosen = matching(part, options)
     if not chosen:
-        print(no_case(part, options), file=sys.stderr)
+        print(NO_CASE, file=sys.stderr)
         return 2
     about = {"suite": part, "tiny": options.tiny, "providers": options.provider, "only": options.only}
     about |= describe(chosen[0].setting.device)
@@ -135,18 +129,15 @@ def measure(part: str, options: argparse.Namespace) -> int:
     return int(any(failure["provider"].startswith(OUR_PROVIDERS) for failure in failed))
 
 
-def _file(part: str, options: argparse.Namespace, about: dict[str, object]) -> ResultFile | None:
+def _file(part: str, options: argparse.Namespace, about: dict[str, Any]) -> ResultFile | None:
     """The file that the results go to, or None where that of `--resume` cannot be gone on with."""
-    folder, device = output_of(options), str(about["processor"]) if about["device"] == "cuda" else "cpu"
-    prefix = "cpu" if part == "cpu" else f"gpu-{part}-{device.lower().replace('nvidia ', '').replace(' ', '-')}"
-    paths = sorted(folder.glob(f"{prefix}-????-??-??.json"))
-    if not options.resume or not paths:
-        return ResultFile.new(folder / f"{prefix}-{str(about['date'])[:10]}.json", about)
-    before = ResultFile.read(paths[-1])
-    differences = before.differences(about)
-    if differences:
-        print(f"{paths[-1]} cannot be gone on with: {', '.join(differences)} differ", file=sys.stderr)
-    return None if differences else before
+    folder, prefix = output_of(options), "cpu" if part == "cpu" else f"gpu-{part}-{device_name(about)}"
+    before = ResultFile.newest(folder, prefix) if options.resume else None
+    differences = [] if before is None else before.differences(about)
+    if before is not None and differences:
+        print(f"{before.path} cannot be gone on with: {', '.join(differences)} differ", file=sys.stderr)
+        return None
+    return before or ResultFile.new(folder / f"{prefix}-{about['date'][:10]}.json", about)
 
 
 def output_of(options: argparse.Namespace) -> Path:
@@ -192,16 +183,3 @@ def _module(name: str) -> str:
             f"there is no module {name!r}; expected a name to import, such as mine for mine.py in this folder"
         )
     return name
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line of a process that `bench.gpu` starts."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", choices=tuple(BENCHMARKS))
-    add_options(parser)
-    options = parser.parse_args(argv)
-    return measure(options.part, options)
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

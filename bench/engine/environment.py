@@ -82,6 +82,11 @@ def processor(device: str) -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+def device_name(about: dict[str, Any]) -> str:
+    """Name of the device in a file's name."""
+    return "cpu" if about["device"] == "cpu" else about["processor"].lower().replace("nvidia ", "").replace(" ", "-")
+
+
 def versions() -> dict[str, str | None]:
     """Versions of Python and the packages; None: not installed."""
     cudnn = torch.backends.cudnn.version() if torch.cuda.is_available() else None

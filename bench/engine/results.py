@@ -36,8 +36,10 @@ class ResultFile:
         return cls(path, about | {"under_way": None} | lists)
 
     @classmethod
-    def read(cls, path: Path) -> "ResultFile":
-        return cls(path, json.loads(path.read_text(encoding="utf-8")))
+    def newest(cls, folder: Path, prefix: str) -> "ResultFile | None":
+        """The file of the latest date whose name begins so, or None."""
+        paths = sorted(folder.glob(f"{prefix}-????-??-??.json"))
+        return cls(paths[-1], json.loads(paths[-1].read_text(encoding="utf-8"))) if paths else None
 
     def differences(self, about: dict[str, Any]) -> list[str]:
         """Fields in which a run of `about` differs: none, if it can go on with this file."""

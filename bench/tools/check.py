@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 
-from bench.engine.environment import RESULTS, ROOT, SOURCES, describe, digest
+from bench.engine.environment import RESULTS, ROOT, SOURCES, describe, device_name, digest
 from bench.engine.processes import run_for
-from bench.engine.results import MAY_DIFFER, dump, write_whole
+from bench.engine.results import ResultFile, dump, write_whole
 
 from . import check_plugin, pool
 
@@ -90,21 +90,16 @@ def report(lines: list[dict[str, Any]], before: dict[str, Any], code: int | None
     `lines` are those of `check_plugin`, `before` the report that is added to, `code` pytest's; None if it was killed.
     """
     counted = {"passed": 0, "skipped": 0, "failed": {}, **before.get("tests", {})}
-    begun: dict[str, float] = {}
+    begun = {line["test"]: line["begun"] for line in lines if "begun" in line}
     ended: dict[str, dict[str, Any]] = {}
-    failed = dict(counted["failed"])
-    for line in lines:
-        if "begun" in line:
-            begun[line["test"]] = line["begun"]
-        elif ended.get(line["test"], {}).get("outcome") != "failed":  # a teardown may fail after the test has passed
+    for line in lines:  # a teardown may fail after the test has passed
+        if "outcome" in line and ended.get(line["test"], {}).get("outcome") != "failed":
             ended[line["test"]] = line
-    failed.pop("all", None)
-    for test, line in ended.items():
-        if line["outcome"] == "failed":
-            failed[test] = line["message"]
-        else:
-            counted[line["outcome"]] += 1
+    for outcome in ("passed", "skipped"):
+        counted[outcome] += sum(line["outcome"] == outcome for line in ended.values())
     hung = {test for test, moment in begun.items() if test not in ended and time() - moment > HUNG_SECONDS}
+    failed = {test: text for test, text in counted["failed"].items() if test != "all"}
+    failed |= {test: line["message"] for test, line in ended.items() if line["outcome"] == "failed"}
     failed |= dict.fromkeys(hung, f"did not end within {HUNG_SECONDS:.0f} s")
     if code not in (None, 0, 1, 5):  # 5: no test was left
         failed["all"] = f"pytest ended with {code}"
@@ -146,13 +141,13 @@ def main(folder: Path = RESULTS, seconds: float = SECONDS, resume: bool = False,
         return 0
     begin, device = monotonic(), "cuda" if torch.cuda.is_available() else "cpu"
     about = describe(device) | {"tests_sources": digest(*SOURCES, "tests"), "tiny": tiny}
-    name = about["processor"].lower().replace("nvidia ", "").replace(" ", "-") if device == "cuda" else "cpu"
-    path, before = folder / f"gpu-check-{name}-{about['date'][:10]}.json", {}
-    earlier = sorted(folder.glob(f"gpu-check-{name}-????-??-??.json")) if resume else []
-    if earlier:
-        content = json.loads(earlier[-1].read_text(encoding="utf-8"))
-        if all(content.get(key) == value for key, value in about.items() if key not in MAY_DIFFER):
-            path, before = earlier[-1], content
+    prefix, before = f"gpu-check-{device_name(about)}", {}
+    path, earlier = (
+        folder / f"{prefix}-{about['date'][:10]}.json",
+        ResultFile.newest(folder, prefix) if resume else None,
+    )
+    if earlier is not None and not earlier.differences(about):
+        path, before = earlier.path, earlier.content
     sanitizer, ahead = before.get("compute_sanitizer", "not begun"), None
     if not tiny:
         major, minor = torch.cuda.get_device_capability()
@@ -162,10 +157,10 @@ def main(folder: Path = RESULTS, seconds: float = SECONDS, resume: bool = False,
         ahead = subprocess.Popen(
             [sys.executable, "-c", SANITIZED], cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL
         )
-    found = run_tests(seconds - SANITIZER_SECONDS - (monotonic() - begin), before, TINY_TESTS if tiny else TESTS)
+    about |= run_tests(seconds - SANITIZER_SECONDS - (monotonic() - begin), before, TINY_TESTS if tiny else TESTS)
+    about["compute_sanitizer"] = sanitizer
     if ahead is not None:
         ahead.kill()
-    about |= found | {"compute_sanitizer": sanitizer}
     write_whole(path, dump(about))
     if not tiny and sanitizer != "no errors":
         about["compute_sanitizer"] = sanitizer = run_sanitizer(seconds - (monotonic() - begin))

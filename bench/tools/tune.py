@@ -37,10 +37,8 @@ from . import compile_kernels, pool
 from .workloads import fused_gelu_times, linears, run_all, workload
 
 PARTS = ("attention", "rows", "linear")
-"""Each fits into SECONDS on 16 cores, by the costs below."""
+"""Each fits into SECONDS on 16 cores, by what one core takes to compile (tests/bench/tools/test_tune.py)."""
 SECONDS = 400.0
-COMPILE_COSTS = {"attention": 3.5, "rows": 1.5, "linear": 6.0}
-"""Seconds of a core to compile one candidate's launch and to read its code, assumed from those of one core of 2021."""
 FILE = "tuned.json"
 FUSED = "fused gelu"
 """Name of the last step of "linear": from how many rows on GELU goes into the epilogue."""

@@ -135,7 +135,7 @@ def test_a_cpu_trains_in_float32_without_the_word_table(dry_runs: dict[str, dict
     ],
 )
 def test_a_dry_run_checks_times_and_writes(part: str, only: str, tmp_path: Path) -> None:
-    door = (run.main, ["--threads", "1"]) if part == "cpu" else (suite.main, [part])
+    door = (run.main, ["--threads", "1"]) if part == "cpu" else (run.main, [part])
     main, arguments = door
     assert main([*arguments, "--tiny", "--only", only, "--output", str(tmp_path)]) == 0
     content = written(tmp_path)
@@ -167,7 +167,7 @@ def test_providers_from_outside_are_checked_before_they_are_timed(
     output = tmp_path / "results"
     try:
         arguments = ["kernels", "--tiny", "--only", "^linear/", "--provider", "my_linear_layers"]
-        assert suite.main([*arguments, "--output", str(output)]) == 0
+        assert run.main([*arguments, "--output", str(output)]) == 0
     finally:
         for name in ("right one of mine", "wrong one of mine"):
             LINEAR.providers.pop(name, None)
@@ -278,7 +278,7 @@ def test_a_part_resumes_the_newest_file_of_the_same_code(
     some: list[Case], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     arguments = ["kernels", "--tiny", "--output", str(tmp_path / "one")]
-    assert suite.main([*arguments, "--seconds", "-1"]) == 0
+    assert run.main([*arguments, "--seconds", "-1"]) == 0
     assert [path.name for path in (tmp_path / "one").iterdir()] == ["gpu-kernels-cpu-2030-01-02.json"]
     assert written(tmp_path / "one")["left_out"] == [case.name for case in some]
     later = ABOUT | {"date": "2030-01-03", "commit": None, "dirty": True}
@@ -286,12 +286,12 @@ def test_a_part_resumes_the_newest_file_of_the_same_code(
     (tmp_path / "one").chmod(0o555)  # as it comes back from another machine
     another = ["kernels", "--tiny", "--output", str(tmp_path / "two"), "--resume", str(tmp_path / "one")]
     for _ in range(2):  # the second time nothing is left
-        assert suite.main(another) == 0
+        assert run.main(another) == 0
         content = written(tmp_path / "two")
         assert content["done"] == [case.name for case in some]
         assert [row["run"] for row in content["rows"]] == [1, 1, 1]
     monkeypatch.setattr(suite, "describe", lambda device: later | {"sources": "other"})
-    assert suite.main(another) == 1
+    assert run.main(another) == 1
     assert "cannot be gone on with: sources differ" in capsys.readouterr().err
 
 
@@ -300,10 +300,10 @@ def test_a_lost_context_is_an_exit_code(some: list[Case], monkeypatch: pytest.Mo
     lost = iter([False, True, True])
     monkeypatch.setattr(loop, "context_is_lost", lambda device: next(lost))
     arguments = ["kernels", "--tiny", "--output", str(tmp_path)]
-    assert suite.main(arguments) == suite.LOST
+    assert run.main(arguments) == suite.LOST
     content = written(tmp_path)
     assert (content["done"], content["left_out"]) == ([some[0].name, some[1].name], [some[2].name])
-    assert suite.main([*arguments, "--resume"]) == 0, "nothing is left to go on with"
+    assert run.main([*arguments, "--resume"]) == 0, "nothing is left to go on with"
 
 
 @pytest.mark.parametrize("provider", ["erniem_fast", "padding-free, packed input", "all", "torch"])
@@ -349,11 +349,11 @@ def test_without_a_part_those_with_matching_cases_are_measured(
     assert gpu.main([*arguments, ""]) == 1
     assert gpu.main([*arguments, "^latency"]) == 2
     assert started == ["kernels", "models", "models"]
-    for main in (gpu.main, suite.main):
+    for main in (gpu.main, run.main):
         given = arguments if main is gpu.main else ["kernels", *arguments]
         with pytest.raises(SystemExit) if main is gpu.main else nullcontext():
             assert main([*given, "no such case"]) == 2
-        assert "--only 'no such case' matches the name of no case, such as attention/" in capsys.readouterr().err
+        assert "--only matches the name of no case; one is attention/" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
@@ -397,7 +397,7 @@ def test_another_process_goes_on_after_a_hang_or_a_lost_context(
     first, second = workers.commands
     assert second == [*first[:5], second[5], *first[6:], "--resume"]
     assert float(second[5]) <= float(first[5]) == 100
-    assert first[1:4] == ["-m", "bench.suite", "kernels"]
+    assert first[1:4] == ["-m", "bench.run", "kernels"]
     assert first[6:] == ["--output", str(tmp_path), "--only", "x|/", "--provider", "json", "--tiny"]
     workers.ends, workers.commands = [end], []
     assert gpu.main([*arguments, "--seconds", "0"]) == 1
@@ -463,7 +463,7 @@ HANG = """
 import ctypes, sys
 from helpers import benchmarks
 import pytest
-from bench import suite
+from bench import run, suite
 from bench.engine import loop
 
 def hang(name):
@@ -475,7 +475,7 @@ with pytest.MonkeyPatch.context() as patch:
     chosen = benchmarks.some_cases(patch, "abc", hang)
     suite.cases = lambda part, device, tiny: chosen
     loop.CASE_SECONDS, loop.HANG_SECONDS = {"kernels": 0.5}, 0.5
-    sys.exit(suite.main())
+    sys.exit(run.main())
 """
 
 

@@ -43,7 +43,7 @@ def test_what_does_not_fit_is_listed_and_a_later_run_goes_on_with_it(
     assert content["done"] == [case.name for case in chosen[:2]]
     assert content["left_out"] == [case.name for case in chosen[2:]]
     assert content["runs"][0]["seconds"] == 12
-    again = ResultFile.read(file.path)
+    again = ResultFile(file.path, content)
     about = ABOUT | {"date": "later", "commit": "another", "dirty": True}
     assert not again.differences(about)
     assert again.differences(about | {"sources": "other"}) == ["sources"]

@@ -119,7 +119,7 @@ class Ahead:
 def test_a_report_is_written_before_the_sanitizer_and_after_it(
     failed: dict[str, str], sanitizer: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    about = {"date": "2030-01-02T03:04:05", "processor": "NVIDIA Abacus", "sources": "s"}
+    about = {"date": "2030-01-02T03:04:05", "processor": "NVIDIA Abacus", "device": "cuda", "sources": "s"}
     told: list[Any] = []
 
     def run_tests(timeout: float, before: dict[str, Any], tests: Any) -> dict[str, Any]:

@@ -40,6 +40,13 @@ def test_every_row_is_compiled_and_has_candidates() -> None:
         assert entry[0] == "linear" or any(tune.is_of(entry, case) for case in listed), entry
 
 
+COMPILE_COSTS = {"attention": 3.5, "rows": 1.5, "linear": 6.0}
+"""Seconds of a core to compile a candidate's launch and to read its code.
+
+Assumed: two busy cores that several programs shared took up to 5, 2 and 7 (Triton 3.7.1, sm_90).
+"""
+
+
 def test_each_part_fits_into_its_time() -> None:
     """By the assumed costs of a compilation, on 16 cores."""
     listed = list(compile_kernels.cases(["sm_90"], [tune.DTYPE]))
@@ -50,7 +57,7 @@ def test_each_part_fits_into_its_time() -> None:
         for entry in of_part:
             times = 1 if part == "linear" else sum(tune.is_of(entry, case) for case in listed)
             launches += times * len(tune.candidates(entry, tune.present(entry, CPU)))
-        compiling = launches * tune.COMPILE_COSTS[part] / 16
+        compiling = launches * COMPILE_COSTS[part] / 16
         assert compiling < tune.COMPILING * tune.SECONDS
         assert compiling + 3 * tune.SECONDS_A_ROW * len(of_part) < tune.SECONDS
     assert tune.SECONDS < 430
