@@ -24,7 +24,8 @@ from . import suite
 from .engine.environment import SOURCES, digest
 from .engine.loop import GRACE_SECONDS, HANG_SECONDS
 from .engine.processes import run_for
-from .tools import check, tune
+from .tools import check
+from .tools.workloads import TUNED
 
 PARTS = ("kernels", "models")
 START_SECONDS = 30.0
@@ -45,7 +46,7 @@ def measure(part: str, options: argparse.Namespace, seconds: float) -> int:
         written = path is not None and path.stat().st_mtime >= begun
         died = code == suite.LOST or (written and read(path)["under_way"])
         if not died or monotonic() >= end:
-            return 1 if code is None or died else code
+            return 1 if code is None or code < 0 or died else code
         resume = True
 
 
@@ -68,7 +69,9 @@ def read(path: Path | None) -> dict[str, Any]:
 
 def is_whole(folder: Path, part: str, tiny: bool) -> bool:
     """True if nothing is left of a part, done with these sources."""
-    if part in tune.PARTS:
+    if part in TUNED:
+        from .tools import tune  # needs Triton
+
         return tune.names_of(part) <= tune.tried_in(folder / tune.FILE)
     content = read(newest(folder, part))
     same = (content.get("sources"), content.get("tiny")) == (digest(*SOURCES), tiny)
@@ -79,7 +82,7 @@ def run_all(options: argparse.Namespace) -> int:
     """All parts that are not whole yet, as far as the time reaches; the exit code."""
     end, folder = monotonic() + 60 * options.minutes, suite.output_of(options)
     resumed, tiny = bool(options.resume), options.tiny
-    parts, last, codes = ("smoke", "check", *PARTS), () if tiny else tune.PARTS, {}
+    parts, last, codes = ("smoke", "check", *PARTS), () if tiny else tuple(TUNED), {}
     # Each part once, then what was left of them, so that one with many cases does not keep the others waiting.
     turns = sorted(parts, key=lambda part: resumed and part != "smoke" and newest(folder, part) is not None)
     for name in (*turns, *parts, *last):
@@ -104,7 +107,7 @@ def step(name: str, options: argparse.Namespace, seconds: float) -> int:
     """Go on with a part of `all` for so many seconds at most; the exit code."""
     if name in suite.SECONDS:
         return measure(name, options, min(seconds, suite.SECONDS[name]))
-    given = min(seconds, check.SECONDS if name == "check" else tune.SECONDS)
+    given = min(seconds, TUNED.get(name, check.SECONDS))
     command = [sys.executable, "-m", "bench.gpu" if name == "check" else "bench.tools.tune", name]
     command += ["--output", str(options.output), "--seconds", f"{given:.0f}", "--resume", *["--tiny"] * options.tiny]
     code = run_for(command, given + MARGIN)

@@ -34,11 +34,8 @@ from erniem_fast.kernels import configs
 from erniem_fast.kernels.linear import launch_linear
 
 from . import compile_kernels, pool
-from .workloads import fused_gelu_times, linears, run_all, workload
+from .workloads import TUNED, fused_gelu_times, linears, run_all, workload
 
-PARTS = ("attention", "rows", "linear")
-"""Each fits into SECONDS on 16 cores, by what one core takes to compile (tests/bench/tools/test_tune.py)."""
-SECONDS = 400.0
 FILE = "tuned.json"
 FUSED = "fused gelu"
 """Name of the last step of "linear": from how many rows on GELU goes into the epilogue."""
@@ -300,9 +297,9 @@ def rows_from_which(pairs: list[tuple[int, float, float]]) -> int | None:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("part", choices=tuple(TUNED))
     parser.add_argument("--only", default="", help="begin of the rows' names; all")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="seconds that it may take")
+    parser.add_argument("--seconds", type=float, help="seconds that it may take")
     parser.add_argument("--output", type=Path, default=RESULTS, help=f"folder of {FILE}")
     parser.add_argument("--resume", action="store_true", help=f"go on with the output's {FILE}")
     options = parser.parse_args(argv)
@@ -313,7 +310,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not torch.cuda.is_available():
         print("SKIPPED: no CUDA device, nothing was tuned")
         return 0
-    end, device, path = monotonic() + options.seconds, torch.device("cuda"), options.output / FILE
+    seconds = options.seconds or TUNED[options.part]
+    end, device, path = monotonic() + seconds, torch.device("cuda"), options.output / FILE
     architecture, about = configs.architecture(device), describe("cuda")
     tried = tried_in(path)
     if tried:
@@ -323,7 +321,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     write = partial(write_tuned, path, architecture, about)
     trials = {entry: candidates(entry, present(entry, device)) for entry in chosen}
     jobs = [Trial(entry, row) for entry, rows in trials.items() for row in rows]
-    sound = compile_trials(jobs, architecture, COMPILING * options.seconds)
+    sound = compile_trials(jobs, architecture, COMPILING * seconds)
     print(f"{len(sound)} of {len(jobs)} candidates compile without fault, or in time")
     times_of = partial(time_candidates, architecture=architecture)
     left_out = tune(architecture, chosen, sound, trials, times_of, write, lambda: monotonic() > end)
