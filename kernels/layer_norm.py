@@ -11,6 +11,9 @@ the wider of their two dtypes; mean, rstd: (total_tokens,) float32, of z as it i
 
 The three sums over rows are made in two steps of fixed order: each program adds up its rows, then torch adds up the
 programs' sums. Layer-norm: Ba et al., arXiv 1607.06450.
+
+Blocks have three dimensions, (CHUNKS, BLOCK_M, BLOCK_N): a chunk is as wide as one load of a row's threads, so that a
+warp holds whole rows and adds them up without a barrier. Chunks wholly past the last column cost nothing.
 """
 
 from typing import Any
@@ -120,7 +123,8 @@ def _layer_norm_fwd_kernel(
     mask_m, mask_n = start_m + offs_m < M, offs_n < N
     mask = mask_m & mask_n
     rows = tl.minimum(start_m + offs_m, M - 1)  # past the last row that one again: loads need no mask of rows
-    offsets, columns = rows.to(tl.int64) * N + offs_n, offs_m * 0 + offs_n
+    offsets = rows.to(tl.int64) * N + offs_n
+    columns = offs_m * 0 + offs_n  # of the shape of a block, or its layout would be another
 
     z = widen(tl.load(x_ptr + offsets, mask=mask_n, other=0.0), USE_PTX)
     if HAS_LINEAR_BIAS:
@@ -174,7 +178,7 @@ def _layer_norm_bwd_kernel(
     end_m = tl.minimum(begin_m + rows_per_program, M)
     offs_m, offs_n = row_block(CHUNKS, BLOCK_M, BLOCK_N)
     mask_n = offs_n < N
-    offsets, columns = offs_m * N + offs_n, offs_m * 0 + offs_n
+    offsets, columns = offs_m * N + offs_n, offs_m * 0 + offs_n  # as in forward
     seed = begin_m.to(tl.int64)
     if APPLY_DROPOUT:
         seed = tl.load(seed_ptr)

@@ -74,10 +74,10 @@ class LinearConfig:
 
 
 ROWS: dict[str, tuple[RowConfig, RowConfig]] = {
-    # on every architecture; rows of up to 1024 columns, a warp each, and wider ones, a program each
-    "layer_norm_fwd": (RowConfig(4, 4), RowConfig(1, 8)),
+    # on every architecture; rows of up to 1024 columns, each within a warp, and wider ones, each a program
+    "layer_norm_fwd": (RowConfig(2, 1), RowConfig(1, 8)),
     "layer_norm_bwd": (RowConfig(1, 1, 1056, 16, num_stages=2), RowConfig(1, 8, num_stages=3)),
-    "embedding_fwd": (RowConfig(4, 4), RowConfig(1, 8)),
+    "embedding_fwd": (RowConfig(2, 1), RowConfig(1, 8)),
     "embedding_bwd": (RowConfig(1, 1, 1056, 16, num_stages=2), RowConfig(1, 8, num_stages=2)),
     "activation_fwd": (RowConfig(2, 4, block_n=1024), RowConfig(2, 4, block_n=1024)),
     "activation_bwd": (RowConfig(2, 4, block_n=1024, num_stages=3), RowConfig(2, 4, block_n=1024, num_stages=3)),
