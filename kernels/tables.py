@@ -59,6 +59,7 @@ class LinearConfig:
         num_stages: stages of the software pipeline.
         flatten: True if the pipeline runs on from one tile into the next.
         max_registers: most registers a thread; 0: no cap.
+        programs: programs a multiprocessor, so that one's epilogue hides behind another's products.
     """
 
     block_m: int
@@ -68,6 +69,7 @@ class LinearConfig:
     num_stages: int
     flatten: bool = True
     max_registers: int = 0
+    programs: int = 1
 
 
 ROWS: dict[str, tuple[RowConfig, RowConfig]] = {
@@ -83,7 +85,7 @@ ROWS: dict[str, tuple[RowConfig, RowConfig]] = {
 LINEAR: dict[str, tuple[LinearConfig, LinearConfig]] = {
     # 16 bits, and float32; one row whatever the sizes: results must not depend on the number of rows
     "sm_80": (LinearConfig(128, 128, 32, 8, 3), LinearConfig(64, 64, 32, 8, 2)),
-    "sm_90": (LinearConfig(128, 128, 64, 8, 4), LinearConfig(64, 64, 32, 8, 2)),
+    "sm_90": (LinearConfig(128, 128, 64, 8, 3, False, programs=2), LinearConfig(64, 64, 32, 8, 2)),
     "sm_100": (LinearConfig(128, 128, 64, 8, 4), LinearConfig(64, 64, 32, 8, 2)),
     "sm_120": (LinearConfig(128, 128, 64, 8, 3), LinearConfig(64, 64, 16, 8, 2)),
     "gfx942": (LinearConfig(128, 64, 32, 8, 2, False), LinearConfig(64, 64, 16, 8, 2, False)),

@@ -195,13 +195,13 @@ def launch_embedding(case: CompileCase, dtype: torch.dtype, dropout: Dropout | N
 
 def launch_activation(case: CompileCase, dtype: torch.dtype, dropout: Dropout | None) -> None:
     x, bias = empty(TOKENS, case.size, dtype=dtype), empty(case.size, dtype=dtype)
-    activation.bias_gelu_dropout.forward(x, bias, dropout)
-    activation.bias_gelu_dropout_backward.forward(x, x, bias, dropout, True)
+    activation.bias_activation_dropout.forward(x, bias, "gelu", dropout)
+    activation.bias_activation_dropout_backward.forward(x, x, bias, "gelu", dropout, True)
 
 
-def launch_linear(case: CompileCase, dtype: torch.dtype, dropout: Dropout | None, gelu: bool = False) -> None:
+def launch_linear(case: CompileCase, dtype: torch.dtype, dropout: Dropout | None, act: str | None = None) -> None:
     x, weight = empty(TOKENS, HIDDEN, dtype=dtype), empty(case.size, HIDDEN, dtype=dtype)
-    linear.launch_linear(x, weight, empty(case.size, dtype=dtype), gelu, dropout, save=dropout is not None)
+    linear.launch_linear(x, weight, empty(case.size, dtype=dtype), act, dropout, save=dropout is not None)
 
 
 def launch_segment_sum(case: CompileCase, dtype: torch.dtype, dropout: Dropout | None) -> None:
@@ -218,7 +218,7 @@ LAUNCHES: dict[str, Callable[[CompileCase, torch.dtype, Dropout | None], None]] 
     "embedding, unsaved": functools.partial(launch_embedding, save=False),
     "activation": launch_activation,
     "linear": launch_linear,
-    "linear, gelu": functools.partial(launch_linear, gelu=True),
+    "linear, gelu": functools.partial(launch_linear, act="gelu"),
     "segment_sum": launch_segment_sum,
 }
 

@@ -105,14 +105,14 @@ def check_rows() -> None:
     )[1]
     same(2 * found[-last:], torch.autograd.grad(expected, leaf, grad[-last:])[0])
 
-    y = activation.bias_gelu_dropout.forward(x, bias, None)
-    expected = activation.bias_gelu_dropout_oracle(leaf, bias)
+    y = activation.bias_activation_dropout.forward(x, bias, "gelu", None)
+    expected = activation.bias_activation_dropout_oracle(leaf, bias)
     same(y[-last:, -1024:], expected[:, -1024:])
-    found, _, again = activation.bias_gelu_dropout_backward.forward(grad, x, bias, None, True)
+    found, _, again = activation.bias_activation_dropout_backward.forward(grad, x, bias, "gelu", None, True)
     same(again[-last:, -1024:], expected[:, -1024:])
     same(found[-last:, -1024:], torch.autograd.grad(expected, leaf, grad[-last:])[0][:, -1024:])
 
-    linear._num_programs = lambda _: rows  # one a tile
+    linear._multiprocessors = lambda _: rows  # one a tile
     linear._linear_fwd_kernel = Only(linear._linear_fwd_kernel, [-1])
     square = torch.randn(size, size) / size**0.5
     y, product = linear.launch_linear(x, square, bias, save=True)

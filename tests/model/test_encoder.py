@@ -53,7 +53,7 @@ def run_alone(model: Any, batch: PackedBatch) -> Tensor:
     return torch.cat([model(ids[None]).last_hidden_state[0] for ids in rows])
 
 
-@pytest.mark.parametrize("act", ["gelu", "relu"])
+@pytest.mark.parametrize("act", ["gelu", "relu", "silu"])
 @pytest.mark.parametrize("dense", [False, True])
 def test_bert_s_layers_on_packed_rows(act: str, dense: bool) -> None:
     model, batch = bert(hidden_act=act), packed()
