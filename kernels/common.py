@@ -67,7 +67,7 @@ def widen(x, USE_PTX: tl.constexpr = False):
     """float32 of a narrower dtype; with USE_PTX an instruction for each bfloat16, where the compiler takes two."""
     if USE_PTX and x.dtype == tl.bfloat16:
         pair: tl.constexpr = "shl.b32 $0, $2, 16; and.b32 $1, $2, 0xffff0000;"
-        return tl.inline_asm_elementwise(pair, "=r,=r,r", [x], tl.float32, True, 2)
+        return tl.inline_asm_elementwise(pair, "=&r,=r,r", [x], tl.float32, True, 2)
     return x.to(tl.float32)
 
 
