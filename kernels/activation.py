@@ -84,7 +84,7 @@ def _activate_and_differentiate(x, dy, ACTIVATION: tl.constexpr):
         tail = _normal_tail(t)
         y = tl.fma(t * _MINUS, tail, y)
         phi = tl.exp2(tl.fma(t * t, _PHI_EXPONENT, _LOG2_PHI_0))
-        slope = tl.fma(t * _MINUS, phi, tail)  # gelu'(-t), and 1 - gelu'(t)
+        slope = tl.fma(t * _MINUS, phi, tail)  # gelu'(-t), which is 1 - gelu'(t)
         return y, dy * tl.where(x < 0, slope, 1 - slope)
     return y, tl.where(x <= 0, 0.0, dy)
 
@@ -175,7 +175,6 @@ def _activation_bwd_kernel(
         x = widen(tl.load(x_ptr + base + offsets, mask=mask, other=0.0), USE_PTX) + bias[None, :]
         dy = widen(tl.load(dy_ptr + base + offsets, mask=mask, other=0.0), USE_PTX)
 
-        keep = mask
         if APPLY_DROPOUT:
             keep = keep_rows(seed, site, start_m + offs_m[:, None], offs_n[None, :], threshold, USE_PTX)
             dy = tl.where(keep, dy * keep_scale, 0.0)

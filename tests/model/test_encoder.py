@@ -66,6 +66,15 @@ def test_bert_s_layers_on_packed_rows(act: str, dense: bool) -> None:
         torch.testing.assert_close(one, two, rtol=0, atol=1e-11)
 
 
+@pytest.mark.parametrize(("act", "fused"), [("gelu", True), ("relu", True), ("gelu_new", False), ("silu", False)])
+def test_other_activations_are_called_and_said_so(act: str, fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("erniem_fast.fusion.warn_once", said.append)
+    model, batch = bert(hidden_act=act), packed()
+    run_packed(model, batch, context_of(batch))
+    assert bool(said) != fused
+
+
 @pytest.mark.parametrize(
     "path", ["attention.output", "intermediate", "output", "intermediate.dense", "output.LayerNorm"]
 )
