@@ -47,6 +47,15 @@ def next_power_of_2(n: int) -> int:
 
 
 @triton.jit
+def widen(x, USE_PTX: tl.constexpr = False):
+    """float32 of a narrower dtype; with USE_PTX an instruction for each bfloat16, where the compiler takes two."""
+    if USE_PTX and x.dtype == tl.bfloat16:
+        pair: tl.constexpr = "shl.b32 $0, $2, 16; and.b32 $1, $2, 0xffff0000;"
+        return tl.inline_asm_elementwise(pair, "=&r,=r,r", [x], tl.float32, True, 2)
+    return x.to(tl.float32)
+
+
+@triton.jit
 def narrow(x, dtype: tl.constexpr, USE_PTX: tl.constexpr = False):
     """float32 rounded to a narrower dtype, to nearest even; with USE_PTX two elements an instruction.
 
@@ -60,15 +69,6 @@ def narrow(x, dtype: tl.constexpr, USE_PTX: tl.constexpr = False):
         bits = x.to(tl.uint32, bitcast=True)
         x = ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).to(tl.float32, bitcast=True)
     return x.to(dtype)
-
-
-@triton.jit
-def widen(x, USE_PTX: tl.constexpr = False):
-    """float32 of a narrower dtype; with USE_PTX an instruction for each bfloat16, where the compiler takes two."""
-    if USE_PTX and x.dtype == tl.bfloat16:
-        pair: tl.constexpr = "shl.b32 $0, $2, 16; and.b32 $1, $2, 0xffff0000;"
-        return tl.inline_asm_elementwise(pair, "=&r,=r,r", [x], tl.float32, True, 2)
-    return x.to(tl.float32)
 
 
 @triton.jit
