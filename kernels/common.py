@@ -47,28 +47,41 @@ def next_power_of_2(n: int) -> int:
 
 
 @triton.jit
-def widen(x, USE_PTX: tl.constexpr = False):
-    """float32 of a narrower dtype; with USE_PTX an instruction for each bfloat16, where the compiler takes two."""
-    if USE_PTX and x.dtype == tl.bfloat16:
-        pair: tl.constexpr = "shl.b32 $0, $2, 16; and.b32 $1, $2, 0xffff0000;"
-        return tl.inline_asm_elementwise(pair, "=&r,=r,r", [x], tl.float32, True, 2)
-    return x.to(tl.float32)
-
-
-@triton.jit
 def narrow(x, dtype: tl.constexpr, USE_PTX: tl.constexpr = False):
     """float32 rounded to a narrower dtype, to nearest even; with USE_PTX two elements an instruction.
 
     Pairs are neighbours in a thread's registers: USE_PTX pays where the compiler converts them one by one.
     """
     if USE_PTX and dtype == tl.bfloat16:
-        return tl.inline_asm_elementwise("cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,r,r", [x], dtype, True, 2)
+        return tl.inline_asm_elementwise("cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,r,r", [x], tl.bfloat16, True, 2)
     if USE_PTX and dtype == tl.float16:
-        return tl.inline_asm_elementwise("cvt.rn.f16x2.f32 $0, $2, $1;", "=r,r,r", [x], dtype, True, 2)
+        return tl.inline_asm_elementwise("cvt.rn.f16x2.f32 $0, $2, $1;", "=r,r,r", [x], tl.float16, True, 2)
     if _INTERPRETED and dtype == tl.bfloat16:  # the interpreter truncates
         bits = x.to(tl.uint32, bitcast=True)
         x = ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).to(tl.float32, bitcast=True)
     return x.to(dtype)
+
+
+@triton.jit
+def widen(x, USE_PTX: tl.constexpr = False):
+    """float32 of a dtype of up to 32 bits; of bfloat16 with USE_PTX a pair in two instructions, not three."""
+    if USE_PTX and x.dtype == tl.bfloat16:
+        return tl.inline_asm_elementwise(
+            "shl.b32 $0, $2, 16; and.b32 $1, $2, 0xffff0000;", "=&r,=r,r", [x], tl.float32, True, 2
+        )
+    return x.to(tl.float32)
+
+
+@triton.jit
+def round_to(x, dtype: tl.constexpr, USE_PTX: tl.constexpr = False):
+    """(x narrowed to a dtype, and that as float32); with USE_PTX the pairs of bfloat16 are not taken apart between."""
+    if USE_PTX and dtype == tl.bfloat16:
+        return tl.inline_asm_elementwise(
+            "cvt.rn.bf16x2.f32 $0, $4, $3; shl.b32 $1, $0, 16; and.b32 $2, $0, 0xffff0000;", "=&r,=r,=r,r,r", [x],
+            (tl.bfloat16, tl.float32), True, 2,
+        )  # fmt: skip
+    narrowed = narrow(x, dtype, USE_PTX)
+    return narrowed, narrowed.to(tl.float32)
 
 
 @triton.jit
