@@ -1,12 +1,17 @@
 """The kernels of bias, activation and dropout."""
 
 import math
+import os
+import re
+import subprocess
+import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
 from helpers import philox
 from helpers.closeness import assert_right
+from helpers.paths import ROOT
 from helpers.row_cases import dropout_of, dropped, dtypes, swept
 from torch import Tensor
 
@@ -126,6 +131,25 @@ def test_extreme_values(name: str, dtype: torch.dtype, device: torch.device) -> 
     y.backward(torch.ones_like(y))
     assert leaf.grad is not None
     torch.testing.assert_close(leaf.grad, torch.tensor([slopes], device=device, dtype=dtype), equal_nan=True)
+
+
+SCRIPT = """
+from bench.tools.compile_kernels import CompileCase, call
+
+for launch in ("activation", "linear, gelu"):
+    call(CompileCase("sm_90", "bfloat16", launch, 3072), lambda kernel, options, make: print(make().asm["ptx"]))
+"""
+
+
+@pytest.mark.slow
+def test_compiled_minima_and_maxima_keep_nan() -> None:
+    """The interpreter's do so whatever they are told."""
+    variables = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-c", SCRIPT]
+    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = re.findall(r"\b((?:min|max)\S*\.f32)\b", done.stdout)
+    assert set(found) == {"min.NaN.f32", "max.NaN.f32"}
 
 
 def test_the_gradient_of_relu_is_torch_s(device: torch.device) -> None:
