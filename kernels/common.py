@@ -188,8 +188,20 @@ def launch_options(config: configs.AttentionConfig | configs.LinearConfig, devic
 
 def partition(rows: int, config: configs.RowConfig) -> tuple[int, int]:
     """(programs, rows a program) of a backward pass that adds up rows."""
-    rows_per_program = max(config.block_m, cdiv(rows, config.max_programs))
+    rows_per_program = cdiv(max(config.min_rows, cdiv(rows, config.max_programs)), config.block_m) * config.block_m
     return cdiv(rows, rows_per_program), rows_per_program
+
+
+def row_blocks(n: int, like: Tensor, config: configs.RowConfig) -> dict[str, int]:
+    """Blocks of rows of n columns of a tensor's dtype, cut into chunks of 16 bytes a thread, and warps.
+
+    Where there are as many rows as warps, each row then lies within a warp, and its sums cross no barrier.
+    """
+    lanes = 64 if configs.architecture(like.device).startswith("gfx") else 32
+    width = 16 // like.dtype.itemsize * lanes * max(1, config.num_warps // config.block_m)
+    block_n = min(next_power_of_2(n), width)
+    chunks = next_power_of_2(cdiv(n, block_n))
+    return {"CHUNKS": chunks, "BLOCK_M": config.block_m, "BLOCK_N": block_n, "num_warps": config.num_warps}
 
 
 def _launcher(launch: Callable[..., Any]) -> Callable[..., Any]:
