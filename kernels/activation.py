@@ -20,6 +20,7 @@ from torch import Tensor
 from .common import Operation, cdiv, dropout_arguments, keep_rows, narrow, partition
 from .configs import row_config
 from .dropout import Dropout, drop_rows
+from .jit import jit
 
 UNSPECIALIZED = ["M", "rows_per_program", "site", "threshold"]
 _SQRT_HALF = tl.constexpr(math.sqrt(0.5))
@@ -49,7 +50,7 @@ def gelu_grad(x):
     return _normal_cdf(x) + x * (_PHI_0 * tl.exp(-0.5 * x * x))
 
 
-@triton.jit(do_not_specialize=UNSPECIALIZED)
+@jit(do_not_specialize=UNSPECIALIZED)
 def _activation_fwd_kernel(
     x_ptr,  # (M, N)
     bias_ptr,  # (N,)
@@ -87,7 +88,7 @@ def _activation_fwd_kernel(
     tl.store(y_ptr + base + offsets, narrow(y, y_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=UNSPECIALIZED)
+@jit(do_not_specialize=UNSPECIALIZED)
 def _activation_bwd_kernel(
     dy_ptr,  # (M, N)
     x_ptr,  # (M, N)

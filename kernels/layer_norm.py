@@ -24,6 +24,7 @@ from torch import Tensor
 from .common import Operation, cdiv, dropout_arguments, drops, keep_rows, narrow, next_power_of_2, partition
 from .configs import row_config
 from .dropout import Dropout, drop_rows
+from .jit import jit
 
 UNSPECIALIZED = ["M", "rows_per_program", "site", "threshold"]
 
@@ -60,7 +61,7 @@ def normalize_grad(dy, xhat, weight, rstd, N: tl.constexpr):
     return (g - mean_g[:, None] - xhat * mean_g_xhat[:, None]) * rstd[:, None]
 
 
-@triton.jit(do_not_specialize=UNSPECIALIZED)
+@jit(do_not_specialize=UNSPECIALIZED)
 def _layer_norm_fwd_kernel(
     x_ptr,  # (M, N)
     residual_ptr,  # (M, N)
@@ -115,7 +116,7 @@ def _layer_norm_fwd_kernel(
     tl.store(y_ptr + base + offsets, narrow(y, y_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=UNSPECIALIZED)
+@jit(do_not_specialize=UNSPECIALIZED)
 def _layer_norm_bwd_kernel(
     dy_ptr,  # (M, N)
     z_ptr,  # (M, N)
