@@ -186,8 +186,8 @@ def _fake_backward(
     dy: Tensor, x: Tensor, bias: Tensor | None, dropout: Dropout | None, recompute_y: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     dbias = x.new_empty(0) if bias is None else torch.empty_like(bias)
-    y = x.new_empty(x.shape if recompute_y else (0, x.shape[1]))
-    return torch.empty_like(x, memory_format=torch.contiguous_format), dbias, y
+    dx = torch.empty_like(x, memory_format=torch.contiguous_format)
+    return dx, dbias, torch.empty_like(dx) if recompute_y else x.new_empty(0, x.shape[1])
 
 
 def _save(ctx: Any, args: tuple[Any, ...], y: Tensor) -> tuple[Tensor | None, ...]:
