@@ -28,6 +28,7 @@ from torch import Tensor
 from .common import Operation, cdiv, dropout_arguments, keep_rows, narrow, partition, widen
 from .configs import row_config
 from .dropout import Dropout, drop_rows
+from .jit import jit
 
 UNSPECIALIZED = ["M", "rows_per_program", "site", "threshold"]
 P = (
@@ -89,7 +90,7 @@ def _activate_and_differentiate(x, dy, ACTIVATION: tl.constexpr):
     return y, tl.where(x <= 0, 0.0, dy)
 
 
-@triton.jit(do_not_specialize=UNSPECIALIZED)
+@jit(do_not_specialize=UNSPECIALIZED)
 def _activation_fwd_kernel(
     x_ptr,  # (M, N)
     bias_ptr,  # (N,)
@@ -128,7 +129,7 @@ def _activation_fwd_kernel(
     tl.store(y_ptr + base + offsets, narrow(y, y_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=UNSPECIALIZED)
+@jit(do_not_specialize=UNSPECIALIZED)
 def _activation_bwd_kernel(
     dy_ptr,  # (M, N)
     x_ptr,  # (M, N)
@@ -230,8 +231,8 @@ def _fake_backward(
     dy: Tensor, x: Tensor, bias: Tensor | None, activation: str, dropout: Dropout | None, recompute_y: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     dbias = x.new_empty(0) if bias is None else torch.empty_like(bias)
-    y = x.new_empty(x.shape if recompute_y else (0, x.shape[1]))
-    return torch.empty_like(x, memory_format=torch.contiguous_format), dbias, y
+    dx = torch.empty_like(x, memory_format=torch.contiguous_format)
+    return dx, dbias, torch.empty_like(dx) if recompute_y else x.new_empty(0, x.shape[1])
 
 
 def _save(ctx: Any, args: tuple[Any, ...], y: Tensor) -> tuple[Tensor | None, ...]:

@@ -18,9 +18,10 @@ from .attention_tiles import (
 )
 from .common import cdiv, keep_scores, multiply, narrow
 from .dropout import Dropout
+from .jit import jit
 
 
-@triton.jit(do_not_specialize=UNSPECIALIZED)
+@jit(do_not_specialize=UNSPECIALIZED)
 def _attn_bwd_single_tile_kernel(
     qkv_ptr,  # (total_tokens, 3, NUM_HEADS, HEAD_DIM)
     do_ptr,  # (total_tokens, NUM_HEADS, HEAD_DIM)
@@ -107,7 +108,7 @@ def _attn_bwd_single_tile_kernel(
     tl.store(dqkv + offsets, narrow(dq, dqkv_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=UNSPECIALIZED)
+@jit(do_not_specialize=UNSPECIALIZED)
 def _attn_bwd_dq_kernel(
     qkv_ptr,  # (total_tokens, 3, NUM_HEADS, HEAD_DIM)
     out_ptr,  # (total_tokens, NUM_HEADS, HEAD_DIM)
@@ -251,7 +252,7 @@ def _attn_bwd_dq_step(
     return multiply(narrow(ds, k.dtype), k, dq, PRECISION)
 
 
-@triton.jit(do_not_specialize=UNSPECIALIZED)
+@jit(do_not_specialize=UNSPECIALIZED)
 def _attn_bwd_dkdv_kernel(
     qkv_ptr,  # (total_tokens, 3, NUM_HEADS, HEAD_DIM)
     do_ptr,  # (total_tokens, NUM_HEADS, HEAD_DIM)

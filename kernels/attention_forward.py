@@ -18,9 +18,10 @@ from .attention_tiles import (
 )
 from .common import cdiv, keep_scores, multiply, narrow
 from .dropout import Dropout
+from .jit import jit
 
 
-@triton.jit(do_not_specialize=UNSPECIALIZED)
+@jit(do_not_specialize=UNSPECIALIZED)
 def _attn_fwd_kernel(
     qkv_ptr,  # (total_tokens, 3, NUM_HEADS, HEAD_DIM)
     out_ptr,  # (total_tokens, NUM_HEADS, HEAD_DIM)

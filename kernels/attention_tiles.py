@@ -18,6 +18,7 @@ from torch import Tensor
 from .common import cdiv, dropout_arguments, drops, launch_options, next_power_of_2, precision
 from .configs import AttentionConfig, attention_config, attention_tile
 from .dropout import Dropout
+from .jit import jit
 
 UNSPECIALIZED = ["total_tokens", "num_sequences", "site", "threshold"]
 """Arguments whose values would each compile a kernel again."""
@@ -132,7 +133,7 @@ def _zero_rows(
             tl.store(base + offsets, tl.zeros((16, BLOCK_GROUP), ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["num_sequences", "num_slots"])
+@jit(do_not_specialize=["num_sequences", "num_slots"])
 def _attn_tiles_kernel(
     tiles_ptr,  # (slots, 2) int32: sequence, tile
     sequences_ptr,  # (num_sequences,) int64, longest first

@@ -21,7 +21,6 @@ import functools
 
 import torch
 import torch.nn.functional as F
-import triton
 import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
@@ -30,6 +29,7 @@ from .activation import activate, bias_activation_dropout_oracle
 from .common import Operation, cdiv, dropout_arguments, keep_rows, launch_options, multiply, narrow, precision
 from .configs import linear_config
 from .dropout import Dropout
+from .jit import jit
 
 ALIGNMENT = 16
 """Bytes; a row of x and of the weight must be a multiple of it for a descriptor."""
@@ -47,7 +47,7 @@ def linear_oracle(
     return product if bias is None else product + bias, product
 
 
-@triton.jit(do_not_specialize=["M", "site", "threshold"])
+@jit(do_not_specialize=["M", "site", "threshold"])
 def _linear_fwd_kernel(
     x_desc,  # (M, K)
     weight_desc,  # (N, K)

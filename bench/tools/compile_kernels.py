@@ -37,6 +37,7 @@ from bench.engine.shapes import MAX_POSITIONS, TWO_LAYERS
 from bench.report.markdown import markdown
 from erniem_fast.kernels import activation, attention, common, configs, embedding, layer_norm, linear, segment_sum
 from erniem_fast.kernels.dropout import Dropout
+from erniem_fast.kernels.jit import HeldKernel
 
 from .machine_code import read_amd, read_nvidia
 
@@ -152,6 +153,7 @@ def launching(architecture: str, record: Record) -> Iterator[None]:
     driver.set_active(a_driver(architecture))
     with (
         patch.object(JITFunction, "__getitem__", getitem),
+        patch.object(HeldKernel, "__getitem__", getitem),
         patch.object(configs, "architecture", lambda device: architecture),
     ):
         yield
