@@ -1,18 +1,19 @@
-"""Times on an H200 that follow from the counted machine code: a prediction, no measurement.
+"""Times on an H200 that follow from the counted machine code: predictions, no measurements.
 
 A sub-partition, a quarter of a multiprocessor, is a closed queueing network. The warps that it holds at once go round
-between its pipes, its share of the memory, and a wait of LATENCY for each read that needs the one before it. A warp
-takes of each pipe the cycles of its whole program, all trips of the loops included. Mean value analysis (Reiser and
-Lavenberg, J. ACM 27 (2), 1980) says how many warps finish a cycle; the time is that of all warps at this rate. Nothing
-is fitted. Left out: bank conflicts, dependencies between instructions, the L2 cache, launches, programs without work,
-and a last round that does not fill the GPU.
+between its pipes, its share of the memory, and a wait of LATENCY for each read that needs the one before it; where a
+loop reads ahead, the memory works beside the network. A warp takes of each pipe the cycles of its whole program. Mean
+value analysis (Reiser and Lavenberg, J. ACM 27 (2), 1980) says how many warps finish in a cycle; nothing is fitted.
+Left out: bank conflicts, dependencies between instructions, L2, launches, programs without work, and a last round that
+does not fill the GPU.
 """
 
+import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from bench.engine.shapes import BACKWARD, BASE, BOTH, FORWARD
+from bench.engine.shapes import BACKWARD, BASE, BOTH, FORWARD, lengths_of
 from bench.engine.work import Work
 from bench.ops.activation import activation_work
 from bench.ops.embedding import embedding_work
@@ -21,19 +22,35 @@ from erniem_fast.kernels.configs import attention_tile
 
 from .counts import PIPES, TOKENS, Count
 
-MULTIPROCESSORS, CLOCK, COPY = 132, 1.755e9, 4.3e12
-"""Of an H200: multiprocessors, Hz under load, bytes a second of a copy (read and written)."""
+ITEMSIZE = 2
+MULTIPROCESSORS, CLOCK, COPY, MATRIX = 132, 1.755e9, 4.3e12, 790e12
+"""Of an H200: multiprocessors, Hz under load, and what PyTorch reaches in a copy (bytes a second, read and written) and
+in a matrix product (FLOPs a second)."""
 LATENCY = 800
 """Cycles of a read of memory."""
 READS = {"attn": 4, "embedding": 2}
 """Reads of a program that wait for each other: tile list, offsets, Q, K and V; ids, rows. Elsewhere 1."""
 ATTENTION_OPERANDS = {"attn_fwd": 4, "attn_bwd_single_tile": 7, "attn_bwd_dq": 6, "attn_bwd_dkdv": 6}
-"""Tensors of (total_tokens, hidden_size) that a kernel reads or writes, at best."""
-ROW_KERNELS = {"add+layer-norm": "layer_norm", "embedding+layer-norm": "embedding", "bias+gelu": "activation"}
-ASSUMPTIONS = f"""H200 with {MULTIPROCESSORS} multiprocessors at {CLOCK / 1e9:g} GHz and {COPY / 1e12:g} TB/s in a copy;
-{LATENCY} cycles for a read of memory, of which an attention program has {READS["attn"]} that wait for each other. Cycles
-of a sub-partition: an instruction issued 1, FP32 1, IMAD 2, ALU 2, MUFU 8, HGMMA 64 x N x 16 N / 2; shared memory 128
-bytes a cycle and multiprocessor"""
+"""Tensors of (total_tokens, hidden_size) that a kernel reads or writes."""
+
+
+class Rows(NamedTuple):
+    """An operation on rows: start of its kernels' names, columns, and its least work by passes and dropout."""
+
+    kernels: str
+    size: int
+    work: Callable[[str, bool], Work]
+
+
+_HIDDEN, _INNER = BASE.hidden_size, BASE.intermediate_size
+_TABLES = (max(lengths_of("pairs")), BASE.vocab_size)
+ROWS = {
+    "add+layer-norm": Rows("layer_norm", _HIDDEN, lambda *by: layer_norm_work(TOKENS, _HIDDEN, ITEMSIZE, *by)),
+    "bias+gelu": Rows("activation", _INNER, lambda passes, _: activation_work(TOKENS, _INNER, ITEMSIZE, passes)),
+    "embedding+layer-norm": Rows(
+        "embedding", _HIDDEN, lambda passes, _: embedding_work(TOKENS, TOKENS, *_TABLES, _HIDDEN, ITEMSIZE, passes)
+    ),
+}
 
 
 class Bar(NamedTuple):
@@ -49,49 +66,40 @@ class Bar(NamedTuple):
         return self.value >= self.bar if self.least else self.value <= self.bar
 
 
-class Load(NamedTuple):
-    """What a launch asks of the GPU.
+def seconds_of(parts: Sequence[Count], programs: Iterable[tuple[int, Sequence[int]]], moved: float) -> float:
+    """Time of a launch.
 
-    Attributes:
-        warps: warps in all.
-        resident: warps that a sub-partition holds at once.
-        cycles: cycles of all warps by pipe.
-        reads: reads of memory that wait for each other.
-        ahead: True if a loop reads ahead of what it computes.
+    Args:
+        parts: counts of the kernel.
+        programs: (number of programs, trips of each of the kernel's loops).
+        moved: bytes across memory.
     """
-
-    warps: int
-    resident: int
-    cycles: list[float]
-    reads: int
-    ahead: bool
-
-    def seconds(self, moved: float) -> float:
-        """Time of the launch, which moves so many bytes."""
-        partitions = 4 * MULTIPROCESSORS
-        memory = moved / COPY * CLOCK * partitions / self.warps
-        demands = [cycles / self.warps for cycles in self.cycles] + [0.0 if self.ahead else memory]
-        queues, rate = [0.0] * len(demands), 0.0
-        for inside in range(1, self.resident + 1):
-            stays = [demand * (1 + queue) for demand, queue in zip(demands, queues, strict=True)]
-            rate = inside / (LATENCY * self.reads + sum(stays))
-            queues = [rate * stay for stay in stays]
-        return self.warps * max(1 / rate, memory) / (partitions * CLOCK)
-
-
-def load_of(parts: Sequence[Count], programs: Iterable[tuple[int, Sequence[int]]]) -> Load:
-    """The load of a kernel. programs: (number of programs, trips of each of its loops)."""
     *loops, outside = parts
-    cycles, number, ahead = [0.0] * len(PIPES), 0, False
+    cycles, number, ahead, partitions = [0] * len(PIPES), 0, False, 4 * MULTIPROCESSORS
     for some, trips in programs:
         for part, times in [(outside, 1), *zip(loops, trips, strict=True)]:
-            more = [some * times * outside.warps * one for one in part.cycles]
-            cycles = [sum(pair) for pair in zip(cycles, more, strict=True)]
-        number += some
-        ahead |= max(trips, default=0) > 1
-    reads = READS.get(outside.kernel.partition("_")[0], 1)
-    resident = max(1, outside.programs * outside.warps // 4)
-    return Load(number * outside.warps, resident, cycles, reads, ahead)
+            cycles = [total + some * times * part[pipe] for total, pipe in zip(cycles, PIPES, strict=True)]
+        number, ahead = number + some, ahead or max(trips, default=0) > 1
+    memory = moved / COPY * CLOCK * partitions / (number * outside["warps"])
+    demands = [of_pipe / number for of_pipe in cycles] + [0.0 if ahead else memory]
+    wait = LATENCY * READS.get(outside.kernel.partition("_")[0], 1)
+    queues, a_warp = [0.0] * len(demands), 0.0
+    for inside in range(1, max(1, outside["programs"] * outside["warps"] // 4) + 1):
+        stays = [demand * (1 + queue) for demand, queue in zip(demands, queues, strict=True)]
+        a_warp = (wait + sum(stays)) / inside
+        queues = [stay / a_warp for stay in stays]
+    return number * outside["warps"] * max(a_warp, memory) / (partitions * CLOCK)
+
+
+def attention_programs(parts: Sequence[Count], lengths: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
+    """(number of programs, trips of each of their loops) of an attention kernel, for each length."""
+    *loops, one = parts
+    own, step = (one[name] for name in (("columns", "rows") if "dkdv" in one.kernel else ("rows", "columns")))
+    for length, number in Counter(lengths).items():
+        trips = [math.ceil(length / step) for _ in loops]
+        if len(loops) == 2:  # the second is for columns that do not fill a block
+            trips = [length // step, int(length % step > 0)]
+        yield number * math.ceil(length / own) * math.ceil(BASE.num_heads / one["heads"]), trips
 
 
 class Model:
@@ -100,33 +108,21 @@ class Model:
     def __init__(self, counts: Iterable[Count]) -> None:
         self.kernels: dict[tuple[str, str], list[Count]] = {}
         for one in counts:
-            self.kernels.setdefault((one.kernel, one.case), []).append(one)
+            self.kernels.setdefault((one.kernel.removesuffix("_kernel"), one.case), []).append(one)
 
-    def of_rows(self, kernel: str, case: str) -> Load:
-        """The load of a kernel on TOKENS rows, by the grid that it is launched with."""
-        parts = self.kernels[kernel, case]
-        one, size = parts[-1], int(case.split()[0][1:])
-        trips = -(-TOKENS * -(-size // one.columns) // (one.grid * one.rows))
-        return load_of(parts, [(one.grid, [trips] * (len(parts) - 1))])
-
-    def row_issues(self, kernel: str, case: str) -> float:
-        """Instructions of all warps a row."""
-        return self.of_rows(kernel, case).cycles[0] / TOKENS
-
-    def rows(self, operation: str, passes: str, dropout: bool, work: Callable[[str], Work]) -> float:
-        """Seconds of an operation on rows whose work, of each of the passes, is `work`."""
-        if passes == BOTH:
-            forward, backward = (self.of_rows(*self._rows(operation, one, dropout)) for one in (FORWARD, BACKWARD))
-            moved = work(BACKWARD).bytes
-            return forward.seconds(work(BOTH).bytes - moved) + backward.seconds(moved)
-        kernel, case = self._rows(operation, passes, dropout)
-        unsaved = f"{case} unsaved"
-        case = unsaved if passes == FORWARD and (kernel, unsaved) in self.kernels else case
-        return self.of_rows(kernel, case).seconds(work(passes).bytes)
-
-    def _rows(self, operation: str, passes: str, dropout: bool) -> tuple[str, str]:
-        name, size = ROW_KERNELS[operation], BASE.hidden_size if "layer-norm" in operation else BASE.intermediate_size
-        return f"{name}_{'fwd' if passes == FORWARD else 'bwd'}_kernel", f"n{size}" + " dropout" * dropout
+    def rows(self, operation: str, passes: str = FORWARD, dropout: bool = False) -> float:
+        """Seconds of an operation on TOKENS rows; forward alone keeps nothing for backward."""
+        kernels, size, work = ROWS[operation]
+        moved, seconds = {BACKWARD: work(BACKWARD, dropout).bytes}, 0.0
+        moved[FORWARD] = work(passes, dropout).bytes - moved[BACKWARD] * (passes == BOTH)
+        for one in (FORWARD, BACKWARD) if passes == BOTH else (passes,):
+            kernel, case = f"{kernels}_{'fwd' if one == FORWARD else 'bwd'}", f"n{size}" + " dropout" * dropout
+            unsaved = f"{case} unsaved" if passes == FORWARD else case
+            *loops, outside = self.kernels.get((kernel, unsaved)) or self.kernels[kernel, case]
+            at_once = outside["grid"] * outside["rows"] / math.ceil(size / outside["columns"])
+            programs = [(outside["grid"], [math.ceil(TOKENS / at_once)] * len(loops))]
+            seconds += seconds_of([*loops, outside], programs, moved[one])
+        return seconds
 
     def attention(self, lengths: Sequence[int], passes: str, dropout: bool = False) -> float:
         """Seconds of attention."""
@@ -135,48 +131,60 @@ class Model:
         tile, listed = attention_tile(max(lengths), sum(lengths), len(lengths))
         case = f"d64 tile {tile}" + " list" * listed + " dropout" * dropout
         start = "attn_fwd" if passes == FORWARD else "attn_bwd"
-        found = {
-            name: parts for (name, of), parts in self.kernels.items() if of == case and name.startswith(start)
-        }  # fmt: skip
-        if not found:
-            raise KeyError(case)
-        single = max((parts[-1].rows for name, parts in found.items() if "single_tile" in name), default=0)
+        found = {name: parts for (name, of), parts in self.kernels.items() if of == case and name.startswith(start)}
+        single = max((parts[-1]["rows"] for name, parts in found.items() if "single_tile" in name), default=0)
         seconds = 0.0
         for name, parts in found.items():
-            one = parts[-1]
-            own, step = (one.columns, one.rows) if "dkdv" in name else (one.rows, one.columns)
-            programs = []
-            for length, number in Counter(lengths).items():
-                if (length <= single) == ("single_tile" in name):
-                    number *= -(-length // own) * -(-BASE.num_heads // max(1, one.heads))
-                    trips = [-(-length // step)] if step else []
-                    if len(parts) == 3:  # the second loop is for columns that do not fill a block
-                        trips = [length // step, int(length % step > 0)]
-                    programs.append((number, trips[: len(parts) - 1]))
-            if programs:
-                tokens = sum(length for length in lengths if (length <= single) == ("single_tile" in name))
-                moved = ATTENTION_OPERANDS[name.removesuffix("_kernel")] * tokens * BASE.hidden_size * 2
-                seconds += load_of(parts, programs).seconds(moved)
+            own = [length for length in lengths if (length <= single) == ("single_tile" in name)]
+            moved = ATTENTION_OPERANDS[name] * sum(own) * BASE.hidden_size * ITEMSIZE
+            seconds += seconds_of(parts, attention_programs(parts, own), moved) if own else 0.0
         return seconds
 
-    def copy_share(self, operation: str, passes: str = FORWARD) -> float:
-        """Predicted share of the copy's rate of an operation on rows, without dropout."""
-        hidden, inner = BASE.hidden_size, BASE.intermediate_size
-        works: dict[str, Callable[[str], Work]] = {
-            "add+layer-norm": lambda passes: layer_norm_work(TOKENS, hidden, 2, passes, False),
-            "bias+gelu": lambda passes: activation_work(TOKENS, inner, 2, passes),
-            "embedding+layer-norm": lambda passes: embedding_work(
-                TOKENS, TOKENS, 256, BASE.vocab_size, hidden, 2, passes
-            ),
-        }
-        work = works[operation]
-        return work(passes).bytes / COPY / self.rows(operation, passes, False, work)
+    def mlp(self, passes: str, flops: int) -> float:
+        """Seconds of the feed-forward block, GELU in a pass of its own."""
+        return flops / MATRIX + self.rows("bias+gelu", passes)
+
+    def encoder(self, lengths: Sequence[int], products: int) -> float:
+        """Seconds of base's forward pass, whose linear layers take so many FLOPs."""
+        layer = self.attention(lengths, FORWARD) + 2 * self.rows("add+layer-norm") + self.rows("bias+gelu")
+        return products / MATRIX + BASE.num_layers * layer + self.rows("embedding+layer-norm")
 
     def dropout_factor(self, length: int, passes: str) -> float:
-        """Predicted time of attention with dropout over the time without."""
-        lengths = [length] * (TOKENS // length)
-        with_dropout, without = (self.attention(lengths, passes, dropout) for dropout in (True, False))
+        """Time of attention with dropout over the time without."""
+        with_dropout, without = (
+            self.attention([length] * (TOKENS // length), passes, dropout) for dropout in (True, False)
+        )
         return with_dropout / without
 
-    def bars(self) -> list[Bar]:
-        return []
+    def issues(self, kernel: str, size: int, elements: int) -> float:
+        """Instructions of a thread for some elements of rows of `size` columns, in the loop if there is one."""
+        part = self.kernels[kernel, f"n{size}"][0]
+        return part["issue"] * elements * 32 * part["warps"] / (part["rows"] * min(part["columns"], size))
+
+    def bars(self) -> Iterator[Bar]:
+        """Numbers to reach."""
+        long, inner = "d64 tile 128 list", BASE.intermediate_size
+        forward, dropped = (self.kernels["attn_fwd", long + end][0] for end in ("", " dropout"))
+        columns = self.kernels["attn_bwd_dkdv", f"{long} dropout"][0]
+        single = self.kernels["attn_bwd_single_tile", "d64 tile 64 list dropout"][-1]
+        linear = self.kernels["linear_fwd", f"n{inner} gelu"][-1]
+        yield Bar("attention forward, 128 rows: instructions a trip", forward["issue"], 300)
+        yield Bar("attention forward, 128 rows, dropout: instructions a trip", dropped["issue"], 505)
+        yield Bar("attention forward, 128 rows, dropout: programs", dropped["programs"], 2, True)
+        yield Bar("attention backward, columns, dropout: instructions a trip", columns["issue"], 410)
+        yield Bar("attention backward, columns, dropout: programs", columns["programs"], 3, True)
+        yield Bar("attention backward, single tile, dropout: programs", single["programs"], 3, True)
+        yield Bar("the same: instructions", single["issue"], 1450 if single["programs"] > 3 else 1415)
+        yield Bar("linear1 and GELU: registers", linear["registers"], 104)
+        yield Bar("linear1 and GELU: programs", linear["programs"], 2, True)
+        yield Bar("GELU forward: instructions for 16 elements", self.issues("activation_fwd", inner, 16), 275)
+        yield Bar("GELU backward: instructions for 16 elements", self.issues("activation_bwd", inner, 16), 460)
+        yield Bar("add+layer-norm forward: instructions a row", self.issues("layer_norm_fwd", _HIDDEN, 24), 560)
+        yield Bar("embedding forward: instructions a row", self.issues("embedding_fwd", _HIDDEN, 24), 420)
+        for name, rows in ROWS.items():
+            share = rows.work(FORWARD, False).bytes / COPY / self.rows(name)
+            yield Bar(f"{name} forward: predicted share of copy rate", share, 0.9, True)
+        for length, passes, most in ((512, FORWARD, 1.4), (128, BACKWARD, 1.25)):
+            yield Bar(
+                f"attention {passes}, {length}: predicted dropout factor", self.dropout_factor(length, passes), most
+            )

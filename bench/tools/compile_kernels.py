@@ -89,7 +89,13 @@ class CompileCase:
         if operation == "attention":
             tile, longest, _ = ATTENTION_TILES[self.option]
             words += [f"tile {tile}", "list"] if longest > tile else [f"tile {tile}"]
-        return " ".join(words + ["dropout"] * self.dropout + ["prefix"] * self.prefix + ["causal"] * self.causal + [variant] * bool(variant))
+        return " ".join(
+            words
+            + ["dropout"] * self.dropout
+            + ["prefix"] * self.prefix
+            + ["causal"] * self.causal
+            + [variant] * bool(variant)
+        )
 
 
 @dataclass(frozen=True)

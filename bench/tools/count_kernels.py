@@ -18,7 +18,7 @@ from typing import Any
 import triton
 from triton.runtime.jit import JITFunction
 
-from bench.report.counts import COUNTS, PIPES, Count, read, table
+from bench.report.counts import COUNTS, LAUNCH, PIPES, Count, read, table
 from bench.report.prediction import Model
 
 from .compile_kernels import INTERMEDIATE, CompileCase, call, describe
@@ -26,7 +26,7 @@ from .machine_code import count, disassemble, instructions_of, parts_of, read_nv
 
 TRITON = "3.7.1"
 SLACK = 0.03
-LAUNCH, NOT_MORE = ("rows", "columns", "heads", "grid", "warps"), ("stack", "local", "f2f", "prmt", "bar")
+NOT_MORE = ("stack", "local", "f2f", "prmt", "bar")
 
 
 def cases() -> Iterator[CompileCase]:
@@ -61,15 +61,13 @@ def count_case(case: CompileCase) -> list[Count]:
         launch, compiled = describe(case, kernel, options), make()
         cubin = compiled.asm["cubin"]
         read_out, parts = read_nvidia(cubin), parts_of(instructions_of(disassemble(cubin)))
-        blocks = (options.get(name, 0) for name in ("BLOCK_M", "BLOCK_N", "HEADS_PER_TILE"))
-        registers = read_out["registers"]
-        same = (
-            *blocks, options["grid"][0], launch.warps, registers,
-            programs(registers, launch.warps, compiled.metadata.shared), read_out["stack"],
-        )  # fmt: skip
+        block_m, block_n, chunks, heads = map(options.get, ("BLOCK_M", "BLOCK_N", "CHUNKS", "HEADS_PER_TILE"))
+        block = (block_m or 0, (block_n or 0) * (chunks or 1), heads or 1, options["grid"][0], launch.warps)
+        same = dict(zip(LAUNCH, block, strict=True)) | {name: read_out[name] for name in ("registers", "stack")}
+        same["programs"] = programs(read_out["registers"], launch.warps, compiled.metadata.shared)
         for index, part in enumerate(parts, 1):
             name = f"loop {index}" if index < len(parts) else "outside"
-            found.append(Count(launch.kernel, launch.case, name, *same, **count(part)))
+            found.append(Count(launch.kernel, launch.case, name, same | count(part)))
 
     call(case, record)
     return found
@@ -77,22 +75,26 @@ def count_case(case: CompileCase) -> list[Count]:
 
 def differences(counts: Sequence[Count], committed: Sequence[Count]) -> list[str]:
     """What is not as in the table, each on a line."""
-    now, then = ({one.label: one for one in some} for some in (counts, committed))
-    found = [f"{label}: not in the table" for label in now if label not in then]
-    found += [f"{label}: in the table, but not compiled" for label in then if label not in now]
-    for label in now.keys() & then.keys():
+    now, then = ({label(one): one for one in some} for some in (counts, committed))
+    found = [f"{name}: not in the table" for name in now.keys() - then.keys()]
+    found += [f"{name}: in the table, but not compiled" for name in then.keys() - now.keys()]
+    for part in now.keys() & then.keys():
         for name in (*LAUNCH, *PIPES, "programs", *NOT_MORE):
-            new, old = getattr(now[label], name), getattr(then[label], name)
+            new, old = now[part][name], then[part][name]
             worse = new < old if name == "programs" else new > old if name in NOT_MORE else new != old
             if worse and not (name in PIPES and abs(new - old) <= SLACK * old):
-                found.append(f"{label}: {name} {new}, the table has {old}")
+                found.append(f"{part}: {name} {new}, the table has {old}")
     return sorted(found)
+
+
+def label(one: Count) -> str:
+    return f"{one.kernel}, {one.case}, {one.part}"
 
 
 def faults(counts: Sequence[Count]) -> list[str]:
     """Faults that no table excuses, and bars that are missed."""
-    found = [f"{one.label}: F2F" for one in counts if one.f2f]
-    found += [f"{one.label}: local memory in a loop" for one in counts if one.local and one.part != "outside"]
+    found = [f"{label(one)}: F2F" for one in counts if one["f2f"]]
+    found += [f"{label(one)}: local memory in a loop" for one in counts if one["local"] and one.part != "outside"]
     return found + [f"{bar.what}: {bar.value:.4g}, bar {bar.bar:g}" for bar in Model(counts).bars() if not bar.met]
 
 
@@ -123,7 +125,7 @@ multiprocessor, or anything more of stack, local memory, F2F, PRMT or BAR fails,
 
 A line is a hot loop of a kernel, a trip of it, or all of its code outside of them. `rows`, `columns`, `heads`: a
 program's block; `grid`: programs for 65,536 tokens; `programs`: those that a multiprocessor holds at once; `stack`:
-bytes a thread. `issue` (which is the number of instructions) to `shared` are cycles of a sub-partition that a warp takes
+bytes a thread. `issue` (the number of instructions) to `shared` are cycles of a sub-partition that a warp takes
 of each pipe; [roofline.md](roofline.md) has the costs and what follows from them. `local`, `f2f`, `prmt`, `bar`:
 instructions.
 
