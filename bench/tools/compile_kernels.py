@@ -47,8 +47,13 @@ SHARED = {"sm_80": 99, "sm_90": 227, "sm_100": 227, "sm_120": 99, "gfx942": 64}
 """KiB of shared memory that a program may take; those of sm_86 and sm_89, which are less, count for sm_80."""
 TENSOR_MEMORY = 512
 """Columns of tensor memory; a kernel of sm_100 that takes more is refused at its launch, and compiles to nothing."""
-KNOWN = {r"sm_120 \S+ attn_bwd_(dq|dkdv)_kernel, d128 .*: spills: 8 bytes.*": "2 loads and stores"}
-"""Faults that no blocks and warps avoid, and why; the check counts them and passes them over."""
+KNOWN = {
+    r"sm_120 \S+ attn_bwd_(dq|dkdv)_kernel, d128 .*: spills: 8 bytes.*": "2 loads and stores",
+    r"sm_90 \S+ attn_bwd_single_tile_kernel, d(16|26|64) .*: spills: \d\d? bytes .*, 0 of them in loops": (
+        "under a cap that makes room for a fourth program; in no loop (`counts.md` has the bytes)"
+    ),
+}
+"""Faults that no blocks and warps avoid or that pay, and why; the check counts them and passes them over."""
 TOKENS, HEADS, HIDDEN, INTERMEDIATE = 65536, TWO_LAYERS.num_heads, TWO_LAYERS.hidden_size, TWO_LAYERS.intermediate_size
 EPS = 1e-5
 ATTENTION_TILES = ((16, 16, 16), (32, 32, 32), (64, 64, 64), (64, 512, 64), (128, 512, 512))

@@ -134,6 +134,15 @@ def test_faults_are_found(changes: dict[str, Any], fault: str | None) -> None:
     assert fault is None or fault in found[0]
 
 
+@pytest.mark.parametrize(
+    ("stack", "looped", "known"), [(8, 0, True), (88, 0, True), (8, 1, False), (128, 0, False)]
+)  # fmt: skip
+def test_some_local_memory_is_known_outside_loops(stack: int, looped: int, known: bool) -> None:
+    kernel = changed(kernel="attn_bwd_single_tile_kernel", stack=stack, spills=2, looped_spills=looped)
+    ((_, found),) = compile_kernels.complaints(kernel)
+    assert found == known
+
+
 @pytest.fixture
 def compiled_two(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """The command compiles a good kernel, a faulty one and one with a known fault, and writes to this file."""
