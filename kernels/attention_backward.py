@@ -16,7 +16,7 @@ from .attention_tiles import (
     locate,
     zero_rows_of_no_sequence,
 )
-from .common import cdiv, keep_scores, multiply, narrow
+from .common import cdiv, keep_scores, multiply, narrow, scores_key
 from .dropout import Dropout
 
 
@@ -67,9 +67,9 @@ def _attn_bwd_single_tile_kernel(
     if (sequence == num_sequences) | (length == 0) | (length > BLOCK_M):
         return
     prefix = load_prefix(prefix_lens_ptr, sequence, length, num_sequences, HAS_PREFIX)
-    seed = start.to(tl.int64)
+    key = start.to(tl.uint64)
     if APPLY_DROPOUT:
-        seed = tl.load(seed_ptr)
+        key = scores_key(tl.load(seed_ptr), site)
 
     stacked = tl.arange(0, BLOCK_M * HEADS_PER_TILE)
     offs_m, head = stacked % BLOCK_M, group * HEADS_PER_TILE + stacked // BLOCK_M
@@ -93,7 +93,7 @@ def _attn_bwd_single_tile_kernel(
     dp = multiply(v, tl.trans(do), None, PRECISION)
     p_kept = p
     if APPLY_DROPOUT:
-        keep = keep_scores(seed, site, head[None, :], start, 0, offs_m[None, :], 0, offs_m[:, None], threshold, USE_PTX)
+        keep = keep_scores(key, head[None, :], start, 0, offs_m[None, :], 0, offs_m[:, None], threshold, USE_PTX)
         p_kept = tl.where(keep, p * keep_scale, 0.0)
         dp = tl.where(keep, dp * keep_scale, 0.0)
     dv = multiply(narrow(p_kept, do.dtype), do, None, PRECISION)
@@ -150,9 +150,9 @@ def _attn_bwd_dq_kernel(
     if (length < MIN_LENGTH) | (start_m >= length) | (sequence == num_sequences):
         return
     prefix = load_prefix(prefix_lens_ptr, sequence, length, num_sequences, HAS_PREFIX)
-    seed = start.to(tl.int64)
+    key = start.to(tl.uint64)
     if APPLY_DROPOUT:
-        seed = tl.load(seed_ptr)
+        key = scores_key(tl.load(seed_ptr), site)
 
     offs_m, offs_d = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
     mask_m = start_m + offs_m < length
@@ -180,13 +180,13 @@ def _attn_bwd_dq_kernel(
         unmasked_n = 0
     for start_n in range(0, unmasked_n, BLOCK_N):
         dq = _attn_bwd_dq_step(
-            dq, q, do, lse, delta, base, start, head, start_m, offs_m, start_n, end_n, prefix, scale, seed, site,
+            dq, q, do, lse, delta, base, start, head, start_m, offs_m, start_n, end_n, prefix, scale, key,
             threshold, keep_scale, hidden, HEAD_DIM, HAS_PREFIX, APPLY_DROPOUT, USE_PTX, False, PRECISION, BLOCK_N,
             BLOCK_D,
         )  # fmt: skip
     for start_n in tl.range(unmasked_n, end_n, BLOCK_N, num_stages=None if HAS_PREFIX else 1):
         dq = _attn_bwd_dq_step(
-            dq, q, do, lse, delta, base, start, head, start_m, offs_m, start_n, end_n, prefix, scale, seed, site,
+            dq, q, do, lse, delta, base, start, head, start_m, offs_m, start_n, end_n, prefix, scale, key,
             threshold, keep_scale, hidden, HEAD_DIM, HAS_PREFIX, APPLY_DROPOUT, USE_PTX, True, PRECISION, BLOCK_N,
             BLOCK_D,
         )  # fmt: skip
@@ -210,8 +210,7 @@ def _attn_bwd_dq_step(
     end_n,
     prefix,
     scale,
-    seed,
-    site,
+    key,
     threshold,
     keep_scale,
     hidden: tl.constexpr,
@@ -244,7 +243,7 @@ def _attn_bwd_dq_step(
     dp = multiply(do, tl.trans(v), None, PRECISION)
     if APPLY_DROPOUT:
         keep = keep_scores(
-            seed, site, head, start, start_m, offs_m[:, None], start_n, offs_n[None, :], threshold, USE_PTX
+            key, head, start, start_m, offs_m[:, None], start_n, offs_n[None, :], threshold, USE_PTX
         )
         dp = tl.where(keep, dp * keep_scale, 0.0)
     ds = p * (dp - delta[:, None])
@@ -296,9 +295,9 @@ def _attn_bwd_dkdv_kernel(
     if (length < MIN_LENGTH) | (start_n >= length) | (sequence == num_sequences):
         return
     prefix = load_prefix(prefix_lens_ptr, sequence, length, num_sequences, HAS_PREFIX)
-    seed = start.to(tl.int64)
+    key = start.to(tl.uint64)
     if APPLY_DROPOUT:
-        seed = tl.load(seed_ptr)
+        key = scores_key(tl.load(seed_ptr), site)
 
     offs_n, offs_d = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
     mask = (start_n + offs_n < length)[:, None] & (offs_d < HEAD_DIM)[None, :]
@@ -336,7 +335,7 @@ def _attn_bwd_dkdv_kernel(
         p_kept = p
         if APPLY_DROPOUT:
             keep = keep_scores(
-                seed, site, head, start, start_m, offs_m[None, :], start_n, offs_n[:, None], threshold, USE_PTX
+                key, head, start, start_m, offs_m[None, :], start_n, offs_n[:, None], threshold, USE_PTX
             )
             p_kept = tl.where(keep, p, 0.0)
             dp = tl.where(keep, dp * keep_scale, 0.0)
