@@ -69,7 +69,7 @@ def _attn_bwd_single_tile_kernel(
     prefix = load_prefix(prefix_lens_ptr, sequence, length, num_sequences, HAS_PREFIX)
     key = start.to(tl.uint64)
     if APPLY_DROPOUT:
-        key = scores_key(tl.load(seed_ptr), site)
+        key = scores_key(tl.load(seed_ptr), site, USE_PTX)
 
     stacked = tl.arange(0, BLOCK_M * HEADS_PER_TILE)
     offs_m, head = stacked % BLOCK_M, group * HEADS_PER_TILE + stacked // BLOCK_M
@@ -96,11 +96,11 @@ def _attn_bwd_single_tile_kernel(
         keep = keep_scores(key, head[None, :], start, 0, offs_m[None, :], 0, offs_m[:, None], threshold, USE_PTX)
         p_kept = tl.where(keep, p * keep_scale, 0.0)
         dp = tl.where(keep, dp * keep_scale, 0.0)
-    dv = multiply(narrow(p_kept, do.dtype), do, None, PRECISION)
+    dv = multiply(narrow(p_kept, do.dtype, USE_PTX), do, None, PRECISION)
     dqkv = dqkv_ptr + start.to(tl.int64) * (3 * hidden)
     tl.store(dqkv + 2 * hidden + offsets, narrow(dv, dqkv_ptr.dtype.element_ty), mask=mask)
     delta = tl.sum(p * dp, 0)
-    ds = narrow(p * (dp - delta[None, :]) * scale, q.dtype)
+    ds = narrow(p * (dp - delta[None, :]) * scale, q.dtype, USE_PTX)
     dk = multiply(ds, q, None, PRECISION)
     tl.store(dqkv + hidden + offsets, narrow(dk, dqkv_ptr.dtype.element_ty), mask=mask)
     dq = multiply(tl.trans(ds), k, None, PRECISION)
@@ -152,7 +152,7 @@ def _attn_bwd_dq_kernel(
     prefix = load_prefix(prefix_lens_ptr, sequence, length, num_sequences, HAS_PREFIX)
     key = start.to(tl.uint64)
     if APPLY_DROPOUT:
-        key = scores_key(tl.load(seed_ptr), site)
+        key = scores_key(tl.load(seed_ptr), site, USE_PTX)
 
     offs_m, offs_d = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
     mask_m = start_m + offs_m < length
@@ -247,7 +247,7 @@ def _attn_bwd_dq_step(
         )
         dp = tl.where(keep, dp * keep_scale, 0.0)
     ds = p * (dp - delta[:, None])
-    return multiply(narrow(ds, k.dtype), k, dq, PRECISION)
+    return multiply(narrow(ds, k.dtype, USE_PTX), k, dq, PRECISION)
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
@@ -297,7 +297,7 @@ def _attn_bwd_dkdv_kernel(
     prefix = load_prefix(prefix_lens_ptr, sequence, length, num_sequences, HAS_PREFIX)
     key = start.to(tl.uint64)
     if APPLY_DROPOUT:
-        key = scores_key(tl.load(seed_ptr), site)
+        key = scores_key(tl.load(seed_ptr), site, USE_PTX)
 
     offs_n, offs_d = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
     mask = (start_n + offs_n < length)[:, None] & (offs_d < HEAD_DIM)[None, :]
@@ -339,9 +339,9 @@ def _attn_bwd_dkdv_kernel(
             )
             p_kept = tl.where(keep, p, 0.0)
             dp = tl.where(keep, dp * keep_scale, 0.0)
-        dv = multiply(narrow(p_kept, do.dtype), do, dv, PRECISION)
+        dv = multiply(narrow(p_kept, do.dtype, USE_PTX), do, dv, PRECISION)
         ds = p * (dp - delta[None, :])
-        dk = multiply(narrow(ds, q.dtype), q, dk, PRECISION)
+        dk = multiply(narrow(ds, q.dtype, USE_PTX), q, dk, PRECISION)
     if APPLY_DROPOUT:
         dv *= keep_scale
     dkv = dqkv_ptr + (start + start_n).to(tl.int64) * (3 * hidden) + head * HEAD_DIM

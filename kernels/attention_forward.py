@@ -67,7 +67,7 @@ def _attn_fwd_kernel(
     prefix = load_prefix(prefix_lens_ptr, sequence, length, num_sequences, HAS_PREFIX)
     key = start.to(tl.uint64)
     if APPLY_DROPOUT:
-        key = scores_key(tl.load(seed_ptr), site)
+        key = scores_key(tl.load(seed_ptr), site, USE_PTX)
 
     stacked = tl.arange(0, BLOCK_M * HEADS_PER_TILE)
     offs_m, head = stacked % BLOCK_M, group * HEADS_PER_TILE + stacked // BLOCK_M

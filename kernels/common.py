@@ -55,9 +55,9 @@ def narrow(x, dtype: tl.constexpr, USE_PTX: tl.constexpr = False):
     Pairs are neighbours in a thread's registers: USE_PTX pays where the compiler converts them one by one.
     """
     if USE_PTX and dtype == tl.bfloat16:
-        return tl.inline_asm_elementwise("cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,r,r", [x], dtype, True, 2)
+        return tl.inline_asm_elementwise("cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,r,r", [x], tl.bfloat16, True, 2)
     if USE_PTX and dtype == tl.float16:
-        return tl.inline_asm_elementwise("cvt.rn.f16x2.f32 $0, $2, $1;", "=r,r,r", [x], dtype, True, 2)
+        return tl.inline_asm_elementwise("cvt.rn.f16x2.f32 $0, $2, $1;", "=r,r,r", [x], tl.float16, True, 2)
     if _INTERPRETED and dtype == tl.bfloat16:  # the interpreter truncates
         bits = x.to(tl.uint32, bitcast=True)
         x = ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).to(tl.float32, bitcast=True)
@@ -123,10 +123,11 @@ def keep_rows(seed, site, rows, columns, threshold, USE_PTX: tl.constexpr):
 
 
 @triton.jit
-def scores_key(seed, site):
+def scores_key(seed, site, USE_PTX: tl.constexpr):
     """The 64 bits, uint64, that stand for a seed (int64) and a site in the mask of the scores: scalar, once a program."""
     none = tl.full((), 0, tl.uint32)
-    key, tweak, _, _ = philox(site.to(tl.uint32), none, none, none, seed, _KEY_ROUNDS, False)
+    low, high = seed.to(tl.uint32), (seed >> 32).to(tl.uint32)
+    key, tweak, _, _ = philox(low, high, site.to(tl.uint32), none, tl.full((), 0, tl.int64), _KEY_ROUNDS, USE_PTX)
     return (tweak.to(tl.uint64) << 32) | key
 
 

@@ -187,7 +187,7 @@ ATTENTION: dict[str, dict[AttentionKey, AttentionConfig]] = {
         ("bwd_dq", "16x64", 64, "dropout"): AttentionConfig(64, 32, 4, 3),
         ("bwd_dq", "16x64", 128): AttentionConfig(128, 64, 8, 3),
         ("bwd_dkdv", "16x64", 64): AttentionConfig(32, 64, 4, 2),
-        ("bwd_dkdv", "16x64", 128): AttentionConfig(32, 128, 8, 3),
+        ("bwd_dkdv", "16x64", 128): AttentionConfig(32, 64, 4, 2),
         # 16 bits, head_dim to 128
         ("fwd", "16x128", 16): AttentionConfig(16, 16, 4, heads_per_tile=4),
         ("fwd", "16x128", 32): AttentionConfig(32, 32, 4, heads_per_tile=2),
