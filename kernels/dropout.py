@@ -18,7 +18,8 @@ once and moves no random number between threads:
 
     attention scores (row, column) of the sequence that begins at token `start`: Philox2x32 of 7 rounds; rows r and
     r + 8 by columns c and c + 8, as a tensor core's accumulator lies in a thread, whichever of the two runs along it.
-        (key, tweak) = the first two words of Philox4x32 of 10 rounds, of counter (site, 0, 0, 0) and the key above
+        (key, tweak) = the first two words of Philox4x32 of 10 rounds
+            with counter (seed mod 2**32, seed div 2**32, site, 0) and key (0, 0)
         counter = (start + r, (head * 2**16 + c) xor tweak)      r, c = row and column without their bit of value 8
         word = row // 8 % 2                                      half = low if column // 8 % 2 is 0, else high
 
@@ -105,7 +106,7 @@ def philox_2(counter: tuple[Tensor, ...], key: Tensor, rounds: int = ROUNDS) -> 
 def scores_key(seed: Tensor, site: int) -> tuple[Tensor, Tensor]:
     """(key, tweak), (1,) int64 each: what stands for a seed and a site in the mask of the scores."""
     none = torch.zeros_like(seed)
-    return philox((none + site, none, none, none), _words(seed), KEY_ROUNDS)[:2]
+    return philox((*_words(seed), none + site, none), (none, none), KEY_ROUNDS)[:2]
 
 
 def keep_rows(seed: Tensor, site: int, rows: Tensor, columns: int, p: float) -> Tensor:

@@ -44,7 +44,8 @@ def keep_rows(seed: Tensor, site: int, first_row: int, rows: int, columns: int, 
 
 def keep_scores(seed: Tensor, site: int, start: int, head: int, rows: int, columns: int, p: float) -> Tensor:
     """(rows, columns) bool of the scores of one head of the sequence that begins at a packed row."""
-    key, tweak, _, _ = philox([np.array(site), *[np.array(0)] * 3], int(seed), rounds=10).tolist()
+    counter = [np.array(word) for word in (int(seed) % 2**32, int(seed) >> 32, site, 0)]
+    key, tweak, _, _ = philox(counter, 0, rounds=10).tolist()
     row, column = np.arange(rows)[:, None], np.arange(columns)[None]
     counter = [start + row // 16 * 16 + row % 8, (head * 65536 + column // 16 * 16 + column % 8) ^ tweak]
     return kept(philox_2(counter, key), row // 8 % 2, column // 8 % 2 == 1, p)
