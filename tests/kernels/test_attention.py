@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import philox
 from helpers.closeness import assert_right
 from hypothesis import given, settings
@@ -113,7 +114,41 @@ def test_prefix(lengths: list[int], prefixes: list[int], p: float, device: torch
     check(device, lengths, p=p, prefixes=prefixes)
 
 
-@pytest.mark.parametrize("head_dim", [20, 80, slow(4), slow(64), slow(128)])
+@pytest.mark.parametrize(
+    ("lengths", "prefixes", "p", "block_m"),
+    [
+        ([16, 9, 4, 0], [7, 9, 0, 0], 0.3, 0),
+        slow([30, 32, 5], None, 0.0, 0),
+        slow([64, 33, 1], [64, 20, 0], 0.3, 0),
+        slow([64, 33, 1], None, 0.3, 0),
+        ([100, 20, 70], [70, 5, 0], 0.0, 0),
+        slow([130, 65, 64], None, 0.3, 0),
+        slow([9, 3, 0], None, 0.0, 64),
+        slow([200, 210], [200, 70], 0.3, 0),
+        ([200, 210], None, 0.0, 0),
+    ],
+)
+def test_causal_backward(
+    lengths: list[int], prefixes: list[int] | None, p: float, block_m: int, device: torch.device
+) -> None:
+    cu_seqlens, longest, total, tail = offsets(lengths, device), max(lengths), sum(lengths) + 5, 5
+    prefix_lens = None if prefixes is None else torch.tensor(prefixes, dtype=torch.int32, device=device)
+    dropout = Dropout(p, ops.draw_seed(device), 7) if p else None
+    qkv = torch.randn(total, 3, 2, 16, device=device)
+    do = torch.randn(total, 2, 16, device=device)
+    leaf = qkv[:-tail].double().requires_grad_()
+    out, lse = attention.varlen_attention_oracle(leaf, cu_seqlens, prefix_lens, dropout, True)
+    (expected,) = torch.autograd.grad(out, leaf, do[:-tail].double())
+    results = F.pad(out.float(), (0, 0, 0, 0, 0, tail)).detach(), F.pad(lse.float(), (0, tail)).detach()
+    tiles = attention.attention_tiles(cu_seqlens, longest, total, block_m)
+    found = attention.varlen_attention_backward(
+        do, qkv, *results, cu_seqlens, tiles, longest, block_m, prefix_lens, True, dropout
+    )
+    torch.testing.assert_close(found[:-tail].double(), expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+    assert (found[-tail:] == 0).all()
+
+
+@pytest.mark.parametrize("head_dim", [20, 80, slow(4), slow(26), slow(64), slow(128)])
 def test_head_dims(head_dim: int, device: torch.device) -> None:
     check(device, [70, 20], heads=1, head_dim=head_dim, p=0.2)
 
