@@ -148,6 +148,31 @@ def test_causal_backward(
     assert (found[-tail:] == 0).all()
 
 
+@pytest.mark.slow
+def test_backward_of_a_long_sequence(device: torch.device) -> None:
+    """The last rows and columns of 8,192, causal: nothing after them adds to their gradients."""
+    length, last = 8192, 50
+    dropout = Dropout(0.1, ops.draw_seed(device), 2) if device.type == "cuda" else None
+    qkv = torch.randn(length, 3, 1, 16, device=device)
+    do, out = torch.randn(2, length, 1, 16, device=device)
+    lse = torch.full((1, length), 10.0, device=device)
+    leaf = qkv.double().requires_grad_()
+    query, key, value = leaf[:, :, 0].unbind(1)
+    columns = torch.arange(length, device=device)
+    scores = (query[-last:] @ key.T / 4).masked_fill(columns > columns[-last:, None], -torch.inf)
+    probabilities = scores.softmax(-1)
+    if dropout is not None:
+        keep = philox.keep_scores(dropout.seed.cpu(), dropout.site, 0, 0, length, length, dropout.p)
+        probabilities = probabilities * keep[-last:].to(device) * philox.scale(dropout.p)
+    rows = probabilities @ value
+    (expected,) = torch.autograd.grad(rows, leaf, do[-last:, 0].double())
+    out[-last:, 0], lse[0, -last:] = rows.detach().float(), scores.logsumexp(-1).detach().float()
+    cu_seqlens = offsets([length], device)
+    tiles = attention.attention_tiles(cu_seqlens, length, length, 0)
+    found = attention.varlen_attention_backward(do, qkv, out, lse, cu_seqlens, tiles, length, 0, None, True, dropout)
+    torch.testing.assert_close(found[-last:].double(), expected[-last:], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("head_dim", [20, 80, slow(4), slow(26), slow(64), slow(128)])
 def test_head_dims(head_dim: int, device: torch.device) -> None:
     check(device, [70, 20], heads=1, head_dim=head_dim, p=0.2)
