@@ -16,7 +16,7 @@ from .attention_tiles import (
     locate,
     zero_rows_of_no_sequence,
 )
-from .common import cdiv, keep_scores, multiply, narrow
+from .common import cdiv, keep_scores, multiply, narrow, scores_key
 from .dropout import Dropout
 from .jit import jit
 
@@ -66,9 +66,9 @@ def _attn_fwd_kernel(
     if (sequence == num_sequences) | (start_m >= length):
         return
     prefix = load_prefix(prefix_lens_ptr, sequence, length, num_sequences, HAS_PREFIX)
-    seed = start.to(tl.int64)
+    key = start.to(tl.uint64)
     if APPLY_DROPOUT:
-        seed = tl.load(seed_ptr)
+        key = scores_key(tl.load(seed_ptr), site, USE_PTX)
 
     stacked = tl.arange(0, BLOCK_M * HEADS_PER_TILE)
     offs_m, head = stacked % BLOCK_M, group * HEADS_PER_TILE + stacked // BLOCK_M
@@ -92,13 +92,13 @@ def _attn_fwd_kernel(
         unmasked_n = 0
     for start_n in range(0, unmasked_n, BLOCK_N):
         acc, l_i, m_i = _attn_fwd_step(
-            acc, l_i, m_i, q, base, start, head, group, start_m, offs_m, start_n, end_n, prefix, scale, seed, site,
+            acc, l_i, m_i, q, base, start, head, group, start_m, offs_m, start_n, end_n, prefix, scale, key,
             threshold, NUM_HEADS, HEAD_DIM, HAS_PREFIX, APPLY_DROPOUT, USE_PTX, False, PRECISION, HEADS_PER_TILE,
             BLOCK_N, BLOCK_D,
         )  # fmt: skip
     for start_n in tl.range(unmasked_n, end_n, BLOCK_N, num_stages=None if HAS_PREFIX and USE_TILE_LIST else 1):
         acc, l_i, m_i = _attn_fwd_step(
-            acc, l_i, m_i, q, base, start, head, group, start_m, offs_m, start_n, end_n, prefix, scale, seed, site,
+            acc, l_i, m_i, q, base, start, head, group, start_m, offs_m, start_n, end_n, prefix, scale, key,
             threshold, NUM_HEADS, HEAD_DIM, HAS_PREFIX, APPLY_DROPOUT, USE_PTX, True, PRECISION, HEADS_PER_TILE,
             BLOCK_N, BLOCK_D,
         )  # fmt: skip
@@ -129,8 +129,7 @@ def _attn_fwd_step(
     end_n,
     prefix,
     scale,
-    seed,
-    site,
+    key,
     threshold,
     NUM_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -170,7 +169,7 @@ def _attn_fwd_step(
     l_i = l_i * alpha + tl.sum(p, 1)
     if APPLY_DROPOUT:
         keep = keep_scores(
-            seed, site, head[:, None], start, start_m, offs_m[:, None], start_n, offs_n[None, :], threshold, USE_PTX
+            key, head[:, None], start, start_m, offs_m[:, None], start_n, offs_n[None, :], threshold, USE_PTX
         )
         p = tl.where(keep, p, 0.0)
     acc = multiply(narrow(p, v.dtype), v, acc * alpha[:, None], PRECISION)
