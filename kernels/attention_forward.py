@@ -27,7 +27,7 @@ def _attn_fwd_kernel(
     lse_ptr,  # (NUM_HEADS, total_tokens) float32
     cu_seqlens_ptr,  # (num_sequences + 1,) int32
     prefix_lens_ptr,  # (num_sequences,) int32, if HAS_PREFIX
-    tiles_ptr,  # (slots, 2) int32, if USE_TILE_LIST
+    tiles_ptr,  # (slots, 4) int32, if USE_TILE_LIST
     seed_ptr,  # (1,) int64
     total_tokens,
     num_sequences,

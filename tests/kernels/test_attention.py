@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import partial
+from itertools import accumulate, pairwise
 from typing import Any
 
 import pytest
@@ -323,14 +324,28 @@ def test_the_list_holds_every_tile_once_longest_first(device: torch.device, leng
     tiles = attention.attention_tiles(offsets(lengths, device), longest, total, 0)
     if longest <= tile:
         return
-    used = tiles[: attention_tiles.tile_slots(tile, total, len(lengths))].tolist()
-    listed = [(sequence, place) for sequence, place in used if sequence >= 0]
-    counted = [*lengths, tail]
-    wanted = {(i, t) for i, length in enumerate(counted) for t in range(-(-length // tile))}
+    listed = [tuple(entry) for entry in tiles.tolist() if entry[0] >= 0]
+    assert len(listed) <= attention_tiles.tile_slots(tile, total, len(lengths))
+    assert (tiles[: len(listed), 0] >= 0).all()
+    starts = [0, *accumulate(lengths)]
+    entries = [(i, t, starts[i], n) for i, n in enumerate([*lengths, tail]) for t in range(-(-n // tile))]
+    # By the number of tiles, then as they come; the rows of no sequence last.
+    entries.sort(key=lambda entry: (entry[0] == len(lengths), -(-(-entry[3] // tile))))
+    assert listed == entries
+
+
+def test_the_list_of_many_sequences(device: torch.device) -> None:
+    """Counted by a kernel of its own; long sequences by classes of tiles."""
+    lengths = [0, 9, 64, 65, 1, 130] * 350 + [700, 4000, 640, 8192]
+    tiles = attention.attention_tiles(offsets(lengths, device), 8192, sum(lengths) + 100, configs.INVARIANT_TILE)
+    listed = tiles[tiles[:, 0] >= 0].tolist()
+    starts = [0, *accumulate(lengths)]
+    wanted = {(i, t, starts[i], n) for i, n in enumerate([*lengths, 100]) for t in range(-(-n // 64))}
     assert len(listed) == len(wanted)
-    assert set(listed) == wanted
-    counts = [-(-counted[sequence] // tile) for sequence, _ in listed]
-    assert counts == sorted(counts, reverse=True)
+    assert {tuple(entry) for entry in listed} == wanted
+    counts = [-(-entry[3] // 64) for entry in listed[:-2]]
+    assert all(now >= 4 / 5 * later for now, later in pairwise(counts))
+    assert [entry[0] for entry in listed[-2:]] == [len(lengths)] * 2
 
 
 def test_a_plan_given_is_the_plan_made(device: torch.device) -> None:
@@ -362,7 +377,7 @@ def test_a_forced_tile_size(lengths: list[int], device: torch.device) -> None:
         assert (out[sum(lengths) :] == 0).all()
         torch.testing.assert_close(torch.autograd.grad(out, qkv, grad)[0], wanted, rtol=1e-4, atol=1e-5)
         assert block_m == 0 or (tiles[:, 0] >= 0).sum() == sum(-(-n // block_m) for n in (*lengths, 5))
-    assert shapes == {(total // 16 + len(lengths) + 1, 2)}
+    assert shapes == {(total // 16 + len(lengths) + 1, 4)}
 
 
 def test_runs_are_bitwise_equal(device: torch.device) -> None:
