@@ -232,11 +232,11 @@ def _attn_tiles_kernel(
     used = tl.minimum(tl.sum(total, 0), slots).to(tl.int32)
     start_rest, length_rest = extent(cu_seqlens_ptr, num_sequences, total_tokens, num_sequences)
     for behind in range(program * BLOCK, slots - used, tl.num_programs(0) * BLOCK):
-        tile = behind + tl.arange(0, BLOCK)
-        listed = tile < (length_rest + (TILE - 1)) // TILE
+        place_behind = behind + tl.arange(0, BLOCK)
+        listed = place_behind < (length_rest + (TILE - 1)) // TILE
         _store_entries(
-            tiles_ptr, used + tile, tl.where(listed, num_sequences, -1), tl.where(listed, tile, 0),
-            tl.where(listed, start_rest, 0), tl.where(listed, length_rest, 0), tile < slots - used,
+            tiles_ptr, used + place_behind, tl.where(listed, num_sequences, -1), tl.where(listed, place_behind, 0),
+            tl.where(listed, start_rest, 0), tl.where(listed, length_rest, 0), place_behind < slots - used,
         )  # fmt: skip
 
 
