@@ -224,8 +224,8 @@ def _attn_tiles_kernel(
     sequence, start, length, count, tiles = _tiles_of_block(
         cu_seqlens_ptr, program, total_tokens, num_sequences, TILE, CLASSES, BLOCK
     )  # fmt: skip
-    place = (higher + before)[None, :] + tl.cumsum(tiles, 0) - tiles
-    first = tl.minimum(tl.sum(tl.where(tiles > 0, place, 0), 1), slots).to(tl.int32)
+    place = tl.minimum(higher + before, slots).to(tl.int32)[None, :] + tl.cumsum(tiles, 0) - tiles
+    first = tl.sum(tl.where(tiles > 0, place, 0), 1)
     for tile in range(0, tl.max(count, 0)):
         _store_entries(tiles_ptr, first + tile, sequence, tile, start, length, (tile < count) & (first + tile < slots))
 

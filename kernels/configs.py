@@ -13,7 +13,7 @@ import torch
 from .tables import ATTENTION, LINEAR, ROWS, AttentionConfig, LinearConfig, RowConfig
 
 __all__ = [
-    "FUSED_GELU", "INVARIANT_TILE", "LONG", "TILES", "TUNED", "TUNED_FILE", "AttentionConfig", "Entry", "LinearConfig",
+    "FUSED_GELU", "INVARIANT_TILE", "LONG", "TILES", "TUNED", "TUNED_FILE", "WHOLE", "AttentionConfig", "Entry", "LinearConfig",
     "RowConfig", "architecture", "attention_config", "attention_tile", "fuses_gelu", "linear_config", "load_tuned",
     "row_config",
 ]  # fmt: skip
@@ -22,6 +22,8 @@ TILES = (16, 32, 64, 128)
 """Sizes of attention tiles."""
 LONG = 192
 """Mean length from which tiles of 128 rows are filled well enough."""
+WHOLE = 450
+"""Mean length from which blocks of columns that need no mask have a loop of their own."""
 INVARIANT_TILE = 64
 """Tile size for results that must not depend on the rest of the batch."""
 
