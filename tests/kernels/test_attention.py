@@ -17,7 +17,7 @@ from torch import Tensor
 pytest.importorskip("triton")
 
 from erniem_fast import ops
-from erniem_fast.kernels import attention, attention_tiles, configs
+from erniem_fast.kernels import attention, attention_forward, attention_tiles, configs
 from erniem_fast.ops import Dropout
 
 pytestmark = pytest.mark.usefixtures("_poisoned")
@@ -114,7 +114,53 @@ def test_prefix(lengths: list[int], prefixes: list[int], p: float, device: torch
     check(device, lengths, p=p, prefixes=prefixes)
 
 
-@pytest.mark.parametrize("head_dim", [20, 80, slow(4), slow(64), slow(128)])
+@pytest.mark.parametrize("prefixed", [False, True])
+@pytest.mark.parametrize(
+    ("lengths", "whole", "p"),
+    [
+        ([16, 9, 4, 0], False, 0.0),
+        ([100, 65, 20, 64], False, 0.3),
+        ([100, 65, 20, 64], True, 0.0),
+        slow([30, 20, 1], False, 0.3),
+        slow([64, 33], False, 0.0),
+        slow([200, 210], False, 0.0),
+        slow([200, 210], True, 0.3),
+    ],
+)
+def test_the_forward_of_causal_attention(
+    lengths: list[int], whole: bool, p: float, prefixed: bool, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With blocks of columns that need no mask in a loop of their own, and without."""
+    monkeypatch.setattr(attention_forward, "WHOLE", 0 if whole else 10_000)
+    cu_seqlens, total = offsets(lengths, device), sum(lengths) + 20
+    prefix_lens = torch.tensor([length * 2 // 3 for length in lengths], dtype=torch.int32, device=device)
+    rest: Any = {"prefix_lens": prefix_lens if prefixed else None, "causal": True}
+    rest["dropout"] = Dropout(p, ops.draw_seed(device), 7) if p else None
+    qkv = torch.randn(total, 3, 3, 16, device=device)
+    expected = attention.varlen_attention_oracle(qkv.double(), cu_seqlens, **rest)[0].float()
+    found = ops.varlen_attention(qkv, cu_seqlens, max(lengths), backend="triton", **rest)
+    torch.testing.assert_close(found[: sum(lengths)], expected, rtol=1e-5, atol=1e-5)
+    assert (found[sum(lengths) :] == 0).all()
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_forward_of_a_long_sequence(causal: bool, device: torch.device) -> None:
+    """The last of its 64 tiles."""
+    length, rows, block = 8192, 128, configs.attention_tile(8192, 8192, 1)[0]
+    qkv, cu_seqlens = torch.randn(length, 3, 1, 26, device=device), offsets([length], device)
+    tiles = attention.attention_tiles(cu_seqlens, length, length, 0)
+    tiles[tiles[:, 1] != length // block - 1] = torch.tensor([-1, 0, 0, 0], dtype=torch.int32, device=device)
+    out, lse = attention.varlen_attention.forward(qkv, cu_seqlens, tiles, length, 0, None, causal, None)
+    scores = qkv[-rows:, 0, 0].double() @ qkv[:, 1, 0].double().T / math.sqrt(26)
+    if causal:
+        later = torch.arange(length, device=device) > torch.arange(length - rows, length, device=device)[:, None]
+        scores = scores.masked_fill(later, -torch.inf)
+    expected = scores.softmax(-1) @ qkv[:, 2, 0].double()
+    torch.testing.assert_close(out[-rows:, 0].double(), expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(lse[0, -rows:].double(), scores.logsumexp(-1), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("head_dim", [26, 80, slow(4), slow(64), slow(128)])
 def test_head_dims(head_dim: int, device: torch.device) -> None:
     check(device, [70, 20], heads=1, head_dim=head_dim, p=0.2)
 
