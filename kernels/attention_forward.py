@@ -14,9 +14,10 @@ from .attention_tiles import (
     load,
     load_prefix,
     locate,
+    sees,
     zero_rows_of_no_sequence,
 )
-from .common import cdiv, keep_scores, multiply, narrow
+from .common import cdiv, keep_scores, multiply, narrow, scores_key
 from .configs import WHOLE
 from .dropout import Dropout
 
@@ -71,9 +72,9 @@ def _attn_fwd_kernel(
     if (sequence == num_sequences) | (start_m >= length):
         return
     prefix = load_prefix(prefix_lens_ptr, sequence, length, num_sequences, HAS_PREFIX)
-    seed = start.to(tl.int64)
+    key = start.to(tl.uint64)
     if APPLY_DROPOUT:
-        seed = tl.load(seed_ptr)
+        key = scores_key(tl.load(seed_ptr), site, USE_PTX)
 
     stacked = tl.arange(0, BLOCK_M * HEADS_PER_TILE)
     offs_m, head = stacked % BLOCK_M, group * HEADS_PER_TILE + stacked // BLOCK_M
@@ -101,7 +102,7 @@ def _attn_fwd_kernel(
         end_n = tl.minimum(end_n, length)
     if LOOP_FREE:
         acc, l_i, m_i = _attn_fwd_step(
-            acc, l_i, m_i, q, base, start, head, group, start_m, offs_m, 0, end_n, prefix, scale, seed, site,
+            acc, l_i, m_i, q, base, start, head, group, start_m, offs_m, 0, end_n, prefix, scale, key,
             threshold, NUM_HEADS, HEAD_DIM, HAS_PREFIX, CAUSAL, APPLY_DROPOUT, USE_PTX, True, True, PRECISION,
             HEADS_PER_TILE, BLOCK_N, BLOCK_D,
         )  # fmt: skip
@@ -111,13 +112,13 @@ def _attn_fwd_kernel(
             first_n = whole_n // BLOCK_N * BLOCK_N
             for start_n in range(0, first_n, BLOCK_N):
                 acc, l_i, m_i = _attn_fwd_step(
-                    acc, l_i, m_i, q, base, start, head, group, start_m, offs_m, start_n, end_n, prefix, scale, seed,
-                    site, threshold, NUM_HEADS, HEAD_DIM, HAS_PREFIX, CAUSAL, APPLY_DROPOUT, USE_PTX, False, False,
+                    acc, l_i, m_i, q, base, start, head, group, start_m, offs_m, start_n, end_n, prefix, scale, key,
+                    threshold, NUM_HEADS, HEAD_DIM, HAS_PREFIX, CAUSAL, APPLY_DROPOUT, USE_PTX, False, False,
                     PRECISION, HEADS_PER_TILE, BLOCK_N, BLOCK_D,
                 )  # fmt: skip
         for start_n in tl.range(first_n, end_n, BLOCK_N, num_stages=1 if WHOLE_BLOCKS else None):
             acc, l_i, m_i = _attn_fwd_step(
-                acc, l_i, m_i, q, base, start, head, group, start_m, offs_m, start_n, end_n, prefix, scale, seed, site,
+                acc, l_i, m_i, q, base, start, head, group, start_m, offs_m, start_n, end_n, prefix, scale, key,
                 threshold, NUM_HEADS, HEAD_DIM, HAS_PREFIX, CAUSAL, APPLY_DROPOUT, USE_PTX, True, False, PRECISION,
                 HEADS_PER_TILE, BLOCK_N, BLOCK_D,
             )  # fmt: skip
@@ -148,8 +149,7 @@ def _attn_fwd_step(
     end_n,
     prefix,
     scale,
-    seed,
-    site,
+    key,
     threshold,
     NUM_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -179,7 +179,7 @@ def _attn_fwd_step(
 
     if APPLY_DROPOUT:  # before the products, whose results would take up registers beside Philox's words
         keep = keep_scores(
-            seed, site, head[:, None], start, start_m, offs_m[:, None], start_n, offs_n[None, :], threshold, USE_PTX
+            key, head[:, None], start, start_m, offs_m[:, None], start_n, offs_n[None, :], threshold, USE_PTX
         )
     scores = multiply(q, tl.trans(k), None, PRECISION)
     if MASK_SCORES:
@@ -187,13 +187,8 @@ def _attn_fwd_step(
         seen = columns < end_n
         if HEADS_PER_TILE > 1:
             seen &= head[:, None] == head_n[None, :]
-        if CAUSAL:
-            last = start_m + offs_m
-            if HAS_PREFIX:
-                last = tl.maximum(last, prefix - 1)
-            seen &= columns <= last[:, None]
-        elif HAS_PREFIX:
-            seen &= (start_m + offs_m >= prefix)[:, None] | (columns < prefix)
+        if HAS_PREFIX or CAUSAL:
+            seen &= sees((start_m + offs_m)[:, None], columns, prefix, HAS_PREFIX, CAUSAL)
         scores = tl.where(seen, scores, -float("inf"))
     m_new = tl.max(scores, 1)
     if not ONLY:

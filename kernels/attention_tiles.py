@@ -83,6 +83,18 @@ def load_prefix(prefix_lens_ptr, sequence, length, num_sequences, HAS_PREFIX: tl
 
 
 @triton.jit
+def sees(rows, columns, prefix, HAS_PREFIX: tl.constexpr, CAUSAL: tl.constexpr):
+    """True where a row of a sequence sees a column of it; shapes broadcast against each other."""
+    if CAUSAL:
+        seen = columns <= rows
+        if HAS_PREFIX:
+            seen |= columns < prefix
+    else:
+        seen = (rows >= prefix) | (columns < prefix)
+    return seen
+
+
+@triton.jit
 def load(ptr, offsets, mask):
     """A block, with 0 where it is masked."""
     return tl.load(ptr + offsets, mask=mask, other=0.0)
