@@ -102,7 +102,7 @@ def _attn_fwd_kernel(
         end_n = tl.minimum(end_n, length)
     if LOOP_FREE:
         acc, l_i, m_i = _attn_fwd_step(
-            acc, l_i, m_i, q, base, start, head, group, start_m, offs_m, 0, end_n, prefix, scale, key,
+            acc, l_i, m_i, q, base, start, head, group, start_m, offs_m, 0, end_n, whole_n, prefix, scale, key,
             threshold, NUM_HEADS, HEAD_DIM, HAS_PREFIX, CAUSAL, APPLY_DROPOUT, USE_PTX, True, True, PRECISION,
             HEADS_PER_TILE, BLOCK_N, BLOCK_D,
         )  # fmt: skip
@@ -112,13 +112,13 @@ def _attn_fwd_kernel(
             first_n = whole_n // BLOCK_N * BLOCK_N
             for start_n in range(0, first_n, BLOCK_N):
                 acc, l_i, m_i = _attn_fwd_step(
-                    acc, l_i, m_i, q, base, start, head, group, start_m, offs_m, start_n, end_n, prefix, scale, key,
+                    acc, l_i, m_i, q, base, start, head, group, start_m, offs_m, start_n, end_n, whole_n, prefix, scale, key,
                     threshold, NUM_HEADS, HEAD_DIM, HAS_PREFIX, CAUSAL, APPLY_DROPOUT, USE_PTX, False, False,
                     PRECISION, HEADS_PER_TILE, BLOCK_N, BLOCK_D,
                 )  # fmt: skip
         for start_n in tl.range(first_n, end_n, BLOCK_N, num_stages=1 if WHOLE_BLOCKS else None):
             acc, l_i, m_i = _attn_fwd_step(
-                acc, l_i, m_i, q, base, start, head, group, start_m, offs_m, start_n, end_n, prefix, scale, key,
+                acc, l_i, m_i, q, base, start, head, group, start_m, offs_m, start_n, end_n, whole_n, prefix, scale, key,
                 threshold, NUM_HEADS, HEAD_DIM, HAS_PREFIX, CAUSAL, APPLY_DROPOUT, USE_PTX, True, False, PRECISION,
                 HEADS_PER_TILE, BLOCK_N, BLOCK_D,
             )  # fmt: skip
@@ -147,6 +147,7 @@ def _attn_fwd_step(
     offs_m,
     start_n,
     end_n,
+    whole_n,
     prefix,
     scale,
     key,
@@ -183,13 +184,14 @@ def _attn_fwd_step(
         )
     scores = multiply(q, tl.trans(k), None, PRECISION)
     if MASK_SCORES:
-        columns = (start_n + offs_n)[None, :]
-        seen = columns < end_n
-        if HEADS_PER_TILE > 1:
-            seen &= head[:, None] == head_n[None, :]
-        if HAS_PREFIX or CAUSAL:
-            seen &= sees((start_m + offs_m)[:, None], columns, prefix, HAS_PREFIX, CAUSAL)
-        scores = tl.where(seen, scores, -float("inf"))
+        if ONLY or HEADS_PER_TILE > 1 or start_n + BLOCK_N > whole_n:
+            columns = (start_n + offs_n)[None, :]
+            seen = columns < end_n
+            if HEADS_PER_TILE > 1:
+                seen &= head[:, None] == head_n[None, :]
+            if HAS_PREFIX or CAUSAL:
+                seen &= sees((start_m + offs_m)[:, None], columns, prefix, HAS_PREFIX, CAUSAL)
+            scores = tl.where(seen, scores, -float("inf"))
     m_new = tl.max(scores, 1)
     if not ONLY:
         m_new = tl.maximum(m_i, m_new)
