@@ -112,15 +112,15 @@ def _attn_fwd_kernel(
             first_n = whole_n // BLOCK_N * BLOCK_N
             for start_n in range(0, first_n, BLOCK_N):
                 acc, l_i, m_i = _attn_fwd_step(
-                    acc, l_i, m_i, q, base, start, head, group, start_m, offs_m, start_n, end_n, whole_n, prefix, scale, key,
-                    threshold, NUM_HEADS, HEAD_DIM, HAS_PREFIX, CAUSAL, APPLY_DROPOUT, USE_PTX, False, False,
-                    PRECISION, HEADS_PER_TILE, BLOCK_N, BLOCK_D,
+                    acc, l_i, m_i, q, base, start, head, group, start_m, offs_m, start_n, end_n, whole_n, prefix,
+                    scale, key, threshold, NUM_HEADS, HEAD_DIM, HAS_PREFIX, CAUSAL, APPLY_DROPOUT, USE_PTX, False,
+                    False, PRECISION, HEADS_PER_TILE, BLOCK_N, BLOCK_D,
                 )  # fmt: skip
         for start_n in tl.range(first_n, end_n, BLOCK_N, num_stages=1 if WHOLE_BLOCKS else None):
             acc, l_i, m_i = _attn_fwd_step(
-                acc, l_i, m_i, q, base, start, head, group, start_m, offs_m, start_n, end_n, whole_n, prefix, scale, key,
-                threshold, NUM_HEADS, HEAD_DIM, HAS_PREFIX, CAUSAL, APPLY_DROPOUT, USE_PTX, True, False, PRECISION,
-                HEADS_PER_TILE, BLOCK_N, BLOCK_D,
+                acc, l_i, m_i, q, base, start, head, group, start_m, offs_m, start_n, end_n, whole_n, prefix,
+                scale, key, threshold, NUM_HEADS, HEAD_DIM, HAS_PREFIX, CAUSAL, APPLY_DROPOUT, USE_PTX, True, False,
+                PRECISION, HEADS_PER_TILE, BLOCK_N, BLOCK_D,
             )  # fmt: skip
 
     lse = (m_i * scale + tl.log2(l_i)) / LOG2E
@@ -165,7 +165,10 @@ def _attn_fwd_step(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Online softmax over the columns from start_n on: (acc, l_i, m_i). ONLY: no columns came before; scale: in log2."""
+    """Online softmax over the columns from start_n on: (acc, l_i, m_i).
+
+    ONLY: no columns came before. scale: times log2 e. whole_n: end of the columns that all rows see.
+    """
     hidden: tl.constexpr = NUM_HEADS * HEAD_DIM
     stacked = tl.arange(0, BLOCK_N * HEADS_PER_TILE)
     offs_n, head_n = stacked % BLOCK_N, group * HEADS_PER_TILE + stacked // BLOCK_N

@@ -13,9 +13,9 @@ import torch
 from .tables import ATTENTION, LINEAR, ROWS, AttentionConfig, LinearConfig, RowConfig
 
 __all__ = [
-    "FUSED_GELU", "INVARIANT_TILE", "LONG", "TILES", "TUNED", "TUNED_FILE", "WHOLE", "AttentionConfig", "Entry", "LinearConfig",
-    "RowConfig", "architecture", "attention_config", "attention_tile", "fuses_gelu", "linear_config", "load_tuned",
-    "row_config",
+    "FUSED_GELU", "INVARIANT_TILE", "LONG", "TILES", "TUNED", "TUNED_FILE", "WHOLE", "AttentionConfig", "Entry",
+    "LinearConfig", "RowConfig", "architecture", "attention_config", "attention_tile", "fuses_gelu", "linear_config",
+    "load_tuned", "row_config",
 ]  # fmt: skip
 
 TILES = (16, 32, 64, 128)

@@ -376,7 +376,7 @@ def test_the_list_holds_every_tile_once_longest_first(device: torch.device, leng
     starts = [0, *accumulate(lengths)]
     entries = [(i, t, starts[i], n) for i, n in enumerate([*lengths, tail]) for t in range(-(-n // tile))]
     # By the number of tiles, then as they come; the rows of no sequence last.
-    entries.sort(key=lambda entry: (entry[0] == len(lengths), -(-(-entry[3] // tile))))
+    entries.sort(key=lambda entry: (entry[0] == len(lengths), -entry[3] // tile))
     assert listed == entries
 
 
