@@ -103,8 +103,8 @@ def _attn_fwd_kernel(
     if LOOP_FREE:
         acc, l_i, m_i = _attn_fwd_step(
             acc, l_i, m_i, q, base, start, head, group, start_m, offs_m, 0, end_n, whole_n, prefix, scale, key,
-            threshold, NUM_HEADS, HEAD_DIM, HAS_PREFIX, CAUSAL, APPLY_DROPOUT, USE_PTX, True, True, PRECISION,
-            HEADS_PER_TILE, BLOCK_N, BLOCK_D,
+            threshold, NUM_HEADS, HEAD_DIM, HAS_PREFIX, CAUSAL, APPLY_DROPOUT, USE_PTX, True, WHOLE_BLOCKS, True,
+            PRECISION, HEADS_PER_TILE, BLOCK_N, BLOCK_D,
         )  # fmt: skip
     else:
         first_n = 0
@@ -114,13 +114,13 @@ def _attn_fwd_kernel(
                 acc, l_i, m_i = _attn_fwd_step(
                     acc, l_i, m_i, q, base, start, head, group, start_m, offs_m, start_n, end_n, whole_n, prefix,
                     scale, key, threshold, NUM_HEADS, HEAD_DIM, HAS_PREFIX, CAUSAL, APPLY_DROPOUT, USE_PTX, False,
-                    False, PRECISION, HEADS_PER_TILE, BLOCK_N, BLOCK_D,
+                    WHOLE_BLOCKS, False, PRECISION, HEADS_PER_TILE, BLOCK_N, BLOCK_D,
                 )  # fmt: skip
         for start_n in tl.range(first_n, end_n, BLOCK_N, num_stages=1 if WHOLE_BLOCKS else None):
             acc, l_i, m_i = _attn_fwd_step(
                 acc, l_i, m_i, q, base, start, head, group, start_m, offs_m, start_n, end_n, whole_n, prefix,
-                scale, key, threshold, NUM_HEADS, HEAD_DIM, HAS_PREFIX, CAUSAL, APPLY_DROPOUT, USE_PTX, True, False,
-                PRECISION, HEADS_PER_TILE, BLOCK_N, BLOCK_D,
+                scale, key, threshold, NUM_HEADS, HEAD_DIM, HAS_PREFIX, CAUSAL, APPLY_DROPOUT, USE_PTX, True,
+                WHOLE_BLOCKS, False, PRECISION, HEADS_PER_TILE, BLOCK_N, BLOCK_D,
             )  # fmt: skip
 
     lse = (m_i * scale + tl.log2(l_i)) / LOG2E
@@ -159,6 +159,7 @@ def _attn_fwd_step(
     APPLY_DROPOUT: tl.constexpr,
     USE_PTX: tl.constexpr,
     MASK_SCORES: tl.constexpr,
+    WHOLE_BLOCKS: tl.constexpr,
     ONLY: tl.constexpr,
     PRECISION: tl.constexpr,
     HEADS_PER_TILE: tl.constexpr,
@@ -187,13 +188,16 @@ def _attn_fwd_step(
         )
     scores = multiply(q, tl.trans(k), None, PRECISION)
     if MASK_SCORES:
-        if ONLY or HEADS_PER_TILE > 1 or start_n + BLOCK_N > whole_n:
-            columns = (start_n + offs_n)[None, :]
-            seen = columns < end_n
+        if ONLY or WHOLE_BLOCKS or HEADS_PER_TILE > 1 or start_n + BLOCK_N > whole_n:
+            rows, columns = (start_m + offs_m)[:, None], (start_n + offs_n)[None, :]
+            if CAUSAL:  # no row of the sequence sees columns past its end, and those past it are not stored
+                seen = sees(rows, columns, prefix, HAS_PREFIX, CAUSAL)
+            else:
+                seen = columns < end_n
+                if HAS_PREFIX:
+                    seen &= sees(rows, columns, prefix, HAS_PREFIX, CAUSAL)
             if HEADS_PER_TILE > 1:
                 seen &= head[:, None] == head_n[None, :]
-            if HAS_PREFIX or CAUSAL:
-                seen &= sees((start_m + offs_m)[:, None], columns, prefix, HAS_PREFIX, CAUSAL)
             scores = tl.where(seen, scores, -float("inf"))
     m_new = tl.max(scores, 1)
     if not ONLY:
