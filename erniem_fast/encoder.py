@@ -6,7 +6,7 @@ A layer hands over its parts; `run_layer` computes them. Models subclass nothing
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAtte
 
 from . import fusion, ops
 from .fusion import DropoutLike, PackedContext, Pending
+from .ops.attention_torch import visible
 from .packing import PackedBatch
 from .validation import warn_once
 
@@ -49,7 +50,7 @@ class AttentionParts(NamedTuple):
         kept_heads: indices of the heads among those of a mask, where some were pruned; None: all.
         relative_scores: (batch, num_heads, seq_len, seq_len) of query and key (batch, num_heads, seq_len, head_dim),
             to be added before scaling; None for none. Computed densely.
-        causal: False, the only value so far.
+        causal: True if a token sees those up to itself only, and the prefix.
     """
 
     query: nn.Module
@@ -60,7 +61,7 @@ class AttentionParts(NamedTuple):
     layer: int
     kept_heads: list[int] | None = None
     relative_scores: Callable[[Tensor, Tensor], Tensor] | None = None
-    causal: Literal[False] = False
+    causal: bool = False
 
 
 Attention = Callable[[Tensor, PackedContext, Tensor | None], tuple[Tensor, Tensor | None]]
@@ -147,7 +148,13 @@ def attend(
         return _attend_densely(parts, qkv, context, head_mask)
     batch = context.batch
     heads = ops.varlen_attention(
-        qkv, batch.cu_seqlens, batch.max_seqlen, prefix_lens=batch.prefix_lens, dropout=dropout, plan=context.plan
+        qkv,
+        batch.cu_seqlens,
+        batch.max_seqlen,
+        prefix_lens=batch.prefix_lens,
+        causal=parts.causal,
+        dropout=dropout,
+        plan=context.plan,
     )
     return heads.flatten(1), None
 
@@ -158,10 +165,9 @@ def _attend_densely(
     batch, mask = context.batch, context.mask
     query, key, value = batch.to_grid(qkv).permute(2, 0, 3, 1, 4).unbind(0)
     real = batch.to_grid(torch.ones_like(batch.position_ids, dtype=torch.bool), False)
-    if batch.prefix_lens is not None:
-        place = torch.arange(real.shape[1], device=real.device)
-        prefix = batch.prefix_lens.view(-1, 1, 1, 1)
-        mask = (place[:, None] >= prefix) | (place < prefix)
+    if batch.prefix_lens is not None or parts.causal:
+        seen = visible(real.shape[1], batch.prefix_lens, parts.causal, real.device)
+        mask = seen if mask is None else mask & seen
     scores = query @ key.transpose(-1, -2)
     if parts.relative_scores is not None:
         scores = scores + parts.relative_scores(query, key)

@@ -90,21 +90,23 @@ def _attn_bwd_single_tile_kernel(
         seen &= head[:, None] == head[None, :]
     if HAS_PREFIX or CAUSAL:
         seen &= sees(offs_m[None, :], offs_m[:, None], prefix, HAS_PREFIX, CAUSAL)
+    if APPLY_DROPOUT:
+        keep = keep_scores(key, head[None, :], start, 0, offs_m[None, :], 0, offs_m[:, None], threshold, USE_PTX)
     p = multiply(k, tl.trans(q), None, PRECISION) * (scale * LOG2E)
     p = tl.exp2(tl.where(seen, p, -float("inf")) - (lse * LOG2E)[None, :])
     dp = multiply(v, tl.trans(do), None, PRECISION)
     p_kept = p
     if APPLY_DROPOUT:  # keep_scale is left out of both until the ends of dV and dS
-        keep = keep_scores(key, head[None, :], start, 0, offs_m[None, :], 0, offs_m[:, None], threshold, USE_PTX)
         p_kept = tl.where(keep, p, 0.0)
     dv = multiply(narrow(p_kept, do.dtype, USE_PTX), do, None, PRECISION)
     if APPLY_DROPOUT:
+        dp = tl.where(keep, dp, 0.0)
         dv *= keep_scale
         scale *= keep_scale
     dqkv = dqkv_ptr + start.to(tl.int64) * (3 * hidden)
     tl.store(dqkv + 2 * hidden + offsets, narrow(dv, dqkv_ptr.dtype.element_ty), mask=mask)
-    ds = p_kept * dp
-    ds = narrow((ds - p * tl.sum(ds, 0)[None, :]) * scale, q.dtype, USE_PTX)
+    ds = p * dp
+    ds = narrow(tl.fma(p, -tl.sum(ds, 0)[None, :], ds) * scale, q.dtype, USE_PTX)
     dk = multiply(ds, q, None, PRECISION)
     tl.store(dqkv + hidden + offsets, narrow(dk, dqkv_ptr.dtype.element_ty), mask=mask)
     dq = multiply(tl.trans(ds), k, None, PRECISION)

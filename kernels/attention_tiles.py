@@ -122,15 +122,14 @@ def zero_rows_of_no_sequence(
 
     GROUP_SIZE: columns of a group; BLOCK_GROUP: that or more, a power of two.
     """
+    first, rows = start + BLOCK * SPLIT, tl.where(tile == 0, rest, 0)
     if sequence == num_sequences:
-        rows = length - tile * BLOCK
+        first, rows = start + tile * BLOCK, length - tile * BLOCK
         if USE_TILE_LIST:
             rows = tl.minimum(rows, BLOCK)
         elif tile > 0:
             rows = length * 0
-        _zero_rows(ptr, start + tile * BLOCK, rows, group, PARTS, HIDDEN, GROUP_SIZE, BLOCK_GROUP)
-    if (rest > 0) & (tile == 0):
-        _zero_rows(ptr, start + BLOCK * SPLIT, rest, group, PARTS, HIDDEN, GROUP_SIZE, BLOCK_GROUP)
+    _zero_rows(ptr, first, rows, group, PARTS, HIDDEN, GROUP_SIZE, BLOCK_GROUP)
 
 
 @triton.jit

@@ -115,6 +115,23 @@ def _put(packed: Tensor, group: Group, values: Tensor) -> None:
         packed.index_copy_(0, group.rows.reshape(-1), values.flatten(0, 1))
 
 
+def visible(length: int, prefix_lens: Tensor | None, causal: bool, device: torch.device) -> Tensor:
+    """Mask of scores that count, True where a row sees a column; see `ops.varlen_attention`.
+
+    Args:
+        length: rows and columns.
+        prefix_lens: (sequences,) prefix lengths; None: none.
+        causal: as in `ops.varlen_attention`.
+        device: of the mask.
+
+    Returns:
+        (sequences or 1, 1, length, length) bool.
+    """
+    columns = torch.arange(length, device=device)
+    prefix = columns.new_zeros(1, 1, 1, 1) if prefix_lens is None else prefix_lens.view(-1, 1, 1, 1)
+    return (columns < prefix) | (columns[:, None] >= (columns if causal else prefix))
+
+
 def _probabilities(query: Tensor, key: Tensor, group: Group, prefix_lens: Tensor | None, causal: bool) -> Tensor:
     """softmax(query key^T / sqrt(head_dim)) of (group * heads, length, head_dim) operands."""
     length, head_dim = query.shape[-2:]
@@ -124,9 +141,8 @@ def _probabilities(query: Tensor, key: Tensor, group: Group, prefix_lens: Tensor
         if group.valid is not None:
             allowed = allowed & group.valid[:, None, None, :]
         if prefix_lens is not None or causal:
-            columns = torch.arange(length, device=query.device)
-            prefix = 0 if prefix_lens is None else prefix_lens[group.sequences].view(-1, 1, 1, 1)
-            allowed = allowed & ((columns < prefix) | (columns[:, None] >= (columns if causal else prefix)))
+            prefixes = None if prefix_lens is None else prefix_lens[group.sequences]
+            allowed = allowed & visible(length, prefixes, causal, query.device)
         grouped = scores.unflatten(0, (len(group.sequences), -1))
         scores = grouped.masked_fill(~allowed, torch.finfo(scores.dtype).min).flatten(0, 1)
     return torch.softmax(scores, -1)

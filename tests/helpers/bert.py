@@ -10,7 +10,9 @@ from erniem_fast.encoder import AttentionParts, LayerParts, PackedContext, atten
 def parts_of(layer: Any, index: int) -> LayerParts:
     """Hand over the parts of a `BertLayer`."""
     heads, joined, inner, output = layer.attention.self, layer.attention.output, layer.intermediate, layer.output
-    attention = AttentionParts(heads.query, heads.key, heads.value, heads.num_attention_heads, heads.dropout, index)
+    attention = AttentionParts(
+        heads.query, heads.key, heads.value, heads.num_attention_heads, heads.dropout, index, causal=heads.is_causal
+    )
 
     def by_containers(x: Tensor, context: PackedContext, head_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         rows, probabilities = attend(attention, x, context, head_mask)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import philox
 from helpers.closeness import assert_right
 from hypothesis import given, settings
@@ -158,6 +159,65 @@ def test_the_forward_of_a_long_sequence(causal: bool, device: torch.device) -> N
     expected = scores.softmax(-1) @ qkv[:, 2, 0].double()
     torch.testing.assert_close(out[-rows:, 0].double(), expected, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(lse[0, -rows:].double(), scores.logsumexp(-1), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "prefixes", "p", "block_m"),
+    [
+        ([16, 9, 4, 0], [7, 9, 0, 0], 0.3, 0),
+        slow([30, 32, 5], None, 0.0, 0),
+        slow([64, 33, 1], [64, 20, 0], 0.3, 0),
+        slow([64, 33, 1], None, 0.3, 0),
+        ([100, 20, 70], [70, 5, 0], 0.0, 0),
+        slow([130, 65, 64], None, 0.3, 0),
+        slow([9, 3, 0], None, 0.0, 64),
+        slow([200, 210], [200, 70], 0.3, 0),
+        ([200, 210], None, 0.0, 0),
+    ],
+)
+def test_causal_backward(
+    lengths: list[int], prefixes: list[int] | None, p: float, block_m: int, device: torch.device
+) -> None:
+    cu_seqlens, longest, total, tail = offsets(lengths, device), max(lengths), sum(lengths) + 5, 5
+    prefix_lens = None if prefixes is None else torch.tensor(prefixes, dtype=torch.int32, device=device)
+    dropout = Dropout(p, ops.draw_seed(device), 7) if p else None
+    qkv = torch.randn(total, 3, 2, 16, device=device)
+    do = torch.randn(total, 2, 16, device=device)
+    leaf = qkv[:-tail].double().requires_grad_()
+    out, lse = attention.varlen_attention_oracle(leaf, cu_seqlens, prefix_lens, dropout, True)
+    (expected,) = torch.autograd.grad(out, leaf, do[:-tail].double())
+    results = F.pad(out.float(), (0, 0, 0, 0, 0, tail)).detach(), F.pad(lse.float(), (0, tail)).detach()
+    tiles = attention.attention_tiles(cu_seqlens, longest, total, block_m)
+    found = attention.varlen_attention_backward(
+        do, qkv, *results, cu_seqlens, tiles, longest, block_m, prefix_lens, True, dropout
+    )
+    torch.testing.assert_close(found[:-tail].double(), expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+    assert (found[-tail:] == 0).all()
+
+
+@pytest.mark.slow
+def test_backward_of_a_long_sequence(device: torch.device) -> None:
+    """The last rows and columns of 8,192, causal: nothing after them adds to their gradients."""
+    length, last = 8192, 50
+    dropout = Dropout(0.1, ops.draw_seed(device), 2) if device.type == "cuda" else None
+    qkv = torch.randn(length, 3, 1, 16, device=device)
+    do, out = torch.randn(2, length, 1, 16, device=device)
+    lse = torch.full((1, length), 10.0, device=device)
+    leaf = qkv.double().requires_grad_()
+    query, key, value = leaf[:, :, 0].unbind(1)
+    columns = torch.arange(length, device=device)
+    scores = (query[-last:] @ key.T / 4).masked_fill(columns > columns[-last:, None], -torch.inf)
+    probabilities = scores.softmax(-1)
+    if dropout is not None:
+        keep = philox.keep_scores(dropout.seed.cpu(), dropout.site, 0, 0, length, length, dropout.p)
+        probabilities = probabilities * keep[-last:].to(device) * philox.scale(dropout.p)
+    rows = probabilities @ value
+    (expected,) = torch.autograd.grad(rows, leaf, do[-last:, 0].double())
+    out[-last:, 0], lse[0, -last:] = rows.detach().float(), scores.logsumexp(-1).detach().float()
+    cu_seqlens = offsets([length], device)
+    tiles = attention.attention_tiles(cu_seqlens, length, length, 0)
+    found = attention.varlen_attention_backward(do, qkv, out, lse, cu_seqlens, tiles, length, 0, None, True, dropout)
+    torch.testing.assert_close(found[-last:].double(), expected[-last:], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("head_dim", [26, 80, slow(4), slow(64), slow(128)])

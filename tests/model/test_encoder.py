@@ -1,5 +1,6 @@
 """A post-norm layer of another family on packed rows."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -55,8 +56,9 @@ def run_alone(model: Any, batch: PackedBatch) -> Tensor:
 
 @pytest.mark.parametrize("act", ["gelu", "relu"])
 @pytest.mark.parametrize("dense", [False, True])
-def test_bert_s_layers_on_packed_rows(act: str, dense: bool) -> None:
-    model, batch = bert(hidden_act=act), packed()
+@pytest.mark.parametrize("causal", [False, True])
+def test_bert_s_layers_on_packed_rows(act: str, dense: bool, causal: bool) -> None:
+    model, batch = bert(hidden_act=act, is_decoder=causal), packed()
     found, expected = run_packed(model, batch, context_of(batch, dense=dense)), run_alone(model, batch)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
     weight = torch.randn_like(found)
@@ -64,6 +66,20 @@ def test_bert_s_layers_on_packed_rows(act: str, dense: bool) -> None:
     grads = [torch.autograd.grad((out * weight).sum(), parameters) for out in (found, expected)]
     for one, two in zip(*grads, strict=True):
         torch.testing.assert_close(one, two, rtol=0, atol=1e-11)
+
+
+def test_a_causal_layer_with_prefixes_densely_and_fused() -> None:
+    model, batch = bert(is_decoder=True), packed()
+    prefix_lens = torch.tensor([3, 0, 0, 12, 1], dtype=torch.int32)
+    prefixed = replace(batch, prefix_lens=prefix_lens)
+    fused, dense = (run_packed(model, prefixed, context_of(prefixed, dense=densely)) for densely in (False, True))
+    causal = run_packed(model, batch, context_of(batch))
+    torch.testing.assert_close(fused, dense, rtol=0, atol=1e-12)
+    rows = torch.arange(batch.total_tokens)
+    same = (fused - causal).abs().amax(1) < 1e-12
+    # Without a prefix, or with one of a single token, nothing changes; in a prefix every token sees more, and after it
+    # what those have become.
+    assert torch.equal(same, (rows >= 7) & (rows < 10) | (rows >= 29))
 
 
 @pytest.mark.parametrize(
