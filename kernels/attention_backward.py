@@ -96,11 +96,11 @@ def _attn_bwd_single_tile_kernel(
     p = tl.exp2(tl.where(seen, p, -float("inf")) - (lse * LOG2E)[None, :])
     dp = multiply(v, tl.trans(do), None, PRECISION)
     p_kept = p
-    if APPLY_DROPOUT:  # keep_scale is left out of both until the ends of dV and dS
+    if APPLY_DROPOUT:  # P and dP are left without keep_scale, dV and dS get it
         p_kept = tl.where(keep, p, 0.0)
     dv = multiply(narrow(p_kept, do.dtype, USE_PTX), do, None, PRECISION)
     if APPLY_DROPOUT:
-        dp = tl.where(keep, dp, 0.0)
+        dp = tl.where(keep, dp, 0.0)  # p * this needs fewer registers than p_kept * dp
         dv *= keep_scale
         scale *= keep_scale
     dqkv = dqkv_ptr + start.to(tl.int64) * (3 * hidden)
@@ -147,7 +147,7 @@ def _attn_bwd_dq_kernel(
 ):
     """dQ of BLOCK_M rows of a sequence of at least MIN_LENGTH tokens, and two values of each for dK and dV.
 
-    They are lse times log2 e, and delta over keep_scale.
+    They are lse times log2 e, and delta over -keep_scale: what saves a product or a sign a score there.
     """
     hidden: tl.constexpr = NUM_HEADS * HEAD_DIM
     head = tl.program_id(0) % NUM_HEADS
@@ -179,15 +179,14 @@ def _attn_bwd_dq_kernel(
     do = load(do_ptr + out_base, out_offsets, mask)
     out = load(out_ptr + out_base, out_offsets, mask)
     delta = tl.sum(out.to(tl.float32) * do.to(tl.float32), 1)
-    if APPLY_DROPOUT:
+    scale_dq = scale
+    if APPLY_DROPOUT:  # dP is left without keep_scale: one product a row instead of one a score
         delta /= keep_scale
-        scale_dq = scale * keep_scale
-    else:
-        scale_dq = scale
+        scale_dq *= keep_scale
     lse_offsets = head.to(tl.int64) * total_tokens + start + start_m + offs_m
     lse = tl.load(lse_ptr + lse_offsets, mask=mask_m, other=float("inf")) * LOG2E
     tl.store(rows_ptr + lse_offsets, lse, mask=mask_m)
-    tl.store(rows_ptr + NUM_HEADS * total_tokens.to(tl.int64) + lse_offsets, delta, mask=mask_m)
+    tl.store(rows_ptr + NUM_HEADS * total_tokens.to(tl.int64) + lse_offsets, -delta, mask=mask_m)
 
     dq = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     # Rows that all lie before the prefix length see nothing from there on.
@@ -266,9 +265,7 @@ def _attn_bwd_dq_step(
     p = tl.exp2(p - lse[:, None])
     dp = multiply(do, tl.trans(v), None, PRECISION)
     if APPLY_DROPOUT:
-        keep = keep_scores(
-            key, head, start, start_m, offs_m[:, None], start_n, offs_n[None, :], threshold, USE_PTX
-        )
+        keep = keep_scores(key, head, start, start_m, offs_m[:, None], start_n, offs_n[None, :], threshold, USE_PTX)
         dp = tl.where(keep, dp, 0.0)
     ds = p * (dp - delta[:, None])
     return multiply(narrow(ds, k.dtype, USE_PTX), k, dq, PRECISION)
@@ -278,7 +275,7 @@ def _attn_bwd_dq_step(
 def _attn_bwd_dkdv_kernel(
     qkv_ptr,  # (total_tokens, 3, NUM_HEADS, HEAD_DIM)
     do_ptr,  # (total_tokens, NUM_HEADS, HEAD_DIM)
-    rows_ptr,  # (2, NUM_HEADS, total_tokens) float32: lse times log2 e, and delta over keep_scale
+    rows_ptr,  # (2, NUM_HEADS, total_tokens) float32: lse times log2 e; delta over -keep_scale
     dqkv_ptr,  # (total_tokens, 3, NUM_HEADS, HEAD_DIM)
     cu_seqlens_ptr,  # (num_sequences + 1,) int32
     prefix_lens_ptr,  # (num_sequences,) int32, if HAS_PREFIX
@@ -330,7 +327,7 @@ def _attn_bwd_dkdv_kernel(
     k, v = load(kv + hidden, offsets, mask), load(kv + 2 * hidden, offsets, mask)
     do_base = do_ptr + start.to(tl.int64) * hidden + head * HEAD_DIM
     lse_ptr = rows_ptr + head.to(tl.int64) * total_tokens + start
-    delta_ptr = lse_ptr + NUM_HEADS * total_tokens.to(tl.int64)
+    minus_delta_ptr = lse_ptr + NUM_HEADS * total_tokens.to(tl.int64)
 
     dk = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     dv = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
@@ -352,7 +349,7 @@ def _attn_bwd_dkdv_kernel(
         # Rows past the end add nothing: exp2(0 - 0) times a dO and a Q of zeros. Columns past the end have rows of
         # their own in dK and dV, which are not stored.
         lse = tl.load(lse_ptr + start_m + offs_m, mask=mask_m, other=0.0)
-        delta = tl.load(delta_ptr + start_m + offs_m, mask=mask_m, other=0.0)
+        minus_delta = tl.load(minus_delta_ptr + start_m + offs_m, mask=mask_m, other=0.0)
 
         p = multiply(k, tl.trans(q), None, PRECISION) * (scale * LOG2E)
         if HAS_PREFIX or CAUSAL:
@@ -362,12 +359,10 @@ def _attn_bwd_dkdv_kernel(
         dp = multiply(v, tl.trans(do), None, PRECISION)
         p_kept = p
         if APPLY_DROPOUT:
-            keep = keep_scores(
-                key, head, start, start_m, offs_m[None, :], start_n, offs_n[:, None], threshold, USE_PTX
-            )
+            keep = keep_scores(key, head, start, start_m, offs_m[None, :], start_n, offs_n[:, None], threshold, USE_PTX)
             p_kept = tl.where(keep, p, 0.0)
         dv = multiply(narrow(p_kept, do.dtype, USE_PTX), do, dv, PRECISION)
-        ds = p_kept * dp - p * delta[None, :]
+        ds = tl.fma(p_kept, dp, p * minus_delta[None, :])
         dk = multiply(narrow(ds, q.dtype, USE_PTX), q, dk, PRECISION)
     if APPLY_DROPOUT:
         dv *= keep_scale

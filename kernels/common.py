@@ -146,7 +146,7 @@ def keep_rows(seed, site, rows, columns, threshold, USE_PTX: tl.constexpr):
 
 @triton.jit
 def scores_key(seed, site, USE_PTX: tl.constexpr):
-    """The 64 bits, uint64, that stand for a seed (int64) and a site in the mask of the scores: scalar, once a program."""
+    """uint64 that stands for a seed (int64) and a site in the mask of the scores. Scalar: once a program."""
     none = tl.full((), 0, tl.uint32)
     low, high = seed.to(tl.uint32), (seed >> 32).to(tl.uint32)
     key, tweak, _, _ = philox(low, high, site.to(tl.uint32), none, tl.full((), 0, tl.int64), _KEY_ROUNDS, USE_PTX)

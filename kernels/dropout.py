@@ -2,8 +2,8 @@
 
 Nothing is stored between forward and backward: the mask is computed again. Every backend draws the same mask.
 
-The words come from Philox, which turns a counter and a key into random bits (Salmon et al., "Parallel random numbers: as
-easy as 1, 2, 3", SC 2011). A call gives words of 32 bits; each half of 16 bits serves one element:
+The words come from Philox, which turns a counter and a key into random bits (Salmon et al., "Parallel random numbers:
+as easy as 1, 2, 3", SC 2011). A call gives words of 32 bits; each half of 16 bits serves one element:
 
     keep = half >= threshold      threshold = round(p * 2**16)
 
@@ -23,9 +23,9 @@ once and moves no random number between threads:
         counter = (start + r, (head * 2**16 + c) xor tweak)      r, c = row and column without their bit of value 8
         word = row // 8 % 2                                      half = low if column // 8 % 2 is 0, else high
 
-Seven rounds: the fewest of either width that the paper lists as passing BigCrush. Philox2x32 has a key of 32 bits only,
-less than seeds and sites have: that is why the tweak moves its counters as well. Up to 2**16 heads and 2**16 columns no
-two calls of a site share a counter.
+Seven rounds: the fewest of either width that the paper lists as passing BigCrush. Philox2x32 has a key of 32 bits
+only, less than seeds and sites have: that is why the tweak moves its counters as well. Up to 2**16 heads and 2**16
+columns, no two calls of a site share a counter.
 """
 
 from typing import NamedTuple

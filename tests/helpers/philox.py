@@ -1,5 +1,4 @@
-"""Philox4x32 and Philox2x32 in numpy, from the published algorithm, and the mappings that kernels/dropout.py documents.
-"""
+"""Philox in numpy, from the published algorithm, and the mappings that kernels/dropout.py documents."""
 
 import numpy as np
 import torch
