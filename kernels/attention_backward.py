@@ -125,7 +125,7 @@ def _attn_bwd_dq_kernel(
     dqkv_ptr,  # (total_tokens, 3, NUM_HEADS, HEAD_DIM)
     cu_seqlens_ptr,  # (num_sequences + 1,) int32
     prefix_lens_ptr,  # (num_sequences,) int32, if HAS_PREFIX
-    tiles_ptr,  # (slots, 2) int32, if USE_TILE_LIST
+    tiles_ptr,  # (slots, 4) int32, if USE_TILE_LIST
     seed_ptr,  # (1,) int64
     total_tokens,
     num_sequences,
@@ -281,7 +281,7 @@ def _attn_bwd_dkdv_kernel(
     dqkv_ptr,  # (total_tokens, 3, NUM_HEADS, HEAD_DIM)
     cu_seqlens_ptr,  # (num_sequences + 1,) int32
     prefix_lens_ptr,  # (num_sequences,) int32, if HAS_PREFIX
-    tiles_ptr,  # (slots, 2) int32, if USE_TILE_LIST
+    tiles_ptr,  # (slots, 4) int32, if USE_TILE_LIST
     seed_ptr,  # (1,) int64
     total_tokens,
     num_sequences,

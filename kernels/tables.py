@@ -117,6 +117,7 @@ ATTENTION: dict[str, dict[AttentionKey, AttentionConfig]] = {
         ("fwd", "16x64", 16): AttentionConfig(16, 16, 4, heads_per_tile=4),
         ("fwd", "16x64", 32): AttentionConfig(32, 32, 4),
         ("fwd", "16x64", 64): AttentionConfig(64, 64, 8, 2),
+        ("fwd", "16x64", 64, "dropout"): AttentionConfig(64, 64, 8, 2, max_registers=136),
         ("fwd", "16x64", 128): AttentionConfig(128, 64, 8, 2),
         ("bwd_single_tile", "16x64", 16): AttentionConfig(16, 16, 4, heads_per_tile=4),
         ("bwd_single_tile", "16x64", 32): AttentionConfig(32, 32, 4, heads_per_tile=2),
@@ -181,9 +182,9 @@ ATTENTION: dict[str, dict[AttentionKey, AttentionConfig]] = {
     "sm_90": {
         # 16 bits, head_dim to 64
         ("fwd", "16x64", 16): AttentionConfig(16, 16, 4, heads_per_tile=4),
-        ("fwd", "16x64", 32): AttentionConfig(32, 32, 4, heads_per_tile=2),
+        ("fwd", "16x64", 32): AttentionConfig(32, 32, 4, heads_per_tile=2, max_registers=80),
         ("fwd", "16x64", 64): AttentionConfig(64, 64, 4, 2),
-        ("fwd", "16x64", 128): AttentionConfig(128, 64, 8, 3),
+        ("fwd", "16x64", 128): AttentionConfig(128, 64, 8, 3, max_registers=128),
         ("bwd_single_tile", "16x64", 16): AttentionConfig(16, 16, 4, heads_per_tile=4),
         ("bwd_single_tile", "16x64", 32): AttentionConfig(32, 32, 4, heads_per_tile=2),
         ("bwd_single_tile", "16x64", 64): AttentionConfig(64, 64, 4, max_registers=128),

@@ -180,7 +180,7 @@ def empty(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
 def launch_attention(case: CompileCase, dtype: torch.dtype, dropout: Dropout | None) -> None:
     _, longest, mean = ATTENTION_TILES[case.option]
     num_sequences = TOKENS // mean
-    tiles = empty(TOKENS // 16 + num_sequences + 1, 2)
+    tiles = empty(TOKENS // 16 + num_sequences + 1, 4)
     qkv = empty(TOKENS, 3, HEADS, case.size, dtype=dtype)
     prefix_lens = empty(num_sequences) if case.prefix else None
     rest = (empty(num_sequences + 1), tiles, longest, 0, prefix_lens, case.causal, dropout)

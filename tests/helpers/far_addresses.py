@@ -73,7 +73,7 @@ def check_attention(length: int, forward: range, backward: range) -> None:
             kernel = getattr(module, name)
             setattr(module, name, Only(getattr(kernel, "kernel", kernel), programs))
     offsets = torch.tensor([0, total - length, total], dtype=torch.int32)
-    tiles = torch.tensor([[1, 0], [1, 1]], dtype=torch.int32)
+    tiles = torch.tensor([[1, tile, total - length, length] for tile in (0, 1)], dtype=torch.int32)
     qkv, grad = far(total, 3, heads, dim), torch.empty(total, heads, dim)
     qkv[-length:], grad[-length:] = torch.randn(length, 3, heads, dim), torch.randn(length, heads, dim)
     rest: Any = (offsets, tiles, length, 0, None, False, None)
