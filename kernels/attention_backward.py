@@ -19,9 +19,10 @@ from .attention_tiles import (
 )
 from .common import cdiv, keep_scores, multiply, narrow, scores_key
 from .dropout import Dropout
+from .jit import jit
 
 
-@triton.jit(do_not_specialize=UNSPECIALIZED)
+@jit(do_not_specialize=UNSPECIALIZED)
 def _attn_bwd_single_tile_kernel(
     qkv_ptr,  # (total_tokens, 3, NUM_HEADS, HEAD_DIM)
     do_ptr,  # (total_tokens, NUM_HEADS, HEAD_DIM)
@@ -113,7 +114,7 @@ def _attn_bwd_single_tile_kernel(
     tl.store(dqkv + offsets, narrow(dq, dqkv_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=UNSPECIALIZED)
+@jit(do_not_specialize=UNSPECIALIZED)
 def _attn_bwd_dq_kernel(
     qkv_ptr,  # (total_tokens, 3, NUM_HEADS, HEAD_DIM)
     out_ptr,  # (total_tokens, NUM_HEADS, HEAD_DIM)
@@ -123,7 +124,7 @@ def _attn_bwd_dq_kernel(
     dqkv_ptr,  # (total_tokens, 3, NUM_HEADS, HEAD_DIM)
     cu_seqlens_ptr,  # (num_sequences + 1,) int32
     prefix_lens_ptr,  # (num_sequences,) int32, if HAS_PREFIX
-    tiles_ptr,  # (slots, 2) int32, if USE_TILE_LIST
+    tiles_ptr,  # (slots, 4) int32, if USE_TILE_LIST
     seed_ptr,  # (1,) int64
     total_tokens,
     num_sequences,
@@ -271,7 +272,7 @@ def _attn_bwd_dq_step(
     return multiply(narrow(ds, k.dtype, USE_PTX), k, dq, PRECISION)
 
 
-@triton.jit(do_not_specialize=UNSPECIALIZED)
+@jit(do_not_specialize=UNSPECIALIZED)
 def _attn_bwd_dkdv_kernel(
     qkv_ptr,  # (total_tokens, 3, NUM_HEADS, HEAD_DIM)
     do_ptr,  # (total_tokens, NUM_HEADS, HEAD_DIM)
@@ -279,7 +280,7 @@ def _attn_bwd_dkdv_kernel(
     dqkv_ptr,  # (total_tokens, 3, NUM_HEADS, HEAD_DIM)
     cu_seqlens_ptr,  # (num_sequences + 1,) int32
     prefix_lens_ptr,  # (num_sequences,) int32, if HAS_PREFIX
-    tiles_ptr,  # (slots, 2) int32, if USE_TILE_LIST
+    tiles_ptr,  # (slots, 4) int32, if USE_TILE_LIST
     seed_ptr,  # (1,) int64
     total_tokens,
     num_sequences,

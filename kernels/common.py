@@ -180,14 +180,12 @@ def dropout_arguments(dropout: Dropout | None, like: Tensor) -> dict[str, Any]:
         like: any tensor of the kernel's device; passed for the seed, which is not read without dropout.
     """
     p, seed, site = dropout if dropout is not None and drops(dropout) else (0.0, like, 0)
-    return {
-        "seed_ptr": seed,
-        "site": site,
-        "threshold": threshold(p),
-        "keep_scale": keep_scale(p),
-        "APPLY_DROPOUT": p > 0,
-        "USE_PTX": uses_ptx(like.device),
-    }
+    return {"seed_ptr": seed, "site": site, **_dropout_constants(p, uses_ptx(like.device))}
+
+
+@functools.lru_cache(maxsize=256)
+def _dropout_constants(p: float, use_ptx: bool) -> dict[str, Any]:
+    return {"threshold": threshold(p), "keep_scale": keep_scale(p), "APPLY_DROPOUT": p > 0, "USE_PTX": use_ptx}
 
 
 def precision(dtype: torch.dtype, device: torch.device) -> str:
@@ -215,19 +213,16 @@ def partition(rows: int, config: configs.RowConfig) -> tuple[int, int]:
     return cdiv(rows, rows_per_program), rows_per_program
 
 
-def _launcher(launch: Callable[..., Any]) -> Callable[..., Any]:
-    """Kernels take contiguous tensors, and Triton launches on the current device, wherever they are."""
+def row_blocks(n: int, like: Tensor, config: configs.RowConfig) -> dict[str, int]:
+    """Blocks of rows of n columns of a tensor's dtype, cut into chunks of 16 bytes a thread, and warps.
 
-    @functools.wraps(launch)
-    def guarded(*args: Any) -> Any:
-        args = tuple(arg.contiguous() if isinstance(arg, Tensor) else arg for arg in args)
-        device = next(arg.device for arg in args if isinstance(arg, Tensor))
-        if device.type != "cuda" or device.index == torch.cuda.current_device():
-            return launch(*args)
-        with torch.cuda.device(device):
-            return launch(*args)
-
-    return guarded
+    Where there are as many rows as warps, each row then lies within a warp, and its sums cross no barrier.
+    """
+    lanes = 64 if configs.architecture(like.device).startswith("gfx") else 32
+    width = 16 // like.dtype.itemsize * lanes * max(1, config.num_warps // config.block_m)
+    block_n = min(next_power_of_2(n), width)
+    chunks = next_power_of_2(cdiv(n, block_n))
+    return {"CHUNKS": chunks, "BLOCK_M": config.block_m, "BLOCK_N": block_n, "num_warps": config.num_warps}
 
 
 class Operation:
@@ -258,7 +253,7 @@ class Operation:
         save: Callable[[Any, tuple[Any, ...], Any], tuple[Tensor | None, ...]] | None = None,
         grad: Callable[[Any, Tensor, list[Tensor | None], Dropout | None], tuple[Tensor | None, ...]] | None = None,
     ) -> None:
-        self.forward = _launcher(forward)
+        self._launch = forward
         arguments = [argument.strip() for argument in schema.strip("(").partition(")")[0].split(",")]
         self._dropout = arguments.index(_DROPOUT) if _DROPOUT in arguments else None
         schema = schema.replace(_DROPOUT, "float dropout_p, Tensor? seed, int site")
@@ -311,15 +306,37 @@ class Operation:
         dropout = None if seed is None else Dropout(p, seed, site)
         return *flat[: self._dropout], dropout, *flat[self._dropout + 3 :]
 
+    def forward(self, *args: Any) -> Any:
+        """Call the launcher: kernels take contiguous tensors, and Triton launches on the current device."""
+        device = None
+        for arg in args:
+            if isinstance(arg, Tensor):
+                device = device or arg.device
+                if not arg.is_contiguous():
+                    return self.forward(*(each.contiguous() if isinstance(each, Tensor) else each for each in args))
+        return self._launch_on(device, args)
+
+    def _launch_on(self, device: torch.device | None, args: tuple[Any, ...]) -> Any:
+        if device is None or device.type != "cuda" or device.index == torch.cuda.current_device():
+            return self._launch(*args)
+        with torch.cuda.device(device):
+            return self._launch(*args)
+
     def __call__(self, *args: Any) -> Any:
-        tensors = [arg for arg in args if isinstance(arg, Tensor)]
         if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
             return self.op(*self.flatten(args))
-        # A tensor that isn't plain (fake, functional, distributed) has an implementation of operations of its own.
-        if any(type(tensor) not in (Tensor, nn.Parameter) for tensor in tensors):
-            return self.op(*self.flatten(args))
-        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        device, contiguous, requires_grad = None, True, False
+        for arg in args:
+            kind = type(arg)
+            if kind is Tensor or kind is nn.Parameter:
+                device = device or arg.device
+                contiguous = contiguous and arg.is_contiguous()
+                requires_grad = requires_grad or arg.requires_grad
+            elif isinstance(arg, Tensor):
+                # One that isn't plain (fake, functional, distributed) has an implementation of operations of its own.
+                return self.op(*self.flatten(args))
+        if requires_grad and torch.is_grad_enabled():
             # Without a gradient of its own the dispatcher makes it an error to ask for one.
             flat = self.flatten(args)
             return self.op(*flat) if self.function is None else self.function.apply(*flat)
-        return self.forward(*args)
+        return self._launch_on(device, args) if contiguous else self.forward(*args)

@@ -106,7 +106,8 @@ def philox_2(counter: tuple[Tensor, ...], key: Tensor, rounds: int = ROUNDS) -> 
 def scores_key(seed: Tensor, site: int) -> tuple[Tensor, Tensor]:
     """(key, tweak), (1,) int64 each: what stands for a seed and a site in the mask of the scores."""
     none = torch.zeros_like(seed)
-    return philox((*_words(seed), none + site, none), (none, none), KEY_ROUNDS)[:2]
+    key, tweak, _, _ = philox((*_words(seed), none + site, none), (none, none), KEY_ROUNDS)
+    return key, tweak
 
 
 def keep_rows(seed: Tensor, site: int, rows: Tensor, columns: int, p: float) -> Tensor:

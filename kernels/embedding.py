@@ -17,10 +17,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import Operation, cdiv, dropout_arguments, keep_rows, narrow, partition, widen
+from .common import Operation, cdiv, dropout_arguments, keep_rows, narrow, partition, row_blocks, widen
 from .configs import row_config
 from .dropout import Dropout, drop_rows
-from .layer_norm import normalize, normalize_grad, row_block, row_blocks, terms
+from .jit import jit
+from .layer_norm import normalize, normalize_grad, row_block, terms
 from .segment_sum import segment_sum
 
 UNSPECIALIZED = ["M", "rows_per_program", "vocab_size", "num_positions", "site", "threshold"]
@@ -63,7 +64,7 @@ def _gather(
     return z + widen(tl.load(position_weight_ptr + position * N + offs_n, mask=mask_n, other=0.0), USE_PTX)
 
 
-@triton.jit(do_not_specialize=UNSPECIALIZED)
+@jit(do_not_specialize=UNSPECIALIZED)
 def _embedding_fwd_kernel(
     input_ids_ptr,  # (M,), if GATHER_WORDS
     words_ptr,  # (vocab_size or M, N)
@@ -115,7 +116,7 @@ def _embedding_fwd_kernel(
     tl.store(y_ptr + start_m.to(tl.int64) * N + offsets, narrow(y, y_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=UNSPECIALIZED)
+@jit(do_not_specialize=UNSPECIALIZED)
 def _embedding_bwd_kernel(
     dy_ptr,  # (M, N)
     input_ids_ptr,  # (M,), if GATHER_WORDS
@@ -197,7 +198,7 @@ def _launch_forward(
             position_ids if input_ids is None else input_ids, words, position_ids, position_weight, weight, bias, y,
             mean, rstd, M=m, N=n, vocab_size=words.shape[0], num_positions=position_weight.shape[0], eps=eps,
             GATHER_WORDS=input_ids is not None, STORE_STATS=save,
-            **row_blocks(n, y.dtype, config), **dropout_arguments(dropout, position_ids),
+            **row_blocks(n, y, config), **dropout_arguments(dropout, position_ids),
         )  # fmt: skip
     return y, mean, rstd
 
@@ -226,7 +227,7 @@ def _launch_backward(
             dy, position_ids if input_ids is None else input_ids, words, position_ids, position_weight, weight, mean,
             rstd, dz, partial, M=m, N=n, rows_per_program=rows_per_program, vocab_size=words.shape[0],
             num_positions=position_weight.shape[0], GATHER_WORDS=input_ids is not None,
-            NUM_STAGES=config.num_stages, **row_blocks(n, dz.dtype, config), **dropout_arguments(dropout, position_ids),
+            NUM_STAGES=config.num_stages, **row_blocks(n, dz, config), **dropout_arguments(dropout, position_ids),
         )  # fmt: skip
     dwords, dposition_weight = words.new_empty(0), position_weight.new_empty(0)
     if input_ids is not None and needs_words:

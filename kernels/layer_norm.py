@@ -22,10 +22,20 @@ import triton.language as tl
 from torch import Tensor
 
 from .common import (
-    Operation, cdiv, dropout_arguments, drops, keep_rows, narrow, next_power_of_2, partition, round_to, widen
-)  # fmt: skip
-from .configs import RowConfig, row_config
+    Operation,
+    cdiv,
+    dropout_arguments,
+    drops,
+    keep_rows,
+    narrow,
+    partition,
+    round_to,
+    row_blocks,
+    widen,
+)
+from .configs import row_config
 from .dropout import Dropout, drop_rows
+from .jit import jit
 
 UNSPECIALIZED = ["M", "rows_per_program", "site", "threshold"]
 
@@ -79,7 +89,7 @@ def normalize_grad(dy, xhat, weight, rstd, mask_n, N: tl.constexpr):
     return (g - row_mean(g, mask_n, N) - xhat * row_mean(g * xhat, mask_n, N)) * rstd
 
 
-@triton.jit(do_not_specialize=UNSPECIALIZED)
+@jit(do_not_specialize=UNSPECIALIZED)
 def _layer_norm_fwd_kernel(
     x_ptr,  # (M, N)
     residual_ptr,  # (M, N)
@@ -134,7 +144,7 @@ def _layer_norm_fwd_kernel(
     tl.store(y_ptr + offsets, narrow(xhat * weight + bias, y_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=UNSPECIALIZED)
+@jit(do_not_specialize=UNSPECIALIZED)
 def _layer_norm_bwd_kernel(
     dy_ptr,  # (M, N)
     z_ptr,  # (M, N)
@@ -204,17 +214,6 @@ def _layer_norm_bwd_kernel(
         tl.store(sums + 2 * N, dlinear_bias, mask=mask_n)
 
 
-def row_blocks(n: int, dtype: torch.dtype, config: RowConfig) -> dict[str, int]:
-    """Blocks of rows of n columns, cut into chunks of 16 bytes a thread, and warps.
-
-    Where there are as many rows as warps, each row then lies within a warp, and its sums cross no barrier.
-    """
-    width = 16 // dtype.itemsize * 32 * max(1, config.num_warps // config.block_m)
-    block_n = min(next_power_of_2(n), width)
-    chunks = next_power_of_2(cdiv(n, block_n))
-    return {"CHUNKS": chunks, "BLOCK_M": config.block_m, "BLOCK_N": block_n, "num_warps": config.num_warps}
-
-
 def _launch_forward(
     x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, linear_bias: Tensor | None, eps: float,
     dropout: Dropout | None, save: bool,
@@ -226,7 +225,7 @@ def _launch_forward(
         _layer_norm_fwd_kernel[(cdiv(m, config.block_m),)](
             x, residual, weight, bias, weight if linear_bias is None else linear_bias, y, z, mean, rstd, M=m, N=n,
             eps=eps, HAS_LINEAR_BIAS=linear_bias is not None, STORE_Z_AND_STATS=save,
-            **row_blocks(n, y.dtype, config), **dropout_arguments(dropout, mean),
+            **row_blocks(n, y, config), **dropout_arguments(dropout, mean),
         )  # fmt: skip
     return y, z, mean, rstd
 
@@ -236,8 +235,9 @@ def _fake_forward(
     dropout: Dropout | None, save: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     dtype, rows = torch.promote_types(x.dtype, residual.dtype), x.shape[0] if save else 0
-    mean, rstd = (x.new_empty(rows, dtype=torch.float32) for _ in range(2))
-    return x.new_empty(x.shape, dtype=dtype), x.new_empty((rows, x.shape[1]), dtype=dtype), mean, rstd
+    mean, rstd = x.new_empty(rows, dtype=torch.float32), x.new_empty(rows, dtype=torch.float32)
+    y = torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)  # new_empty is slow to read a shape
+    return y, x.new_empty((rows, x.shape[1]), dtype=dtype), mean, rstd
 
 
 def _launch_backward(
@@ -254,7 +254,7 @@ def _launch_backward(
     _layer_norm_bwd_kernel[(programs,)](
         dy, z, weight, mean, rstd, dx, dresidual, partial, M=m, N=n, rows_per_program=rows_per_program,
         HAS_LINEAR_BIAS=has_linear_bias, STORE_DX=dx.numel() > 0, NUM_STAGES=config.num_stages,
-        **row_blocks(n, z.dtype, config), **dropout_arguments(dropout, mean),
+        **row_blocks(n, z, config), **dropout_arguments(dropout, mean),
     )  # fmt: skip
     torch.sum(partial[:, : len(sums)], 0, out=sums)
     return dx, dresidual, sums
@@ -265,9 +265,11 @@ def _fake_backward(
     residual_dtype: torch.dtype, has_linear_bias: bool, dropout: Dropout | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """dx has no rows where it is dresidual."""
-    dx = z.new_empty(z.shape if drops(dropout) or x_dtype != residual_dtype else (0, z.shape[1]), dtype=x_dtype)
+    dresidual = torch.empty_like(z, dtype=residual_dtype, memory_format=torch.contiguous_format)
+    has_dx = drops(dropout) or x_dtype != residual_dtype
+    dx = torch.empty_like(dresidual, dtype=x_dtype) if has_dx else z.new_empty((0, z.shape[1]), dtype=x_dtype)
     sums = z.new_empty((3 if has_linear_bias else 2, z.shape[1]), dtype=torch.float32)
-    return dx, z.new_empty(z.shape, dtype=residual_dtype), sums
+    return dx, dresidual, sums
 
 
 def _save(ctx: Any, args: tuple[Any, ...], results: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

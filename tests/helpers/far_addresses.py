@@ -73,7 +73,7 @@ def check_attention(length: int, forward: range, backward: range) -> None:
             kernel = getattr(module, name)
             setattr(module, name, Only(getattr(kernel, "kernel", kernel), programs))
     offsets = torch.tensor([0, total - length, total], dtype=torch.int32)
-    tiles = torch.tensor([[1, 0], [1, 1]], dtype=torch.int32)
+    tiles = torch.tensor([[1, tile, total - length, length] for tile in (0, 1)], dtype=torch.int32)
     qkv, grad = far(total, 3, heads, dim), torch.empty(total, heads, dim)
     qkv[-length:], grad[-length:] = torch.randn(length, 3, heads, dim), torch.randn(length, heads, dim)
     rest: Any = (offsets, tiles, length, 0, None, False, None)
@@ -88,10 +88,16 @@ def check_attention(length: int, forward: range, backward: range) -> None:
 def check_rows() -> None:
     rows, size, last = 600_000, 4096, 64
     config = RowConfig(block_m=last, num_warps=4, max_programs=rows // last, block_n=1024)
-    for module, name in ((layer_norm, "layer_norm"), (activation, "activation"), (embedding, "embedding")):
-        module.row_config = lambda *_: config  # type: ignore[attr-defined]
-        for kernel in (f"_{name}_fwd_kernel", f"_{name}_bwd_kernel"):
-            setattr(module, kernel, Only(getattr(module, kernel), [-1]))
+    # A backward pass leaves sums for each row of a block, which are all added up.
+    single = RowConfig(block_m=1, num_warps=4, max_programs=rows // last)
+    for module, name, one, programs in (
+        (layer_norm, "layer_norm", single, range(-last, 0)),
+        (activation, "activation", config, [-1]),
+        (embedding, "embedding", single, range(-last, 0)),
+    ):
+        module.row_config = lambda *_, one=one: one  # type: ignore[attr-defined]
+        setattr(module, f"_{name}_fwd_kernel", Only(getattr(module, f"_{name}_fwd_kernel"), programs))
+        setattr(module, f"_{name}_bwd_kernel", Only(getattr(module, f"_{name}_bwd_kernel"), [-1]))
     x, grad = far(rows, size), far(rows, size)
     x[-last:], grad[-last:] = torch.randn(last, size), torch.randn(last, size)
     weight, bias = torch.randn(size), torch.randn(size)
@@ -105,14 +111,14 @@ def check_rows() -> None:
     )[1]
     same(2 * found[-last:], torch.autograd.grad(expected, leaf, grad[-last:])[0])
 
-    y = activation.bias_gelu_dropout.forward(x, bias, None)
-    expected = activation.bias_gelu_dropout_oracle(leaf, bias)
+    y = activation.bias_activation_dropout.forward(x, bias, "gelu", None)
+    expected = activation.bias_activation_dropout_oracle(leaf, bias)
     same(y[-last:, -1024:], expected[:, -1024:])
-    found, _, again = activation.bias_gelu_dropout_backward.forward(grad, x, bias, None, True)
+    found, _, again = activation.bias_activation_dropout_backward.forward(grad, x, bias, "gelu", None, True)
     same(again[-last:, -1024:], expected[:, -1024:])
     same(found[-last:, -1024:], torch.autograd.grad(expected, leaf, grad[-last:])[0][:, -1024:])
 
-    linear._num_programs = lambda _: rows  # one a tile
+    linear._multiprocessors = lambda _: rows  # one a tile
     linear._linear_fwd_kernel = Only(linear._linear_fwd_kernel, [-1])
     square = torch.randn(size, size) / size**0.5
     y, product = linear.launch_linear(x, square, bias, save=True)

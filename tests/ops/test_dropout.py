@@ -147,10 +147,10 @@ def test_no_two_scores_share_a_random_number() -> None:
         (Dropout(-0.1, torch.tensor([1]), 0), r"dropout.p must lie in \[0, 1\), got -0.1"),
     ],
 )
-@pytest.mark.parametrize("operation", ["bias_gelu_dropout", "varlen_attention", "mlp"])
+@pytest.mark.parametrize("operation", ["bias_activation_dropout", "varlen_attention", "mlp"])
 def test_a_bad_dropout_is_refused(dropout: Dropout, message: str, operation: str) -> None:
     arguments: dict[str, Any] = {
-        "bias_gelu_dropout": (torch.randn(4, 6),),
+        "bias_activation_dropout": (torch.randn(4, 6),),
         "varlen_attention": (torch.randn(4, 3, 1, 8), torch.tensor([0, 4], dtype=torch.int32), 4),
         "mlp": (torch.randn(4, 6), torch.randn(8, 6), torch.randn(8), torch.randn(6, 8)),
     }
