@@ -18,7 +18,6 @@ from .attention_tiles import (
     zero_rows_of_no_sequence,
 )
 from .common import cdiv, keep_scores, multiply, narrow, scores_key
-from .configs import AttentionConfig
 from .dropout import Dropout
 from .jit import jit
 
@@ -382,15 +381,9 @@ def launch_backward(
     dqkv = torch.empty_like(qkv)
     if not qkv.numel():
         return dqkv
+    common = (qkv, cu_seqlens, tiles, max_seqlen, block_m, prefix_lens, causal, dropout)
     num_heads = qkv.shape[2]
-
-    def of(kernel: str) -> tuple[dict[str, Any], AttentionConfig, int]:
-        found = attention_arguments(kernel, qkv, cu_seqlens, tiles, max_seqlen, block_m, prefix_lens, causal, dropout)
-        if causal or prefix_lens is not None:  # a cap leaves no registers for their masks
-            found[0].pop("maxnreg", None)
-        return found
-
-    arguments, config, _ = of("bwd_single_tile")
+    arguments, config, _ = attention_arguments("bwd_single_tile", *common)
     longest = config.block_m
     del arguments["tiles_ptr"]
     _attn_bwd_single_tile_kernel[(cu_seqlens.shape[0] * cdiv(num_heads, config.heads_per_tile),)](
@@ -398,12 +391,12 @@ def launch_backward(
     )
     if arguments["USE_TILE_LIST"] or max_seqlen > longest:
         rows = lse.new_empty((2, *lse.shape))
-        arguments, config, slots = of("bwd_dq")
+        arguments, config, slots = attention_arguments("bwd_dq", *common)
         _attn_bwd_dq_kernel[(slots * num_heads,)](
             qkv, out, do, lse, rows, dqkv, MIN_LENGTH=longest + 1, BLOCK_M=config.block_m, BLOCK_N=config.block_n,
             **arguments,
         )  # fmt: skip
-        arguments, config, slots = of("bwd_dkdv")
+        arguments, config, slots = attention_arguments("bwd_dkdv", *common)
         _attn_bwd_dkdv_kernel[(slots * num_heads,)](
             qkv, do, rows, dqkv, MIN_LENGTH=longest + 1, BLOCK_M=config.block_m, BLOCK_N=config.block_n,
             **arguments,

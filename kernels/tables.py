@@ -187,8 +187,10 @@ ATTENTION: dict[str, dict[AttentionKey, AttentionConfig]] = {
         ("fwd", "16x64", 128): AttentionConfig(128, 64, 8, 3, max_registers=128),
         ("bwd_single_tile", "16x64", 16): AttentionConfig(16, 16, 4, heads_per_tile=4),
         ("bwd_single_tile", "16x64", 32): AttentionConfig(32, 32, 4, heads_per_tile=2),
-        ("bwd_single_tile", "16x64", 64): AttentionConfig(64, 64, 4, max_registers=128),
-        ("bwd_single_tile", "16x64", 128): AttentionConfig(64, 64, 4, max_registers=128),
+        ("bwd_single_tile", "16x64", 64): AttentionConfig(64, 64, 4),
+        ("bwd_single_tile", "16x64", 64, "dropout"): AttentionConfig(64, 64, 4, max_registers=128),
+        ("bwd_single_tile", "16x64", 128): AttentionConfig(64, 64, 4),
+        ("bwd_single_tile", "16x64", 128, "dropout"): AttentionConfig(64, 64, 4, max_registers=128),
         ("bwd_dq", "16x64", 64): AttentionConfig(64, 64, 4, 3),
         ("bwd_dq", "16x64", 64, "dropout"): AttentionConfig(64, 32, 4, 3),
         ("bwd_dq", "16x64", 128): AttentionConfig(128, 64, 8, 3),
@@ -197,8 +199,7 @@ ATTENTION: dict[str, dict[AttentionKey, AttentionConfig]] = {
         # Two programs a tile: three fit a multiprocessor, of 128 columns only one. Each reads all of Q and dO, 8 KB for
         # 32 x 64 scores: at 12 heads and 64 k tokens in sequences of 512, 1.6 GB from L2 a layer instead of 0.8
         # (a predicted limit, not measured).
-        ("bwd_dkdv", "16x64", 128): AttentionConfig(32, 64, 4, 2, max_registers=128),
-        ("bwd_dkdv", "16x64", 128, "dropout"): AttentionConfig(32, 64, 4, 2),
+        ("bwd_dkdv", "16x64", 128): AttentionConfig(32, 64, 4, 2),
         # 16 bits, head_dim to 128
         ("fwd", "16x128", 16): AttentionConfig(16, 16, 4, heads_per_tile=4),
         ("fwd", "16x128", 32): AttentionConfig(32, 32, 4, heads_per_tile=2),
