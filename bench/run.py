@@ -15,9 +15,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("part", nargs="?", choices=tuple(suite.BENCHMARKS), default="cpu")
     suite.add_options(parser)
-    parser.add_argument("--threads", type=int, default=2, help="threads of PyTorch")
+    parser.add_argument("--threads", type=int, default=2, help="threads of PyTorch on a CPU")
     options = parser.parse_args(argv)
-    torch.set_num_threads(options.threads)
+    if options.part == "cpu":
+        torch.set_num_threads(options.threads)
     return suite.measure(options.part, options)
 
 

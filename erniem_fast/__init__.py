@@ -25,6 +25,7 @@ from transformers import (
 from .configuration import ErnieMConfig
 from .inference.batch_invariance import batch_invariant
 from .inference.graphs import GraphedEncoder
+from .inference.projections import join_projections
 from .modeling import (
     ErnieMForInformationExtraction,
     ErnieMForMaskedLM,
@@ -54,6 +55,7 @@ __all__ = [
     "PackedBatch",
     "__version__",
     "batch_invariant",
+    "join_projections",
 ]
 
 AutoConfig.register("ernie_m", ErnieMConfig, exist_ok=True)

@@ -4,6 +4,7 @@ The decision is made anew in every call: hooks, adapters and `.eval()` on one dr
 is read, and not called, only if calling it would do nothing else: its exact class, no hooks, plain parameters.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeGuard, TypeVar
 
@@ -190,11 +191,39 @@ def project_qkv(query: nn.Module, key: nn.Module, value: nn.Module, x: Tensor) -
     """Project (total_tokens, hidden_size) to (total_tokens, 3 * num_heads * head_dim), in one product."""
     if not (is_plain(query, nn.Linear) and is_plain(key, nn.Linear) and is_plain(value, nn.Linear)):
         return torch.cat([query(x), key(x), value(x)], -1)
-    # Concatenated every time: a write through `.data` leaves no trace that would tell a kept copy is stale.
     # DataParallel's replicas have no parameters: their tensors are plain attributes.
     parameters = [module.__dict__["_parameters"] or module.__dict__ for module in (query, key, value)]
-    weight = torch.cat([of["weight"] for of in parameters])
-    return F.linear(x, weight, torch.cat([of["bias"] for of in parameters]))
+    weights, biases = ([of[name] for of in parameters] for name in ("weight", "bias"))
+    weight, bias = as_one(weights), as_one(biases)
+    # Concatenated every time: a write through `.data` leaves no trace that would tell a kept copy is stale.
+    return F.linear(x, torch.cat(weights) if weight is None else weight, torch.cat(biases) if bias is None else bias)
+
+
+def as_one(tensors: Sequence[Tensor]) -> Tensor | None:
+    """The concatenation of plain tensors as a view, where they lie one behind the other in memory; else None.
+
+    Looked up by address, so that a tensor that was replaced is noticed. None where gradients are recorded, which a view
+    of the first tensor would not pass on to the others, and where there are no addresses (torch.compile, torch.func).
+    """
+    if (
+        torch.is_grad_enabled()
+        or torch.compiler.is_compiling()
+        or torch._C._functorch.maybe_current_level() is not None
+    ):
+        return None
+    first, shape = tensors[0], tensors[0].shape
+    address, size = first.data_ptr(), first.nbytes
+    for tensor in tensors:
+        if tensor.data_ptr() != address or tensor.shape != shape or tensor.dtype != first.dtype:
+            return None
+        if not tensor.is_contiguous() or tensor.device != first.device:
+            return None
+        address += size
+    storage = first.untyped_storage()
+    # Two allocations may be neighbours by chance.
+    if not size or address > storage.data_ptr() + storage.nbytes():
+        return None
+    return first.as_strided((len(tensors) * shape[0], *shape[1:]), first.stride())
 
 
 def linear(module: nn.Module, x: Tensor, context: PackedContext) -> Pending:
@@ -202,6 +231,11 @@ def linear(module: nn.Module, x: Tensor, context: PackedContext) -> Pending:
     if context.adds_bias_late and is_plain(module, nn.Linear):
         return Pending(F.linear(x, module.weight), module.bias)
     return Pending(module(x))
+
+
+def _fused_activation(module: nn.Module) -> str | None:
+    """Name of the activation for the operations; None: it must be called."""
+    return "gelu" if is_plain(module, GELU) else "relu" if is_plain(module, nn.ReLU) else None
 
 
 def feed_forward(
@@ -215,12 +249,15 @@ def feed_forward(
 ) -> Pending:
     """linear2(dropout(activation(linear1(x))))."""
     fused, drop = take_over(dropout, context, site)
-    if not is_plain(activation, GELU):
-        warn_once("The activation is not fused: it is not gelu, or it carries hooks.")
+    name = _fused_activation(activation)
+    if name is None:
+        warn_once("The activation is not fused: it is neither gelu nor relu, or it carries hooks.")
         return linear(linear2, call_dropout(dropout, activation(linear1(x)), context), context)
     if not (fused and is_plain(linear1, nn.Linear) and is_plain(linear2, nn.Linear)):
         first = linear(linear1, x, context)
-        inner = ops.bias_gelu_dropout(first.product, first.bias, dropout=drop, backend=context.backend)
+        inner = ops.bias_activation_dropout(
+            first.product, first.bias, activation=name, dropout=drop, backend=context.backend
+        )
         return linear(linear2, inner if fused else call_dropout(dropout, inner, context), context)
     late = context.adds_bias_late
     product = ops.mlp(
@@ -229,6 +266,7 @@ def feed_forward(
         linear1.bias,
         linear2.weight,
         None if late else linear2.bias,
+        activation=name,
         dropout=drop,
         backend=context.backend,
     )

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor, nn
 
 from . import configs
-from .dropout import KEY_STEPS, MULTIPLIERS, ROUNDS, Dropout, keep_scale, threshold
+from .dropout import KEY_ROUNDS, KEY_STEPS, MULTIPLIER_2, MULTIPLIERS, ROUNDS, Dropout, keep_scale, threshold
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 INTERPRETED = triton.knobs.runtime.interpret
@@ -18,7 +18,9 @@ INTERPRETED = triton.knobs.runtime.interpret
 
 _INTERPRETED = tl.constexpr(INTERPRETED)
 _ROUNDS = tl.constexpr(ROUNDS)
+_KEY_ROUNDS = tl.constexpr(KEY_ROUNDS)
 _MULTIPLIER_0, _MULTIPLIER_1 = tl.constexpr(MULTIPLIERS[0]), tl.constexpr(MULTIPLIERS[1])
+_MULTIPLIER_2 = tl.constexpr(MULTIPLIER_2)
 _STEP_0, _STEP_1 = tl.constexpr(KEY_STEPS[0]), tl.constexpr(KEY_STEPS[1])
 _DROPOUT = "Dropout? dropout"
 
@@ -93,11 +95,11 @@ def wide_product(a, b, USE_PTX: tl.constexpr):
 
 
 @triton.jit
-def philox(c0, c1, c2, c3, seed, USE_PTX: tl.constexpr):
-    """Philox4x32 (see dropout.py) of uint32 counters that broadcast against each other; seed: int64."""
+def philox(c0, c1, c2, c3, seed, ROUNDS: tl.constexpr, USE_PTX: tl.constexpr):
+    """Philox4x32 (see dropout.py) of uint32 counters that broadcast against each other; seed: 64 bits, the key."""
     k0 = seed.to(tl.uint32)
     k1 = (seed >> 32).to(tl.uint32)
-    for _ in tl.static_range(_ROUNDS):
+    for _ in tl.static_range(ROUNDS):
         even = wide_product(c0, tl.full((), _MULTIPLIER_0, tl.uint32), USE_PTX)
         odd = wide_product(c2, tl.full((), _MULTIPLIER_1, tl.uint32), USE_PTX)
         c0 = (odd >> 32).to(tl.uint32) ^ c1 ^ k0
@@ -110,10 +112,21 @@ def philox(c0, c1, c2, c3, seed, USE_PTX: tl.constexpr):
 
 
 @triton.jit
-def _half_is_kept(word, odd, threshold):
-    """True where the low half of a word, or the high one for odd columns, keeps its element."""
+def philox_2(c0, c1, key, ROUNDS: tl.constexpr, USE_PTX: tl.constexpr):
+    """Philox2x32 of uint32 counters that broadcast against each other; key: uint32."""
+    for _ in tl.static_range(ROUNDS):
+        product = wide_product(c0, tl.full((), _MULTIPLIER_2, tl.uint32), USE_PTX)
+        c0 = (product >> 32).to(tl.uint32) ^ key ^ c1
+        c1 = product.to(tl.uint32)
+        key += _STEP_0
+    return c0, c1
+
+
+@triton.jit
+def _half_is_kept(word, high, threshold):
+    """True where the low half of a word, or the high one, keeps its element."""
     # The high half against the threshold is the whole word against the threshold moved up.
-    return tl.where(odd, word, word << 16) >= (threshold.to(tl.uint32) << 16)
+    return tl.where(high, word, word << 16) >= (threshold.to(tl.uint32) << 16)
 
 
 # Each element computes a whole call of Philox. Elements of one thread that share a call have, by the mapping, counters
@@ -124,24 +137,34 @@ def _half_is_kept(word, odd, threshold):
 def keep_rows(seed, site, rows, columns, threshold, USE_PTX: tl.constexpr):
     """Mask of elements (rows, columns) of packed rows; int32, of shapes that broadcast against each other."""
     none = tl.full((), 0, tl.uint32)
-    w0, w1, w2, w3 = philox((columns // 8).to(tl.uint32), rows.to(tl.uint32), none, site.to(tl.uint32), seed, USE_PTX)
+    call = (columns // 8).to(tl.uint32)
+    w0, w1, w2, w3 = philox(call, rows.to(tl.uint32), none, site.to(tl.uint32), seed, _ROUNDS, USE_PTX)
     low, high = (columns & 2) == 0, (columns & 4) != 0
     word = tl.where(high, tl.where(low, w2, w3), tl.where(low, w0, w1))
     return _half_is_kept(word, (columns & 1) != 0, threshold)
 
 
 @triton.jit
-def keep_scores(seed, site, head, start, start_m, offs_m, start_n, offs_n, threshold, USE_PTX: tl.constexpr):
+def scores_key(seed, site, USE_PTX: tl.constexpr):
+    """uint64 that stands for a seed (int64) and a site in the mask of the scores. Scalar: once a program."""
+    none = tl.full((), 0, tl.uint32)
+    low, high = seed.to(tl.uint32), (seed >> 32).to(tl.uint32)
+    key, tweak, _, _ = philox(low, high, site.to(tl.uint32), none, tl.full((), 0, tl.int64), _KEY_ROUNDS, USE_PTX)
+    return (tweak.to(tl.uint64) << 32) | key
+
+
+@triton.jit
+def keep_scores(key, head, start, start_m, offs_m, start_n, offs_n, threshold, USE_PTX: tl.constexpr):
     """Mask of scores (start_m + offs_m, start_n + offs_n) of the sequence whose first token is packed row `start`.
 
-    start_m and start_n are multiples of 16; offs_m and offs_n are int32, of shapes that broadcast against each other.
+    key: from scores_key. start_m and start_n are multiples of 16; offs_m and offs_n are int32, of shapes that broadcast
+    against each other.
     """
     row = (start + start_m + (offs_m & ~8)).to(tl.uint32)
-    call = (start_n // 16 * 4 + (offs_n // 16 * 4 + (offs_n & 7) // 2)).to(tl.uint32)
-    w0, w1, w2, w3 = philox(call, row, head.to(tl.uint32), site.to(tl.uint32), seed, USE_PTX)
-    lower, right = (offs_m & 8) != 0, (offs_n & 8) != 0
-    word = tl.where(lower, tl.where(right, w3, w2), tl.where(right, w1, w0))
-    return _half_is_kept(word, (offs_n & 1) != 0, threshold)
+    column = ((head << 16) + start_n + (offs_n & ~8)).to(tl.uint32) ^ (key >> 32).to(tl.uint32)
+    w0, w1 = philox_2(row, column, key.to(tl.uint32), _ROUNDS, USE_PTX)
+    word = tl.where((offs_m & 8) != 0, w1, w0)
+    return _half_is_kept(word, (offs_n & 8) != 0, threshold)
 
 
 def drops(dropout: Dropout | None) -> bool:
@@ -157,14 +180,12 @@ def dropout_arguments(dropout: Dropout | None, like: Tensor) -> dict[str, Any]:
         like: any tensor of the kernel's device; passed for the seed, which is not read without dropout.
     """
     p, seed, site = dropout if dropout is not None and drops(dropout) else (0.0, like, 0)
-    return {
-        "seed_ptr": seed,
-        "site": site,
-        "threshold": threshold(p),
-        "keep_scale": keep_scale(p),
-        "APPLY_DROPOUT": p > 0,
-        "USE_PTX": uses_ptx(like.device),
-    }
+    return {"seed_ptr": seed, "site": site, **_dropout_constants(p, uses_ptx(like.device))}
+
+
+@functools.lru_cache(maxsize=256)
+def _dropout_constants(p: float, use_ptx: bool) -> dict[str, Any]:
+    return {"threshold": threshold(p), "keep_scale": keep_scale(p), "APPLY_DROPOUT": p > 0, "USE_PTX": use_ptx}
 
 
 def precision(dtype: torch.dtype, device: torch.device) -> str:
@@ -204,21 +225,6 @@ def row_blocks(n: int, like: Tensor, config: configs.RowConfig) -> dict[str, int
     return {"CHUNKS": chunks, "BLOCK_M": config.block_m, "BLOCK_N": block_n, "num_warps": config.num_warps}
 
 
-def _launcher(launch: Callable[..., Any]) -> Callable[..., Any]:
-    """Kernels take contiguous tensors, and Triton launches on the current device, wherever they are."""
-
-    @functools.wraps(launch)
-    def guarded(*args: Any) -> Any:
-        args = tuple(arg.contiguous() if isinstance(arg, Tensor) else arg for arg in args)
-        device = next(arg.device for arg in args if isinstance(arg, Tensor))
-        if device.type != "cuda" or device.index == torch.cuda.current_device():
-            return launch(*args)
-        with torch.cuda.device(device):
-            return launch(*args)
-
-    return guarded
-
-
 class Operation:
     """A launcher as an operation of torch: `torch.ops.erniem_fast.<name>`, traced whole by torch.compile.
 
@@ -247,7 +253,7 @@ class Operation:
         save: Callable[[Any, tuple[Any, ...], Any], tuple[Tensor | None, ...]] | None = None,
         grad: Callable[[Any, Tensor, list[Tensor | None], Dropout | None], tuple[Tensor | None, ...]] | None = None,
     ) -> None:
-        self.forward = _launcher(forward)
+        self._launch = forward
         arguments = [argument.strip() for argument in schema.strip("(").partition(")")[0].split(",")]
         self._dropout = arguments.index(_DROPOUT) if _DROPOUT in arguments else None
         schema = schema.replace(_DROPOUT, "float dropout_p, Tensor? seed, int site")
@@ -300,15 +306,37 @@ class Operation:
         dropout = None if seed is None else Dropout(p, seed, site)
         return *flat[: self._dropout], dropout, *flat[self._dropout + 3 :]
 
+    def forward(self, *args: Any) -> Any:
+        """Call the launcher: kernels take contiguous tensors, and Triton launches on the current device."""
+        device = None
+        for arg in args:
+            if isinstance(arg, Tensor):
+                device = device or arg.device
+                if not arg.is_contiguous():
+                    return self.forward(*(each.contiguous() if isinstance(each, Tensor) else each for each in args))
+        return self._launch_on(device, args)
+
+    def _launch_on(self, device: torch.device | None, args: tuple[Any, ...]) -> Any:
+        if device is None or device.type != "cuda" or device.index == torch.cuda.current_device():
+            return self._launch(*args)
+        with torch.cuda.device(device):
+            return self._launch(*args)
+
     def __call__(self, *args: Any) -> Any:
-        tensors = [arg for arg in args if isinstance(arg, Tensor)]
         if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
             return self.op(*self.flatten(args))
-        # A tensor that isn't plain (fake, functional, distributed) has an implementation of operations of its own.
-        if any(type(tensor) not in (Tensor, nn.Parameter) for tensor in tensors):
-            return self.op(*self.flatten(args))
-        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        device, contiguous, requires_grad = None, True, False
+        for arg in args:
+            kind = type(arg)
+            if kind is Tensor or kind is nn.Parameter:
+                device = device or arg.device
+                contiguous = contiguous and arg.is_contiguous()
+                requires_grad = requires_grad or arg.requires_grad
+            elif isinstance(arg, Tensor):
+                # One that isn't plain (fake, functional, distributed) has an implementation of operations of its own.
+                return self.op(*self.flatten(args))
+        if requires_grad and torch.is_grad_enabled():
             # Without a gradient of its own the dispatcher makes it an error to ask for one.
             flat = self.flatten(args)
             return self.op(*flat) if self.function is None else self.function.apply(*flat)
-        return self.forward(*args)
+        return self._launch_on(device, args) if contiguous else self.forward(*args)

@@ -13,17 +13,21 @@ import torch
 from .tables import ATTENTION, LINEAR, ROWS, AttentionConfig, LinearConfig, RowConfig
 
 __all__ = [
-    "FUSED_GELU", "INVARIANT_TILE", "LONG", "TILES", "TUNED", "TUNED_FILE", "AttentionConfig", "Entry", "LinearConfig",
-    "RowConfig", "architecture", "attention_config", "attention_tile", "fuses_gelu", "linear_config", "load_tuned",
-    "row_config",
+    "FUSED_GELU", "INVARIANT_TILE", "LONG", "TILES", "TUNED", "TUNED_FILE", "WHOLE", "AttentionConfig", "Entry",
+    "LinearConfig", "RowConfig", "architecture", "attention_config", "attention_tile", "fuses_gelu", "linear_config",
+    "load_tuned", "row_config",
 ]  # fmt: skip
 
 TILES = (16, 32, 64, 128)
 """Sizes of attention tiles."""
 LONG = 192
 """Mean length from which tiles of 128 rows are filled well enough."""
+WHOLE = 450
+"""Mean length from which blocks of columns that need no mask have a loop of their own."""
 INVARIANT_TILE = 64
 """Tile size for results that must not depend on the rest of the batch."""
+_OPERANDS = {(False, False): "16x64", (False, True): "16x128", (True, False): "32x64", (True, True): "32x128"}
+"""Bits of an operand and width of a block of heads, by whether they are more than 16 and 64."""
 
 
 @functools.cache
@@ -78,22 +82,23 @@ def attention_config(
         head_block: head_dim, rounded up to a power of two.
         dropout: True if probabilities are dropped.
     """
-    operands = f"{8 * dtype.itemsize}x{64 if head_block <= 64 else 128}"
-    table, key = ATTENTION[_family(architecture(device))], (kernel, operands, tile)
+    name, operands = architecture(device), _OPERANDS[dtype.itemsize > 2, head_block > 64]
+    table, key = ATTENTION[_family(name)], (kernel, operands, tile)
     dropped = table.get((*key, "dropout")) if dropout else None
-    return _tuned(device, ("attention", *key, dropout)) or dropped or table[key]
+    return _tuned(name, "attention", *key, dropout) or dropped or table[key]
 
 
 def row_config(kernel: str, device: torch.device, size: int) -> RowConfig:
     """Configuration of a kernel that works on rows of `size` columns, such as "layer_norm_fwd"."""
     wide = size > 1024
-    return _tuned(device, ("rows", kernel, wide)) or ROWS[kernel][wide]
+    return _tuned(architecture(device), "rows", kernel, wide) or ROWS[kernel][wide]
 
 
 def linear_config(device: torch.device, dtype: torch.dtype, gelu: bool) -> LinearConfig:
     """Configuration of a linear layer's kernel, with or without GELU in its epilogue."""
     bits = 8 * dtype.itemsize
-    return _tuned(device, ("linear", bits, gelu)) or LINEAR[_family(architecture(device))][bits == 32]
+    name = architecture(device)
+    return _tuned(name, "linear", bits, gelu) or LINEAR[_family(name)][bits == 32]
 
 
 def fuses_gelu(device: torch.device, dtype: torch.dtype, rows: int) -> bool:
@@ -113,8 +118,9 @@ FUSED_GELU: dict[str, int] = {}
 _ROW: dict[str | int | bool, type] = {"attention": AttentionConfig, "rows": RowConfig, "linear": LinearConfig}
 
 
-def _tuned(device: torch.device, entry: Entry) -> Any:
-    return TUNED.get(architecture(device), {}).get(entry)
+def _tuned(name: str, *entry: str | int | bool) -> Any:
+    measured = TUNED.get(name)
+    return None if measured is None else measured.get(entry)
 
 
 def load_tuned(path: Path) -> None:

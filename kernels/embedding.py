@@ -20,6 +20,7 @@ from torch import Tensor
 from .common import Operation, cdiv, dropout_arguments, keep_rows, narrow, partition, row_blocks, widen
 from .configs import row_config
 from .dropout import Dropout, drop_rows
+from .jit import jit
 from .layer_norm import normalize, normalize_grad, row_block, terms
 from .segment_sum import segment_sum
 
@@ -63,7 +64,7 @@ def _gather(
     return z + widen(tl.load(position_weight_ptr + position * N + offs_n, mask=mask_n, other=0.0), USE_PTX)
 
 
-@triton.jit(do_not_specialize=UNSPECIALIZED)
+@jit(do_not_specialize=UNSPECIALIZED)
 def _embedding_fwd_kernel(
     input_ids_ptr,  # (M,), if GATHER_WORDS
     words_ptr,  # (vocab_size or M, N)
@@ -115,7 +116,7 @@ def _embedding_fwd_kernel(
     tl.store(y_ptr + start_m.to(tl.int64) * N + offsets, narrow(y, y_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=UNSPECIALIZED)
+@jit(do_not_specialize=UNSPECIALIZED)
 def _embedding_bwd_kernel(
     dy_ptr,  # (M, N)
     input_ids_ptr,  # (M,), if GATHER_WORDS

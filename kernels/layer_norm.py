@@ -35,6 +35,7 @@ from .common import (
 )
 from .configs import row_config
 from .dropout import Dropout, drop_rows
+from .jit import jit
 
 UNSPECIALIZED = ["M", "rows_per_program", "site", "threshold"]
 
@@ -88,7 +89,7 @@ def normalize_grad(dy, xhat, weight, rstd, mask_n, N: tl.constexpr):
     return (g - row_mean(g, mask_n, N) - xhat * row_mean(g * xhat, mask_n, N)) * rstd
 
 
-@triton.jit(do_not_specialize=UNSPECIALIZED)
+@jit(do_not_specialize=UNSPECIALIZED)
 def _layer_norm_fwd_kernel(
     x_ptr,  # (M, N)
     residual_ptr,  # (M, N)
@@ -143,7 +144,7 @@ def _layer_norm_fwd_kernel(
     tl.store(y_ptr + offsets, narrow(xhat * weight + bias, y_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=UNSPECIALIZED)
+@jit(do_not_specialize=UNSPECIALIZED)
 def _layer_norm_bwd_kernel(
     dy_ptr,  # (M, N)
     z_ptr,  # (M, N)
@@ -234,8 +235,9 @@ def _fake_forward(
     dropout: Dropout | None, save: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     dtype, rows = torch.promote_types(x.dtype, residual.dtype), x.shape[0] if save else 0
-    mean, rstd = (x.new_empty(rows, dtype=torch.float32) for _ in range(2))
-    return x.new_empty(x.shape, dtype=dtype), x.new_empty((rows, x.shape[1]), dtype=dtype), mean, rstd
+    mean, rstd = x.new_empty(rows, dtype=torch.float32), x.new_empty(rows, dtype=torch.float32)
+    y = torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)  # new_empty is slow to read a shape
+    return y, x.new_empty((rows, x.shape[1]), dtype=dtype), mean, rstd
 
 
 def _launch_backward(
@@ -263,9 +265,11 @@ def _fake_backward(
     residual_dtype: torch.dtype, has_linear_bias: bool, dropout: Dropout | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """dx has no rows where it is dresidual."""
-    dx = z.new_empty(z.shape if drops(dropout) or x_dtype != residual_dtype else (0, z.shape[1]), dtype=x_dtype)
+    dresidual = torch.empty_like(z, dtype=residual_dtype, memory_format=torch.contiguous_format)
+    has_dx = drops(dropout) or x_dtype != residual_dtype
+    dx = torch.empty_like(dresidual, dtype=x_dtype) if has_dx else z.new_empty((0, z.shape[1]), dtype=x_dtype)
     sums = z.new_empty((3 if has_linear_bias else 2, z.shape[1]), dtype=torch.float32)
-    return dx, z.new_empty(z.shape, dtype=residual_dtype), sums
+    return dx, dresidual, sums
 
 
 def _save(ctx: Any, args: tuple[Any, ...], results: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

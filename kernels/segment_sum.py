@@ -8,11 +8,11 @@ rows lie in several chunks is left in pieces, which a second kernel adds up, aga
 """
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from .common import cdiv, narrow, next_power_of_2
+from .jit import jit
 
 CHUNK = 32
 """Sorted rows a program."""
@@ -25,7 +25,7 @@ def segment_sum_oracle(rows: Tensor, ids: Tensor, num_ids: int, padding_idx: int
     return rows.new_zeros(num_ids, rows.shape[1]).index_add(0, ids[counted], rows[counted])
 
 
-@triton.jit(do_not_specialize=["M", "padding_idx"])
+@jit(do_not_specialize=["M", "padding_idx"])
 def _segment_sum_chunks_kernel(
     rows_ptr,  # (M, N)
     ids_ptr,  # (M,) int64, sorted
@@ -66,7 +66,7 @@ def _segment_sum_chunks_kernel(
         piece = tl.where(last, 1, piece)
 
 
-@triton.jit(do_not_specialize=["M", "padding_idx"])
+@jit(do_not_specialize=["M", "padding_idx"])
 def _segment_sum_merge_kernel(
     ids_ptr,  # (M,) int64, sorted
     table_ptr,  # (num_ids, N)

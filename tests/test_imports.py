@@ -12,7 +12,7 @@ PACKAGE = ROOT / "erniem_fast"
 # Each may import from those before it.
 LAYERS = [
     "version", "configuration", "tokenization",
-    "kernels.dropout", "kernels.tables", "kernels.configs", "kernels.common",
+    "kernels.dropout", "kernels.tables", "kernels.configs", "kernels.jit", "kernels.common",
     "kernels.attention_tiles", "kernels.attention_forward", "kernels.attention_backward", "kernels.attention",
     "kernels.segment_sum", "kernels.layer_norm", "kernels.activation", "kernels.embedding",
     "kernels.linear", "kernels.mlp",
@@ -20,7 +20,7 @@ LAYERS = [
     "ops.embedding", "ops.linear", "ops.__init__",
     "validation", "packing", "fusion", "encoder", "outputs",
     "checkpoints", "pretrained", "modules", "losses", "heads", "reference", "modeling",
-    "inference.__init__", "inference.batch_invariance", "inference.graphs", "__init__",
+    "inference.__init__", "inference.batch_invariance", "inference.projections", "inference.graphs", "__init__",
     "inference.progress", "inference.batching", "inference.pooling", "inference.embed",
     "cli.__init__", "cli.errors", "cli.files", "cli.loading", "cli.verify", "cli.demo", "cli.warm_up", "cli.main",
 ]  # fmt: skip

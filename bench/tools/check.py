@@ -149,6 +149,7 @@ def main(folder: Path = RESULTS, seconds: float = SECONDS, resume: bool = False,
     if earlier is not None and not earlier.differences(about):
         path, before = earlier.path, earlier.content
     sanitizer, ahead = before.get("compute_sanitizer", "not begun"), None
+    reserved = 0.0 if tiny else min(SANITIZER_SECONDS, seconds / 4)
     if not tiny:
         major, minor = torch.cuda.get_device_capability()
         about["capability"] = f"{major}.{minor}"
@@ -157,7 +158,7 @@ def main(folder: Path = RESULTS, seconds: float = SECONDS, resume: bool = False,
         ahead = subprocess.Popen(
             [sys.executable, "-c", SANITIZED], cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL
         )
-    about |= run_tests(seconds - SANITIZER_SECONDS - (monotonic() - begin), before, TINY_TESTS if tiny else TESTS)
+    about |= run_tests(seconds - reserved - (monotonic() - begin), before, TINY_TESTS if tiny else TESTS)
     about["compute_sanitizer"] = sanitizer
     if ahead is not None:
         ahead.kill()

@@ -37,6 +37,7 @@ from bench.engine.shapes import MAX_POSITIONS, TWO_LAYERS
 from bench.report.markdown import markdown
 from erniem_fast.kernels import activation, attention, common, configs, embedding, layer_norm, linear, segment_sum
 from erniem_fast.kernels.dropout import Dropout
+from erniem_fast.kernels.jit import HeldKernel
 
 from .machine_code import read_amd, read_nvidia
 
@@ -165,6 +166,7 @@ def launching(architecture: str, record: Record) -> Iterator[None]:
     driver.set_active(a_driver(architecture))
     with (
         patch.object(JITFunction, "__getitem__", getitem),
+        patch.object(HeldKernel, "__getitem__", getitem),
         patch.object(configs, "architecture", lambda device: architecture),
     ):
         yield
@@ -178,7 +180,7 @@ def empty(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
 def launch_attention(case: CompileCase, dtype: torch.dtype, dropout: Dropout | None) -> None:
     _, longest, mean = ATTENTION_TILES[case.option]
     num_sequences = TOKENS // mean
-    tiles = empty(TOKENS // 16 + num_sequences + 1, 2)
+    tiles = empty(TOKENS // 16 + num_sequences + 1, 4)
     qkv = empty(TOKENS, 3, HEADS, case.size, dtype=dtype)
     prefix_lens = empty(num_sequences) if case.prefix else None
     rest = (empty(num_sequences + 1), tiles, longest, 0, prefix_lens, case.causal, dropout)
@@ -209,13 +211,13 @@ def launch_embedding(case: CompileCase, dtype: torch.dtype, dropout: Dropout | N
 
 def launch_activation(case: CompileCase, dtype: torch.dtype, dropout: Dropout | None) -> None:
     x, bias = empty(TOKENS, case.size, dtype=dtype), empty(case.size, dtype=dtype)
-    activation.bias_gelu_dropout.forward(x, bias, dropout)
-    activation.bias_gelu_dropout_backward.forward(x, x, bias, dropout, True)
+    activation.bias_activation_dropout.forward(x, bias, "gelu", dropout)
+    activation.bias_activation_dropout_backward.forward(x, x, bias, "gelu", dropout, True)
 
 
-def launch_linear(case: CompileCase, dtype: torch.dtype, dropout: Dropout | None, gelu: bool = False) -> None:
+def launch_linear(case: CompileCase, dtype: torch.dtype, dropout: Dropout | None, act: str | None = None) -> None:
     x, weight = empty(TOKENS, HIDDEN, dtype=dtype), empty(case.size, HIDDEN, dtype=dtype)
-    linear.launch_linear(x, weight, empty(case.size, dtype=dtype), gelu, dropout, save=dropout is not None)
+    linear.launch_linear(x, weight, empty(case.size, dtype=dtype), act, dropout, save=dropout is not None)
 
 
 def launch_segment_sum(case: CompileCase, dtype: torch.dtype, dropout: Dropout | None) -> None:
@@ -232,7 +234,7 @@ LAUNCHES: dict[str, Callable[[CompileCase, torch.dtype, Dropout | None], None]] 
     "embedding, unsaved": functools.partial(launch_embedding, save=False),
     "activation": launch_activation,
     "linear": launch_linear,
-    "linear, gelu": functools.partial(launch_linear, gelu=True),
+    "linear, gelu": functools.partial(launch_linear, act="gelu"),
     "segment_sum": launch_segment_sum,
 }
 

@@ -15,6 +15,7 @@ from ..encoder import PackedModelOutput
 from ..modeling import ErnieMModel
 from ..ops import is_batch_invariant
 from ..packing import PackedBatch
+from .projections import join_projections
 
 TOKENS = tuple(size for power in range(5, 14) for size in (2**power, 3 * 2 ** (power - 1)))
 """32, 48, 64, 96, ... 12288: at most half as many tokens again as there are."""
@@ -71,8 +72,9 @@ class GraphedEncoder:
     the largest bucket first, and the others need little more. `reserved_bytes` is the memory that pool and captures
     took. A batch beyond the buckets runs without a graph.
 
-    Weights may be changed in place; a parameter or module that was replaced goes unnoticed, and so do the hooks of a
-    replaced module. Not for several threads at once.
+    The projections of the model's attention are stored together (`join_projections`), so that a graph does not copy
+    them. Weights may be changed in place; a parameter or module that was replaced goes unnoticed, and so do the hooks
+    of a replaced module. Not for several threads at once.
 
     Results equal those of the model on the same bucket (`in_bucket`) bit for bit, and those of the batch by itself but
     for rounding: cuBLAS may add up in another order where there are other numbers of rows.
@@ -107,6 +109,7 @@ class GraphedEncoder:
         self.tokens, self.sequences, self.max_graphs = tuple(tokens), tuple(sequences), max_graphs
         self.reserved_bytes = 0
         self._graphs: OrderedDict[Key, Captured] = OrderedDict()
+        join_projections(model)
         self._hooks = [
             hooks for module in model.modules() for hooks in (module._forward_hooks, module._forward_pre_hooks)
         ]

@@ -98,12 +98,15 @@ def backend_after_move(backend: str, source: torch.device, target: torch.device)
 
 def runs_kernels(backend: str, first: Tensor, *others: Tensor | None, head_dim: int = 0, hidden_size: int = 0) -> bool:
     """True if the kernels compute an operation on these operands, False if torch does; raises as `resolve_backend`."""
-    if resolve_backend(backend, first.device, first.dtype) == "torch":
+    device, dtype = first.device, first.dtype
+    if resolve_backend(backend, device, dtype) == "torch":
         return False
-    sizes = {"head_dim": head_dim, "hidden_size": hidden_size}
+    kinds = {(device, dtype)}  # mostly the only one
+    for operand in others:
+        if operand is not None and (operand.dtype != dtype or operand.device != device):
+            kinds.add((operand.device, operand.dtype))
     return all(
-        operand is None or resolve_backend(backend, operand.device, operand.dtype, **sizes) == "triton"
-        for operand in (first, *others)
+        resolve_backend(backend, *kind, head_dim=head_dim, hidden_size=hidden_size) == "triton" for kind in kinds
     )
 
 

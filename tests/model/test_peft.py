@@ -19,6 +19,8 @@ from helpers.pairs import (
 )
 from torch import nn
 
+from erniem_fast import join_projections
+
 
 def lora(model: Any, **changes: Any) -> Any:
     settings = {"r": 4, "lora_alpha": 16, "lora_dropout": 0.0, "target_modules": ["q_proj", "v_proj"]} | changes
@@ -128,3 +130,25 @@ def test_adapters_on_other_layers(targets: Any) -> None:
     for model in (plain.train(), fast.train()):
         model(**inputs).loss.backward()
     assert_same_gradients(fast, plain)
+
+
+def test_adapters_on_joined_projections() -> None:
+    """Attached, a projection with an adapter is read by itself; merged, the joined weights hold it."""
+    plain, fast = make(**NO_DROPOUT)
+    inputs = batch()
+    join_projections(fast)
+    plain, fast = lora(plain), lora(fast)
+    randomise_adapter(plain)
+    fast.load_state_dict(plain.state_dict())
+    with torch.no_grad():
+        assert_agree(fast.eval(), plain.eval(), inputs)
+        for model in (plain, fast):
+            model.merge_adapter()
+        assert_agree(fast, plain, inputs)
+        for model in (plain, fast):
+            model.unmerge_adapter()
+        assert_agree(fast, plain, inputs)
+        fast, plain = fast.merge_and_unload(), plain.merge_and_unload()
+        assert_agree(fast, plain, inputs)
+        join_projections(fast)
+        assert_agree(fast, plain, inputs)

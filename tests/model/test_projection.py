@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +23,8 @@ from helpers.pairs import (
     real,
 )
 from torch import nn
+
+from erniem_fast import fusion, join_projections
 
 
 def projections(model: Any) -> list[nn.Linear]:
@@ -139,12 +142,29 @@ CHANGES: list[Callable[[Any], None]] = [
 NAMES = [change.__name__.replace("<lambda>", "load_other by assignment") for change in CHANGES]
 
 
-@pytest.mark.parametrize("training", [False, True])
+@pytest.fixture
+def copied(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Number of weights and of biases that each forward's projections concatenate."""
+    counts: list[int] = []
+    real_one = fusion.as_one
+
+    def counted(tensors: Any) -> Any:
+        one = real_one(tensors)
+        counts.append(one is None)
+        return one
+
+    monkeypatch.setattr(fusion, "as_one", counted)
+    return counts
+
+
+@pytest.mark.parametrize(("training", "joined"), [(False, False), (True, False), (False, True)])
 @pytest.mark.parametrize("change", CHANGES, ids=NAMES)
-def test_no_stale_projection(change: Callable[[Any], None], training: bool) -> None:
+def test_no_stale_projection(change: Callable[[Any], None], training: bool, joined: bool) -> None:
     """Forwards before and after, nothing between but the change."""
     _, fast = make(**NO_DROPOUT)
     fast.train(training)
+    if joined:
+        assert join_projections(fast) == len(fast.encoder.layers)
     inputs = batch()
     with torch.no_grad():
         for _ in range(2):
@@ -171,9 +191,12 @@ def test_half_precision_after_float() -> None:
         assert torch.equal(found, expected)
 
 
+@pytest.mark.parametrize("joined", [False, True])
 @pytest.mark.parametrize("copied", ["deepcopy", "pickle", "torch.save"])
-def test_copies_are_independent(copied: str) -> None:
+def test_copies_are_independent(copied: str, joined: bool) -> None:
     _, fast = make()
+    if joined:
+        join_projections(fast)
     inputs = batch()
     with torch.no_grad():
         before = fast(**inputs).last_hidden_state
@@ -223,6 +246,9 @@ def test_inference_mode() -> None:
         built_inside = as_fast(plain)
         assert_agree(built_inside, plain, inputs)
         assert_agree(built_inside, plain, inputs)
+        assert join_projections(fast) > 0
+        assert join_projections(built_inside) > 0
+        assert_agree(fast, plain, inputs)
     with torch.no_grad():
         assert_agree(fast, plain, inputs)
     for model in (plain, fast):
@@ -232,3 +258,85 @@ def test_inference_mode() -> None:
         assert_agree(fast, plain, inputs)
     with torch.no_grad():
         assert_agree(built_inside, plain, inputs)
+
+
+def test_joined_projections_are_read_in_place(copied: list[int]) -> None:
+    _, fast = make(**NO_DROPOUT)
+    inputs, layers = batch(), len(fast.encoder.layers)
+    parameters = dict(fast.named_parameters())
+    with torch.no_grad():
+        before = fast(**inputs).last_hidden_state
+    assert copied == [True] * (2 * layers)
+    assert join_projections(fast) == layers
+    assert all(parameters[name] is parameter for name, parameter in fast.named_parameters())
+    assert join_projections(fast) == layers
+    for mode in (torch.no_grad, torch.inference_mode):
+        copied.clear()
+        with mode():
+            assert torch.equal(fast(**inputs).last_hidden_state, before)
+        assert copied == [False] * (2 * layers)
+    # One tensor that was replaced is concatenated with its neighbours, the others are not.
+    copied.clear()
+    with torch.no_grad():
+        projections(fast)[1].weight.data = projections(fast)[1].weight.data.clone()
+        assert torch.equal(fast(**inputs).last_hidden_state, before)
+    assert sum(copied) == 1
+
+
+def test_joined_projections_train() -> None:
+    plain, fast = make("ErnieMForTokenClassification", **NO_DROPOUT)
+    inputs = batch()
+    inputs |= labels_for("ErnieMForTokenClassification", inputs)
+    assert join_projections(fast)
+    optimizers = [torch.optim.AdamW(model.parameters(), lr=0.01) for model in (plain, fast)]
+    for _ in range(2):
+        for model, optimizer in zip((plain, fast), optimizers, strict=True):
+            optimizer.zero_grad()
+            model(**inputs).loss.backward()
+        assert_same_gradients(fast, plain)
+        for optimizer in optimizers:
+            optimizer.step()
+        with torch.no_grad():
+            assert_agree(fast, plain, inputs)
+
+
+def test_joined_projections_are_saved_apart(tmp_path: Path) -> None:
+    _, fast = make()
+    expected = {name: tensor.clone() for name, tensor in fast.state_dict().items()}
+    sizes = []
+    for folder in ("apart", "joined"):
+        fast.save_pretrained(tmp_path / folder)
+        sizes.append((tmp_path / folder / "model.safetensors").stat().st_size)
+        join_projections(fast)
+    assert sizes[0] == sizes[1]
+    assert fast.state_dict().keys() == expected.keys()
+    for found in (fast.state_dict(), type(fast).from_pretrained(tmp_path / "joined").state_dict()):
+        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    fast.load_state_dict({name: tensor + 1 for name, tensor in expected.items()})
+    with torch.no_grad():
+        assert fusion.as_one([module.weight for module in projections(fast)[:3]]) is not None
+    assert all(torch.equal(tensor, expected[name] + 1) for name, tensor in fast.state_dict().items())
+
+
+def test_only_plain_projections_of_one_kind_are_joined() -> None:
+    _, fast = make()
+    first, second = (layer.self_attn.self_attn for layer in fast.encoder.layers[:2])
+    first.q_proj = torch.nn.Sequential(first.q_proj)
+    second.k_proj.bfloat16()
+    assert join_projections(fast) == len(fast.encoder.layers) - 2
+    assert join_projections(make()[1].to("meta")) == 0
+
+
+def test_neighbours_by_chance_are_not_one() -> None:
+    """Storages that happen to touch."""
+    memory = torch.arange(24.0)
+    whole = memory.untyped_storage()
+    parts = []
+    for start in range(0, 96, 32):
+        parts.append(torch.empty(0).set_(whole[start : start + 32], 0, (2, 4)))
+    with torch.no_grad():
+        assert [part.data_ptr() - memory.data_ptr() for part in parts] == [0, 32, 64]
+        assert fusion.as_one(parts) is None
+        assert torch.equal(fusion.as_one(list(memory.view(3, 2, 4))), memory.view(6, 4))
+        assert fusion.as_one(list(memory.view(3, 2, 4))[::-1]) is None
+    assert fusion.as_one(list(memory.view(3, 2, 4))) is None  # gradients are recorded

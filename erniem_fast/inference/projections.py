@@ -1,0 +1,44 @@
+"""Weights of query, key and value side by side in memory, so that no forward of an inference copies them."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..fusion import as_one, is_plain
+
+NAMES = ("q_proj", "k_proj", "v_proj")
+
+
+def join_projections(model: nn.Module) -> int:
+    """Store the weights of each attention's query, key and value next to each other, and so their biases.
+
+    A forward without gradients then reads the three as one; else it concatenates them first. Values and parameters stay
+    what they are, in the state dict as well: only their memory is new. Whatever gives a weight memory of its own again,
+    such as `model.to(dtype)` or a copy of the model, undoes it, and nothing else changes.
+
+    Args:
+        model: any module; linear layers that are not plain (adapters, quantised or hooked ones) are left alone.
+
+    Returns:
+        Number of attentions whose projections are stored so.
+    """
+    joined = 0
+    for module in model.modules():
+        layers: list[Any] = [getattr(module, name, None) for name in NAMES]
+        if all(is_plain(layer, nn.Linear) for layer in layers):
+            joined += _join([layer.weight for layer in layers]) and _join([layer.bias for layer in layers])
+    return joined
+
+
+def _join(tensors: list[Tensor]) -> bool:
+    """Give tensors of one kind memory that they share in this order; False if they are not of one kind."""
+    kinds = {(tensor.shape, tensor.dtype, tensor.device, tensor.is_inference()) for tensor in tensors}
+    if len(kinds) > 1 or tensors[0].is_meta:
+        return False
+    with torch.inference_mode(tensors[0].is_inference()), torch.no_grad():
+        if as_one(tensors) is None:
+            parts = torch.stack([tensor.data for tensor in tensors])
+            for tensor, part in zip(tensors, parts, strict=True):
+                tensor.data = part
+    return True
