@@ -28,8 +28,8 @@ MULTIPROCESSORS, CLOCK, COPY, MATRIX = 132, 1.755e9, 4.3e12, 790e12
 in a matrix product (FLOPs a second)."""
 LATENCY = 800
 """Cycles of a read of memory."""
-READS = {"attn": 4, "embedding": 2}
-"""Reads of a program that wait for each other: tile list, offsets, Q, K and V; ids, rows. Elsewhere 1."""
+READS = {"attn": 3, "embedding": 2}
+"""Reads of a program that wait for each other: tile list or offsets, Q, K and V; ids, rows. Elsewhere 1."""
 ATTENTION_OPERANDS = {"attn_fwd": 4, "attn_bwd_single_tile": 7, "attn_bwd_dq": 6, "attn_bwd_dkdv": 6}
 """Tensors of (total_tokens, hidden_size) that a kernel reads or writes."""
 

@@ -141,7 +141,7 @@ and waits for reads that need each other. Nothing is fitted; assumed are
 - no bank conflicts, no dependencies between instructions; L2, launches and programs without work cost nothing.
 
 For Triton's kernel of the length-512 forward pass others measured 340 TFLOP/s on an H100; of ours with 321 instructions
-a trip the model says 350. Read it as +-20 %, and ratios as better than that. GELU's backward pass is that of the
+a trip the model says 360. Read it as +-20 %, and ratios as better than that. GELU's backward pass is that of the
 feed-forward block, which computes its activation again; the embedding's, with the tables' gradients, is not counted.
 
 {markdown(["what", "lengths", "pass", "dropout", "MB", "GFLOP", *floors, "predicted, µs", "measured, µs"], lines)}

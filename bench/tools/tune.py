@@ -147,7 +147,7 @@ def is_of(entry: Entry, case: compile_kernels.CompileCase) -> bool:
         launch = entry[1].rpartition("_")[0]
         return case.launch.partition(",")[0] == launch and (case.size > 1024) == entry[2]
     tile = compile_kernels.ATTENTION_TILES[case.option][0]
-    fields_of = (case.launch, case.size, case.dropout, case.prefix, tile)
+    fields_of = (case.launch, case.size, case.dropout, case.prefix or case.causal, tile)
     return fields_of == ("attention", HEAD_DIM, entry[4], False, entry[3])  # with prefix_lens: by `make compiled`, last
 
 
