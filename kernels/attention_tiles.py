@@ -276,7 +276,7 @@ def build_tiles(cu_seqlens: Tensor, max_seqlen: int, total_tokens: int, block_m:
     if not listed:
         return tiles.fill_(-1)
     summed = num_sequences > SUM_FROM
-    block = 512 if summed else 256
+    block = 256
     grid = (cdiv(num_sequences, block),)
     blocks: dict[str, Any] = {"TILE": tile, "CLASSES": 32, "BLOCK": block, "num_warps": 8}
     sums = tiles
