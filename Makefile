@@ -41,12 +41,12 @@ bench-report: .venv/.installed
 compiled: .venv/.installed
 	$(BIN)/python -m bench.tools.compile_kernels --check
 
-# These install nothing: PYTHON is whatever has torch and triton for this machine's GPU. Each takes at most eight minutes.
+# These install nothing: PYTHON is whatever has torch and triton for this machine's GPU. A part takes at most nine minutes.
 GPU_PYTHON = PYTHONPATH=.$${PYTHONPATH:+:$$PYTHONPATH} $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-# A failure of one part does not stop the others.
+# All parts; with RESUME=DIR, what the files in DIR lack.
 gpu:
-	@failed=0; for part in gpu-check gpu-kernels gpu-models; do $(MAKE) $$part || failed=1; done; exit $$failed
+	$(GPU_PYTHON) -m bench.gpu all $(if $(RESUME),--resume "$(RESUME)")
 
 gpu-check:
 	$(GPU_PYTHON) -m bench.gpu check
@@ -57,9 +57,9 @@ gpu-kernels:
 gpu-models:
 	$(GPU_PYTHON) -m bench.gpu models
 
-# Writes kernels/tuned.json.
+# Writes bench/results/tuned.json, which takes effect as kernels/tuned.json.
 gpu-tune:
-	$(GPU_PYTHON) -m bench.tools.tune
+	for part in attention rows linear; do $(GPU_PYTHON) -m bench.tools.tune $$part --resume; done
 
 clean:
 	rm -rf .venv build dist *.egg-info

@@ -1,4 +1,4 @@
-"""The CPU suite: `python -m bench.run`; writes bench/results/cpu-<date>.json."""
+"""The CPU suite: `python -m bench.run`; writes bench/results/cpu-<date>.json. `bench.gpu` starts it for other parts."""
 
 import argparse
 from collections.abc import Sequence
@@ -13,11 +13,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=f"{__doc__}\n\n{suite.__doc__}", formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("part", nargs="?", choices=tuple(suite.BENCHMARKS), default="cpu")
     suite.add_options(parser)
-    parser.add_argument("--threads", type=int, default=2, help="threads of PyTorch")
+    parser.add_argument("--threads", type=int, default=2, help="threads of PyTorch on a CPU")
     options = parser.parse_args(argv)
-    torch.set_num_threads(options.threads)
-    return suite.main("cpu", options)
+    if options.part == "cpu":
+        torch.set_num_threads(options.threads)
+    return suite.measure(options.part, options)
 
 
 if __name__ == "__main__":

@@ -1,60 +1,86 @@
-"""The suite: its cases in order of importance, and the command that measures them.
+"""The suite: its cases in order of importance, and how a process measures a part of them.
 
 A part's results are written after every case. Cases that no longer fit into the time are listed as left out, and
-`--resume` goes on with them. A case that breaks the CUDA context is the last of its process; another one goes on.
-Every figure's result has been compared with the oracle in the same run. `bench/results/README.md` says what the fields
-mean.
+`--resume` goes on with them. A case that breaks the CUDA context, or hangs, is the last of its process; another one
+goes on behind it. Every figure's result has been compared with the oracle in the same run. `bench/results/README.md`
+says what the fields mean.
 """
 
 import argparse
-import os
 import re
 import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from time import monotonic
+from typing import Any
 
 import torch
 
 from . import models, ops
-from .engine.environment import RESULTS, describe
+from .engine.environment import RESULTS, describe, device_name
 from .engine.loop import LostContextError, run
 from .engine.registry import Benchmark, Case, is_module, load_providers
-from .engine.results import ResultFile
-from .engine.shapes import Setting
+from .engine.results import ResultFile, carry
+from .engine.shapes import BOTH, Setting
+from .ops.inputs import DROPOUT_P, GPU_SHAPES
+from .report.goals import needed
 
 BENCHMARKS: dict[str, tuple[Benchmark, ...]] = {
     "cpu": (*models.BENCHMARKS, *ops.BENCHMARKS),
+    "smoke": ops.BENCHMARKS,
     "kernels": ops.BENCHMARKS,
     "models": models.BENCHMARKS,
 }
 """Benchmarks of each part; "cpu" measures in float32, the parts of a GPU in 16 bits."""
-SECONDS = {"cpu": 900.0, "kernels": 420.0, "models": 420.0}
+SECONDS = {"cpu": 900.0, "smoke": 60.0, "kernels": 420.0, "models": 420.0}
 """Seconds after which no case of a part is begun."""
 OUR_PROVIDERS = ("erniem_fast", "padding-free", "all")
 """Begins of the names of providers whose failure is this project's."""
+LOST = 75
+"""Exit code after a lost CUDA context."""
+NO_CASE = "--only matches the name of no case; one is attention/512-64k/2x768/bfloat16/forward/dropout 0"
 TINY_VARIANTS = 4
 
 
 def cases(part: str, device: str, tiny: bool) -> list[Case]:
-    """Cases of a part, the most important first: by the priority of their shapes, then as they are listed."""
+    """Cases of a part, the most important first.
+
+    First come one case of every operation, then those that a goal needs; within each group, and after them, the order
+    is that of the shapes' priorities, then as they are listed.
+    """
+    if part == "smoke":
+        return list(_smoke_cases(device, tiny))
     if tiny:
         return list(_tiny_cases(part, device))
-    found = []
+    found, asked = [], needed(part)
     for benchmark in BENCHMARKS[part]:
         variants = benchmark.variants[:1] if part == "cpu" else benchmark.variants
         for shape in benchmark.shapes:
             for dtype, priority in shape.priority.items():
                 if (dtype == torch.float32) == (part == "cpu"):
-                    settings = [Setting(device, dtype, passes, p) for passes, p in variants]
-                    found += [(priority, Case(part, benchmark, shape, setting)) for setting in settings]
-    return [case for _, case in sorted(found, key=lambda one: one[0])]
+                    chosen = [Case(part, benchmark, shape, Setting(device, dtype, *variant)) for variant in variants]
+                    found += [(_rank(case, asked), priority, case) for case in chosen]
+    return [case for *_, case in sorted(found, key=lambda one: one[:2])]
+
+
+def _rank(case: Case, asked: list[dict[str, Any]]) -> int:
+    first = case.benchmark.shapes[0], case.benchmark.variants[0]
+    if case.part == "kernels" and (case.shape, (case.setting.passes, case.setting.dropout_p)) == first:
+        return 0
+    fields = case.fields
+    return 1 if any(all(fields.get(key, value) == value for key, value in one.items()) for one in asked) else 2
+
+
+def _smoke_cases(device: str, tiny: bool) -> Iterator[Case]:
+    for benchmark in BENCHMARKS["smoke"]:
+        passes, p = (BOTH, DROPOUT_P) if (BOTH, DROPOUT_P) in benchmark.variants else benchmark.variants[0]
+        shape = benchmark.tiny[0] if tiny else GPU_SHAPES[1]
+        yield Case("smoke", benchmark, shape, Setting(device, _dtype(device), passes, p, tiny))
 
 
 def _tiny_cases(part: str, device: str) -> Iterator[Case]:
-    setting = Setting(device, torch.float32 if part == "cpu" or device == "cpu" else torch.bfloat16, tiny=True)
+    setting = Setting(device, torch.float32 if part == "cpu" else _dtype(device), tiny=True)
     if part == "models":
         setting = replace(setting, dtype=torch.bfloat16)
     for benchmark in BENCHMARKS[part]:
@@ -66,67 +92,76 @@ def _tiny_cases(part: str, device: str) -> Iterator[Case]:
                 yield Case(part, benchmark, shape, replace(setting, passes=passes, dropout_p=p))
 
 
-def main(part: str, options: argparse.Namespace) -> int:
-    """Measure a part; the exit code."""
+def _dtype(device: str) -> torch.dtype:
+    return torch.float32 if device == "cpu" else torch.bfloat16
+
+
+def matching(part: str, options: argparse.Namespace) -> list[Case]:
+    """Cases that `--only` names."""
     device = "cpu" if part == "cpu" or not torch.cuda.is_available() else "cuda"
-    if device == "cpu" and part != "cpu" and not options.tiny:
-        print("SKIPPED: no CUDA device, nothing was measured")
-        return 0
+    return [case for case in cases(part, device, options.tiny) if re.search(options.only, case.name)]
+
+
+def measure(part: str, options: argparse.Namespace) -> int:
+    """Measure a part in this process; the exit code."""
     load_providers(options.provider)
+    chosen = matching(part, options)
+    if not chosen:
+        print(NO_CASE, file=sys.stderr)
+        return 2
     about = {"suite": part, "tiny": options.tiny, "providers": options.provider, "only": options.only}
-    about |= describe(device)
-    begun, file = monotonic(), _file(part, options, about)
+    about |= describe(chosen[0].setting.device)
+    file = _file(part, options, about)
     if file is None:
         return 1
-    chosen = [case for case in cases(part, device, options.tiny) if re.search(options.only, case.name)]
-    seconds = SECONDS[part] if options.seconds is None else options.seconds
-    try:
-        run(file, chosen, seconds, options.tiny)
-    except LostContextError as error:
-        left, rest = len(file.content["left_out"]), seconds - (monotonic() - begun)
-        print(f"{error}; {left} cases are left", flush=True)
-        if left and rest > 0:
-            os.execv(sys.executable, again(part, options, file.path.parent, rest))
+    lost = False
+    if not file.content["runs"] or not file.is_whole:
+        try:
+            run(file, chosen, SECONDS[part] if options.seconds is None else options.seconds, options.tiny)
+        except LostContextError as error:
+            lost = True
+            print(error)
     failed, content = file.content["failed"], file.content
     left = len(content["left_out"])
-    print(f"{len(content['rows'])} figures, {len(failed)} failures, {left} cases left out: {file.path}")
+    print(f"{len(content['rows'])} figures, {len(failed)} failures, {left} cases left out: {file.path}", flush=True)
+    if lost and left:
+        return LOST
     return int(any(failure["provider"].startswith(OUR_PROVIDERS) for failure in failed))
 
 
-def _file(part: str, options: argparse.Namespace, about: dict[str, object]) -> ResultFile | None:
-    """The file that the results go to, or None where there is nothing to resume."""
-    partial = options.tiny or options.only  # its file must not lie among the results
-    folder = options.output or (Path(tempfile.mkdtemp(prefix="bench-")) if partial else RESULTS)
-    name = str(about["processor"]).lower().replace("nvidia ", "").replace(" ", "-")
-    prefix = "cpu" if part == "cpu" else f"gpu-{part}-{name if about['device'] == 'cuda' else 'cpu'}"
-    paths = sorted(folder.glob(f"{prefix}-????-??-??.json"))
-    if not options.resume or not paths:
-        return ResultFile.new(folder / f"{prefix}-{str(about['date'])[:10]}.json", about)
-    before = ResultFile.read(paths[-1])
-    if before.continues(about):
-        return before
-    print(f"{paths[-1]} is whole, or of other code or another machine: nothing to go on with", file=sys.stderr)
-    return None
+def _file(part: str, options: argparse.Namespace, about: dict[str, Any]) -> ResultFile | None:
+    """The file that the results go to, or None where that of `--resume` cannot be gone on with."""
+    folder, prefix = output_of(options), "cpu" if part == "cpu" else f"gpu-{part}-{device_name(about)}"
+    before = ResultFile.newest(folder, prefix) if options.resume else None
+    differences = [] if before is None else before.differences(about)
+    if before is not None and differences:
+        print(f"{before.path} cannot be gone on with: {', '.join(differences)} differ", file=sys.stderr)
+        return None
+    return before or ResultFile.new(folder / f"{prefix}-{about['date'][:10]}.json", about)
 
 
-def again(part: str, options: argparse.Namespace, folder: Path, seconds: float) -> list[str]:
-    """Command that goes on with the part in a fresh process."""
-    door = ["bench.run"] if part == "cpu" else ["bench.gpu", part]
-    command = [sys.executable, "-m", *door, "--resume", "--seconds", f"{seconds:.0f}", "--output", str(folder)]
-    command += ["--only", options.only] if options.only else []
-    for module in options.provider:
-        command += ["--provider", module]
-    return command + ["--tiny"] * options.tiny
+def output_of(options: argparse.Namespace) -> Path:
+    """Folder of the results, with those of `--resume`; what is partial or a dry run must not lie among the results."""
+    if options.output is None:
+        partial = options.tiny or options.only
+        options.output = Path(tempfile.mkdtemp(prefix="bench-")) if partial else RESULTS
+    if isinstance(options.resume, Path):
+        carry(options.resume, options.output)
+        options.resume = True
+    return Path(options.output)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Options that both doors take."""
+    """Options that all doors take."""
     parser.add_argument(
         "--output", type=Path, help="folder of the results; bench/results, or a temporary one for --only and --tiny"
     )
     parser.add_argument("--only", type=_regex, default="", metavar="REGEX", help="measure cases whose names match")
     parser.add_argument("--seconds", type=float, help="seconds after which no case of a part is begun")
-    parser.add_argument("--resume", action="store_true", help="go on with the newest file of this device and commit")
+    parser.add_argument(
+        "--resume", type=Path, nargs="?", const=True, metavar="DIR",
+        help="go on with the newest file of this folder, or of the results, if of the same device and sources",
+    )  # fmt: skip
     parser.add_argument(
         "--provider", type=_module, action="append", default=[], metavar="MODULE",
         help="module that registers providers; repeatable",

@@ -53,13 +53,35 @@ def narrow(x, dtype: tl.constexpr, USE_PTX: tl.constexpr = False):
     Pairs are neighbours in a thread's registers: USE_PTX pays where the compiler converts them one by one.
     """
     if USE_PTX and dtype == tl.bfloat16:
-        return tl.inline_asm_elementwise("cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,r,r", [x], dtype, True, 2)
+        return tl.inline_asm_elementwise("cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,r,r", [x], tl.bfloat16, True, 2)
     if USE_PTX and dtype == tl.float16:
-        return tl.inline_asm_elementwise("cvt.rn.f16x2.f32 $0, $2, $1;", "=r,r,r", [x], dtype, True, 2)
+        return tl.inline_asm_elementwise("cvt.rn.f16x2.f32 $0, $2, $1;", "=r,r,r", [x], tl.float16, True, 2)
     if _INTERPRETED and dtype == tl.bfloat16:  # the interpreter truncates
         bits = x.to(tl.uint32, bitcast=True)
         x = ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).to(tl.float32, bitcast=True)
     return x.to(dtype)
+
+
+@triton.jit
+def widen(x, USE_PTX: tl.constexpr = False):
+    """float32 of a dtype of up to 32 bits; of bfloat16 with USE_PTX a pair in two instructions, not three."""
+    if USE_PTX and x.dtype == tl.bfloat16:
+        return tl.inline_asm_elementwise(
+            "shl.b32 $0, $2, 16; and.b32 $1, $2, 0xffff0000;", "=&r,=r,r", [x], tl.float32, True, 2
+        )
+    return x.to(tl.float32)
+
+
+@triton.jit
+def round_to(x, dtype: tl.constexpr, USE_PTX: tl.constexpr = False):
+    """(x narrowed to a dtype, and that as float32); with USE_PTX the pairs of bfloat16 are not taken apart between."""
+    if USE_PTX and dtype == tl.bfloat16:
+        return tl.inline_asm_elementwise(
+            "cvt.rn.bf16x2.f32 $0, $4, $3; shl.b32 $1, $0, 16; and.b32 $2, $0, 0xffff0000;", "=&r,=r,=r,r,r", [x],
+            (tl.bfloat16, tl.float32), True, 2,
+        )  # fmt: skip
+    narrowed = narrow(x, dtype, USE_PTX)
+    return narrowed, narrowed.to(tl.float32)
 
 
 @triton.jit
@@ -164,8 +186,20 @@ def launch_options(config: configs.AttentionConfig | configs.LinearConfig, devic
 
 def partition(rows: int, config: configs.RowConfig) -> tuple[int, int]:
     """(programs, rows a program) of a backward pass that adds up rows."""
-    rows_per_program = max(config.block_m, cdiv(rows, config.max_programs))
+    rows_per_program = cdiv(max(config.min_rows, cdiv(rows, config.max_programs)), config.block_m) * config.block_m
     return cdiv(rows, rows_per_program), rows_per_program
+
+
+def row_blocks(n: int, like: Tensor, config: configs.RowConfig) -> dict[str, int]:
+    """Blocks of rows of n columns of a tensor's dtype, cut into chunks of 16 bytes a thread, and warps.
+
+    Where there are as many rows as warps, each row then lies within a warp, and its sums cross no barrier.
+    """
+    lanes = 64 if configs.architecture(like.device).startswith("gfx") else 32
+    width = 16 // like.dtype.itemsize * lanes * max(1, config.num_warps // config.block_m)
+    block_n = min(next_power_of_2(n), width)
+    chunks = next_power_of_2(cdiv(n, block_n))
+    return {"CHUNKS": chunks, "BLOCK_M": config.block_m, "BLOCK_N": block_n, "num_warps": config.num_warps}
 
 
 class Operation:

@@ -17,11 +17,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import Operation, cdiv, dropout_arguments, keep_rows, narrow, next_power_of_2, partition
+from .common import Operation, cdiv, dropout_arguments, keep_rows, narrow, partition, row_blocks, widen
 from .configs import row_config
 from .dropout import Dropout, drop_rows
 from .jit import jit
-from .layer_norm import normalize, normalize_grad
+from .layer_norm import normalize, normalize_grad, row_block, terms
 from .segment_sum import segment_sum
 
 UNSPECIALIZED = ["M", "rows_per_program", "vocab_size", "num_positions", "site", "threshold"]
@@ -35,6 +35,12 @@ def embedding_layer_norm_oracle(
 
 
 @triton.jit
+def _clamp(id, size):
+    """id in [0, size), int64 as offsets of rows must be, but known to be an int32: one product, not three."""
+    return tl.minimum(tl.maximum(id, 0), size - 1).to(tl.int32).to(tl.int64)
+
+
+@triton.jit
 def _gather(
     input_ids_ptr,  # (M,), if GATHER_WORDS
     words_ptr,  # (vocab_size or M, N)
@@ -43,25 +49,19 @@ def _gather(
     vocab_size,
     num_positions,
     N: tl.constexpr,
-    start_m,
-    offs_m,
+    rows,
     offs_n,
-    mask_m,
-    mask,
+    mask_n,
     GATHER_WORDS: tl.constexpr,
-    dtype: tl.constexpr,
+    USE_PTX: tl.constexpr,
 ):
-    """z of rows start_m + offs_m, rounded to a dtype, as float32."""
-    word = (start_m + offs_m).to(tl.int64)
+    """z of rows, in float32."""
+    word = rows.to(tl.int64)
     if GATHER_WORDS:
-        word = tl.load(input_ids_ptr + start_m + offs_m, mask=mask_m, other=0).to(tl.int64)
-        word = tl.minimum(tl.maximum(word, 0), vocab_size - 1)
-    position = tl.load(position_ids_ptr + start_m + offs_m, mask=mask_m, other=0).to(tl.int64)
-    position = tl.minimum(tl.maximum(position, 0), num_positions - 1)
-    z = tl.load(words_ptr + (word * N)[:, None] + offs_n[None, :], mask=mask, other=0.0).to(tl.float32)
-    offsets = (position * N)[:, None] + offs_n[None, :]
-    z += tl.load(position_weight_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
-    return narrow(z, dtype).to(tl.float32)
+        word = _clamp(tl.load(input_ids_ptr + rows), vocab_size)
+    position = _clamp(tl.load(position_ids_ptr + rows), num_positions)
+    z = widen(tl.load(words_ptr + word * N + offs_n, mask=mask_n, other=0.0), USE_PTX)
+    return z + widen(tl.load(position_weight_ptr + position * N + offs_n, mask=mask_n, other=0.0), USE_PTX)
 
 
 @jit(do_not_specialize=UNSPECIALIZED)
@@ -88,31 +88,31 @@ def _embedding_fwd_kernel(
     STORE_STATS: tl.constexpr,
     APPLY_DROPOUT: tl.constexpr,
     USE_PTX: tl.constexpr,
+    CHUNKS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """BLOCK_M whole rows a program."""
     start_m = tl.program_id(0) * BLOCK_M
-    offs_m, offs_n = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
+    offs_m, offs_n = row_block(CHUNKS, BLOCK_M, BLOCK_N)
     mask_m, mask_n = start_m + offs_m < M, offs_n < N
-    mask = mask_m[:, None] & mask_n[None, :]
+    mask = mask_m & mask_n
+    offsets, columns = offs_m * N + offs_n, offs_m * 0 + offs_n
     z = _gather(
-        input_ids_ptr, words_ptr, position_ids_ptr, position_weight_ptr, vocab_size, num_positions, N, start_m, offs_m,
-        offs_n, mask_m, mask, GATHER_WORDS, y_ptr.dtype.element_ty,
+        input_ids_ptr, words_ptr, position_ids_ptr, position_weight_ptr, vocab_size, num_positions, N,
+        tl.minimum(start_m + offs_m, M - 1), offs_n, mask_n, GATHER_WORDS, USE_PTX,
     )  # fmt: skip
 
-    xhat, mean, rstd = normalize(z, mask, eps, N)
+    xhat, mean, rstd = normalize(z, mask_n, eps, N)
     if STORE_STATS:
         tl.store(mean_ptr + start_m + offs_m, mean, mask=mask_m)
         tl.store(rstd_ptr + start_m + offs_m, rstd, mask=mask_m)
-    weight = tl.load(weight_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)
-    bias = tl.load(bias_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)
-    y = xhat * weight[None, :] + bias[None, :]
+    weight = widen(tl.load(weight_ptr + columns, mask=mask_n, other=0.0), USE_PTX)
+    bias = widen(tl.load(bias_ptr + columns, mask=mask_n, other=0.0), USE_PTX)
+    y = xhat * weight + bias
     if APPLY_DROPOUT:
-        keep = keep_rows(tl.load(seed_ptr), site, start_m + offs_m[:, None], offs_n[None, :], threshold, USE_PTX)
+        keep = keep_rows(tl.load(seed_ptr), site, start_m + offs_m, offs_n, threshold, USE_PTX)
         y = tl.where(keep, y * keep_scale, 0.0)
-
-    offsets = offs_m[:, None] * N + offs_n[None, :]
     tl.store(y_ptr + start_m.to(tl.int64) * N + offsets, narrow(y, y_ptr.dtype.element_ty), mask=mask)
 
 
@@ -127,7 +127,7 @@ def _embedding_bwd_kernel(
     mean_ptr,  # (M,) float32
     rstd_ptr,  # (M,) float32
     dz_ptr,  # (M, N)
-    sums_ptr,  # (programs, 2, N) float32: dweight, dbias
+    sums_ptr,  # (programs * BLOCK_M, 2, N) float32: dweight, dbias
     seed_ptr,  # (1,) int64
     M,
     N: tl.constexpr,
@@ -140,6 +140,7 @@ def _embedding_bwd_kernel(
     GATHER_WORDS: tl.constexpr,
     APPLY_DROPOUT: tl.constexpr,
     USE_PTX: tl.constexpr,
+    CHUNKS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     NUM_STAGES: tl.constexpr,
@@ -147,40 +148,39 @@ def _embedding_bwd_kernel(
     """rows_per_program whole rows a program."""
     begin_m = tl.program_id(0) * rows_per_program
     end_m = tl.minimum(begin_m + rows_per_program, M)
-    offs_m, offs_n = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
+    offs_m, offs_n = row_block(CHUNKS, BLOCK_M, BLOCK_N)
     mask_n = offs_n < N
+    offsets, columns = offs_m * N + offs_n, offs_m * 0 + offs_n
     seed = begin_m.to(tl.int64)
     if APPLY_DROPOUT:
         seed = tl.load(seed_ptr)
-    weight = tl.load(weight_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)
-    dweight = tl.zeros((BLOCK_N,), tl.float32)
-    dbias = tl.zeros((BLOCK_N,), tl.float32)
-    offsets = offs_m[:, None] * N + offs_n[None, :]
+    weight = widen(tl.load(weight_ptr + columns, mask=mask_n, other=0.0), USE_PTX)
+    dweight = tl.zeros((CHUNKS, BLOCK_M, BLOCK_N), tl.float32)
+    dbias = tl.zeros((CHUNKS, BLOCK_M, BLOCK_N), tl.float32)
 
     for start_m in tl.range(begin_m, end_m, BLOCK_M, num_stages=NUM_STAGES):
         mask_m = start_m + offs_m < end_m
-        mask = mask_m[:, None] & mask_n[None, :]
+        mask = mask_m & mask_n
         base = tl.cast(start_m, tl.int64) * N
         z = _gather(
-            input_ids_ptr, words_ptr, position_ids_ptr, position_weight_ptr, vocab_size, num_positions, N, start_m,
-            offs_m, offs_n, mask_m, mask, GATHER_WORDS, dz_ptr.dtype.element_ty,
+            input_ids_ptr, words_ptr, position_ids_ptr, position_weight_ptr, vocab_size, num_positions, N,
+            tl.minimum(start_m + offs_m, M - 1), offs_n, mask_n, GATHER_WORDS, USE_PTX,
         )  # fmt: skip
-        dy = tl.load(dy_ptr + base + offsets, mask=mask, other=0.0).to(tl.float32)
+        dy = widen(tl.load(dy_ptr + base + offsets, mask=mask, other=0.0), USE_PTX)
         if APPLY_DROPOUT:
-            keep = keep_rows(seed, site, start_m + offs_m[:, None], offs_n[None, :], threshold, USE_PTX)
+            keep = keep_rows(seed, site, start_m + offs_m, offs_n, threshold, USE_PTX)
             dy = tl.where(keep, dy * keep_scale, 0.0)
         mean = tl.load(mean_ptr + start_m + offs_m, mask=mask_m, other=0.0)
         rstd = tl.load(rstd_ptr + start_m + offs_m, mask=mask_m, other=0.0)
 
-        xhat = tl.where(mask, (z - mean[:, None]) * rstd[:, None], 0.0)
-        dz = normalize_grad(dy, xhat, weight, rstd, N)
+        xhat = (z - mean) * rstd
+        dz = normalize_grad(dy, xhat, weight, rstd, mask_n, N)
         tl.store(dz_ptr + base + offsets, narrow(dz, dz_ptr.dtype.element_ty), mask=mask)
-
-        dweight += tl.sum(dy * xhat, 0)
-        dbias += tl.sum(dy, 0)
-    sums = sums_ptr + tl.program_id(0).to(tl.int64) * (2 * N)
-    tl.store(sums + offs_n, dweight, mask=mask_n)
-    tl.store(sums + N + offs_n, dbias, mask=mask_n)
+        dweight += terms(dy * xhat, mask_n)
+        dbias += terms(dy, mask_n)
+    sums = sums_ptr + (tl.program_id(0) * BLOCK_M + offs_m).to(tl.int64) * (2 * N) + offs_n
+    tl.store(sums, dweight, mask=mask_n)
+    tl.store(sums + N, dbias, mask=mask_n)
 
 
 def _launch_forward(
@@ -197,8 +197,8 @@ def _launch_forward(
         _embedding_fwd_kernel[(cdiv(m, config.block_m),)](
             position_ids if input_ids is None else input_ids, words, position_ids, position_weight, weight, bias, y,
             mean, rstd, M=m, N=n, vocab_size=words.shape[0], num_positions=position_weight.shape[0], eps=eps,
-            GATHER_WORDS=input_ids is not None, STORE_STATS=save, BLOCK_M=config.block_m,
-            BLOCK_N=next_power_of_2(n), num_warps=config.num_warps, **dropout_arguments(dropout, position_ids),
+            GATHER_WORDS=input_ids is not None, STORE_STATS=save,
+            **row_blocks(n, y, config), **dropout_arguments(dropout, position_ids),
         )  # fmt: skip
     return y, mean, rstd
 
@@ -221,14 +221,13 @@ def _launch_backward(
     dz = torch.empty_like(dy)
     config = row_config("embedding_bwd", words.device, n)
     programs, rows_per_program = partition(m, config)
-    partial = dy.new_empty((programs, 2, n), dtype=torch.float32)
+    partial = dy.new_empty((programs * config.block_m, 2, n), dtype=torch.float32)
     if dy.numel():
         _embedding_bwd_kernel[(programs,)](
             dy, position_ids if input_ids is None else input_ids, words, position_ids, position_weight, weight, mean,
             rstd, dz, partial, M=m, N=n, rows_per_program=rows_per_program, vocab_size=words.shape[0],
-            num_positions=position_weight.shape[0], GATHER_WORDS=input_ids is not None, BLOCK_M=config.block_m,
-            BLOCK_N=next_power_of_2(n), NUM_STAGES=config.num_stages, num_warps=config.num_warps,
-            **dropout_arguments(dropout, position_ids),
+            num_positions=position_weight.shape[0], GATHER_WORDS=input_ids is not None,
+            NUM_STAGES=config.num_stages, **row_blocks(n, dz, config), **dropout_arguments(dropout, position_ids),
         )  # fmt: skip
     dwords, dposition_weight = words.new_empty(0), position_weight.new_empty(0)
     if input_ids is not None and needs_words:

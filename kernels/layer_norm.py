@@ -21,7 +21,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import Operation, cdiv, dropout_arguments, drops, keep_rows, narrow, next_power_of_2, partition
+from .common import (
+    Operation,
+    cdiv,
+    dropout_arguments,
+    drops,
+    keep_rows,
+    narrow,
+    partition,
+    round_to,
+    row_blocks,
+    widen,
+)
 from .configs import row_config
 from .dropout import Dropout, drop_rows
 from .jit import jit
@@ -44,21 +55,38 @@ def dropout_add_layer_norm_oracle(
 
 
 @triton.jit
-def normalize(z, mask, eps, N: tl.constexpr):
-    """(xhat, mean, rstd) of rows z (BLOCK_M, BLOCK_N) float32; columns past the last are 0 in xhat."""
-    mean = tl.sum(z, 1) / N
-    centred = tl.where(mask, z - mean[:, None], 0.0)
-    rstd = 1.0 / tl.sqrt(tl.sum(centred * centred, 1) / N + eps)
-    return centred * rstd[:, None], mean, rstd
+def row_block(CHUNKS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Offsets of rows and columns that broadcast to (CHUNKS, BLOCK_M, BLOCK_N)."""
+    chunks, columns = tl.arange(0, CHUNKS), tl.arange(0, BLOCK_N)
+    return tl.arange(0, BLOCK_M)[None, :, None], (chunks * BLOCK_N)[:, None, None] + columns[None, None, :]
 
 
 @triton.jit
-def normalize_grad(dy, xhat, weight, rstd, N: tl.constexpr):
-    """dz of rows; xhat and dy are 0 in columns past the last."""
-    g = dy * weight[None, :]
-    mean_g_xhat = tl.sum(g * xhat, 1) / N
-    mean_g = tl.sum(g, 1) / N
-    return (g - mean_g[:, None] - xhat * mean_g_xhat[:, None]) * rstd[:, None]
+def terms(x, mask_n):
+    """x, or in columns past the last -0.0, which a compiler may leave out of a sum, unlike 0.0."""
+    return tl.where(mask_n, x, -0.0)
+
+
+@triton.jit
+def row_mean(x, mask_n, N: tl.constexpr):
+    """(1, BLOCK_M, 1): means over the N columns of rows x (CHUNKS, BLOCK_M, BLOCK_N)."""
+    return (tl.sum(tl.sum(terms(x, mask_n), 0), 1) / N)[None, :, None]
+
+
+@triton.jit
+def normalize(z, mask_n, eps, N: tl.constexpr):
+    """(xhat, mean, rstd) of rows z (CHUNKS, BLOCK_M, BLOCK_N) float32."""
+    mean = row_mean(z, mask_n, N)
+    centred = z - mean
+    rstd = tl.rsqrt(row_mean(centred * centred, mask_n, N) + eps)
+    return centred * rstd, mean, rstd
+
+
+@triton.jit
+def normalize_grad(dy, xhat, weight, rstd, mask_n, N: tl.constexpr):
+    """dz of rows."""
+    g = dy * weight
+    return (g - row_mean(g, mask_n, N) - xhat * row_mean(g * xhat, mask_n, N)) * rstd
 
 
 @jit(do_not_specialize=UNSPECIALIZED)
@@ -83,37 +111,37 @@ def _layer_norm_fwd_kernel(
     STORE_Z_AND_STATS: tl.constexpr,
     APPLY_DROPOUT: tl.constexpr,
     USE_PTX: tl.constexpr,
+    CHUNKS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """BLOCK_M whole rows a program."""
     start_m = tl.program_id(0) * BLOCK_M
-    offs_m, offs_n = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
+    offs_m, offs_n = row_block(CHUNKS, BLOCK_M, BLOCK_N)
     mask_m, mask_n = start_m + offs_m < M, offs_n < N
-    mask = mask_m[:, None] & mask_n[None, :]
-    base = start_m.to(tl.int64) * N
-    offsets = offs_m[:, None] * N + offs_n[None, :]
+    mask = mask_m & mask_n
+    rows = tl.minimum(start_m + offs_m, M - 1)  # past the last row that one again: loads need no mask of rows
+    offsets, columns = rows.to(tl.int64) * N + offs_n, offs_m * 0 + offs_n
 
-    z = tl.load(x_ptr + base + offsets, mask=mask, other=0.0).to(tl.float32)
+    z = widen(tl.load(x_ptr + offsets, mask=mask_n, other=0.0), USE_PTX)
     if HAS_LINEAR_BIAS:
-        z += tl.load(linear_bias_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)[None, :]
+        z += widen(tl.load(linear_bias_ptr + columns, mask=mask_n, other=0.0), USE_PTX)
     if APPLY_DROPOUT:
-        keep = keep_rows(tl.load(seed_ptr), site, start_m + offs_m[:, None], offs_n[None, :], threshold, USE_PTX)
+        keep = keep_rows(tl.load(seed_ptr), site, start_m + offs_m, offs_n, threshold, USE_PTX)
         z = tl.where(keep, z * keep_scale, 0.0)
-    z += tl.load(residual_ptr + base + offsets, mask=mask, other=0.0).to(tl.float32)
+    z += widen(tl.load(residual_ptr + offsets, mask=mask_n, other=0.0), USE_PTX)
     # Backward reads z as it was stored: take the statistics of that.
-    z = narrow(z, y_ptr.dtype.element_ty)
+    stored, z = round_to(z, y_ptr.dtype.element_ty, USE_PTX)
     if STORE_Z_AND_STATS:
-        tl.store(z_ptr + base + offsets, z, mask=mask)
+        tl.store(z_ptr + offsets, stored, mask=mask)
 
-    xhat, mean, rstd = normalize(z.to(tl.float32), mask, eps, N)
+    xhat, mean, rstd = normalize(z, mask_n, eps, N)
     if STORE_Z_AND_STATS:
         tl.store(mean_ptr + start_m + offs_m, mean, mask=mask_m)
         tl.store(rstd_ptr + start_m + offs_m, rstd, mask=mask_m)
-    weight = tl.load(weight_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)
-    bias = tl.load(bias_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)
-    y = xhat * weight[None, :] + bias[None, :]
-    tl.store(y_ptr + base + offsets, narrow(y, y_ptr.dtype.element_ty), mask=mask)
+    weight = widen(tl.load(weight_ptr + columns, mask=mask_n, other=0.0), USE_PTX)
+    bias = widen(tl.load(bias_ptr + columns, mask=mask_n, other=0.0), USE_PTX)
+    tl.store(y_ptr + offsets, narrow(xhat * weight + bias, y_ptr.dtype.element_ty), mask=mask)
 
 
 @jit(do_not_specialize=UNSPECIALIZED)
@@ -125,7 +153,7 @@ def _layer_norm_bwd_kernel(
     rstd_ptr,  # (M,) float32
     dx_ptr,  # (M, N), if STORE_DX
     dresidual_ptr,  # (M, N)
-    sums_ptr,  # (programs, 3, N) float32: dweight, dbias, dlinear_bias
+    sums_ptr,  # (programs * BLOCK_M, 3, N) float32: dweight, dbias, dlinear_bias
     seed_ptr,  # (1,) int64
     M,
     N: tl.constexpr,
@@ -137,6 +165,7 @@ def _layer_norm_bwd_kernel(
     STORE_DX: tl.constexpr,  # where dx is not dresidual
     APPLY_DROPOUT: tl.constexpr,
     USE_PTX: tl.constexpr,
+    CHUNKS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     NUM_STAGES: tl.constexpr,
@@ -144,45 +173,45 @@ def _layer_norm_bwd_kernel(
     """rows_per_program whole rows a program."""
     begin_m = tl.program_id(0) * rows_per_program
     end_m = tl.minimum(begin_m + rows_per_program, M)
-    offs_m, offs_n = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
+    offs_m, offs_n = row_block(CHUNKS, BLOCK_M, BLOCK_N)
     mask_n = offs_n < N
+    offsets, columns = offs_m * N + offs_n, offs_m * 0 + offs_n
     seed = begin_m.to(tl.int64)
     if APPLY_DROPOUT:
         seed = tl.load(seed_ptr)
-    weight = tl.load(weight_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)
-    dweight = tl.zeros((BLOCK_N,), tl.float32)
-    dbias = tl.zeros((BLOCK_N,), tl.float32)
-    dlinear_bias = tl.zeros((BLOCK_N,), tl.float32)
-    offsets = offs_m[:, None] * N + offs_n[None, :]
+    weight = widen(tl.load(weight_ptr + columns, mask=mask_n, other=0.0), USE_PTX)
+    dweight = tl.zeros((CHUNKS, BLOCK_M, BLOCK_N), tl.float32)
+    dbias = tl.zeros((CHUNKS, BLOCK_M, BLOCK_N), tl.float32)
+    dlinear_bias = tl.zeros((CHUNKS, BLOCK_M, BLOCK_N), tl.float32)
 
     for start_m in tl.range(begin_m, end_m, BLOCK_M, num_stages=NUM_STAGES):
         mask_m = start_m + offs_m < end_m
-        mask = mask_m[:, None] & mask_n[None, :]
+        mask = mask_m & mask_n
         base = tl.cast(start_m, tl.int64) * N
-        dy = tl.load(dy_ptr + base + offsets, mask=mask, other=0.0).to(tl.float32)
-        z = tl.load(z_ptr + base + offsets, mask=mask, other=0.0).to(tl.float32)
+        dy = widen(tl.load(dy_ptr + base + offsets, mask=mask, other=0.0), USE_PTX)
+        z = widen(tl.load(z_ptr + base + offsets, mask=mask, other=0.0), USE_PTX)
         mean = tl.load(mean_ptr + start_m + offs_m, mask=mask_m, other=0.0)
         rstd = tl.load(rstd_ptr + start_m + offs_m, mask=mask_m, other=0.0)
 
-        xhat = tl.where(mask, (z - mean[:, None]) * rstd[:, None], 0.0)
-        dz = normalize_grad(dy, xhat, weight, rstd, N)
+        xhat = (z - mean) * rstd
+        dz = normalize_grad(dy, xhat, weight, rstd, mask_n, N)
         tl.store(dresidual_ptr + base + offsets, narrow(dz, dresidual_ptr.dtype.element_ty), mask=mask)
-        dx = tl.where(mask, dz, 0.0)
+        dx = dz
         if APPLY_DROPOUT:
-            keep = keep_rows(seed, site, start_m + offs_m[:, None], offs_n[None, :], threshold, USE_PTX)
+            keep = keep_rows(seed, site, start_m + offs_m, offs_n, threshold, USE_PTX)
             dx = tl.where(keep, dx * keep_scale, 0.0)
         if STORE_DX:
             tl.store(dx_ptr + base + offsets, narrow(dx, dx_ptr.dtype.element_ty), mask=mask)
 
-        dweight += tl.sum(dy * xhat, 0)
-        dbias += tl.sum(dy, 0)
+        dweight += terms(dy * xhat, mask_n)
+        dbias += terms(dy, mask_n)
         if HAS_LINEAR_BIAS:
-            dlinear_bias += tl.sum(dx, 0)
-    sums = sums_ptr + tl.program_id(0).to(tl.int64) * (3 * N)
-    tl.store(sums + offs_n, dweight, mask=mask_n)
-    tl.store(sums + N + offs_n, dbias, mask=mask_n)
+            dlinear_bias += terms(dx, mask_n)
+    sums = sums_ptr + (tl.program_id(0) * BLOCK_M + offs_m).to(tl.int64) * (3 * N) + offs_n
+    tl.store(sums, dweight, mask=mask_n)
+    tl.store(sums + N, dbias, mask=mask_n)
     if HAS_LINEAR_BIAS:
-        tl.store(sums + 2 * N + offs_n, dlinear_bias, mask=mask_n)
+        tl.store(sums + 2 * N, dlinear_bias, mask=mask_n)
 
 
 def _launch_forward(
@@ -195,8 +224,8 @@ def _launch_forward(
     if x.numel():
         _layer_norm_fwd_kernel[(cdiv(m, config.block_m),)](
             x, residual, weight, bias, weight if linear_bias is None else linear_bias, y, z, mean, rstd, M=m, N=n,
-            eps=eps, HAS_LINEAR_BIAS=linear_bias is not None, STORE_Z_AND_STATS=save, BLOCK_M=config.block_m,
-            BLOCK_N=next_power_of_2(n), num_warps=config.num_warps, **dropout_arguments(dropout, mean),
+            eps=eps, HAS_LINEAR_BIAS=linear_bias is not None, STORE_Z_AND_STATS=save,
+            **row_blocks(n, y, config), **dropout_arguments(dropout, mean),
         )  # fmt: skip
     return y, z, mean, rstd
 
@@ -221,12 +250,11 @@ def _launch_backward(
         return dx, dresidual, sums.zero_()
     config = row_config("layer_norm_bwd", weight.device, n)
     programs, rows_per_program = partition(m, config)
-    partial = sums.new_empty(programs, 3, n)
+    partial = sums.new_empty(programs * config.block_m, 3, n)
     _layer_norm_bwd_kernel[(programs,)](
         dy, z, weight, mean, rstd, dx, dresidual, partial, M=m, N=n, rows_per_program=rows_per_program,
-        HAS_LINEAR_BIAS=has_linear_bias, STORE_DX=dx.numel() > 0, BLOCK_M=config.block_m,
-        BLOCK_N=next_power_of_2(n), NUM_STAGES=config.num_stages, num_warps=config.num_warps,
-        **dropout_arguments(dropout, mean),
+        HAS_LINEAR_BIAS=has_linear_bias, STORE_DX=dx.numel() > 0, NUM_STAGES=config.num_stages,
+        **row_blocks(n, z, config), **dropout_arguments(dropout, mean),
     )  # fmt: skip
     torch.sum(partial[:, : len(sums)], 0, out=sums)
     return dx, dresidual, sums

@@ -35,7 +35,9 @@ class RowConfig:
     Attributes:
         block_m: rows at a time.
         num_warps: warps a program.
-        max_programs: most programs of a backward pass, each of which leaves one row of partial sums.
+        max_programs: most programs of a backward pass, each of which leaves one row of partial sums for each of its
+            block_m rows at a time.
+        min_rows: least rows of such a program.
         block_n: columns a program; 0: all.
         num_stages: stages of the software pipeline of a backward pass.
     """
@@ -43,6 +45,7 @@ class RowConfig:
     block_m: int
     num_warps: int
     max_programs: int = 528
+    min_rows: int = 1
     block_n: int = 0
     num_stages: int = 1
 
@@ -71,11 +74,11 @@ class LinearConfig:
 
 
 ROWS: dict[str, tuple[RowConfig, RowConfig]] = {
-    # on every architecture; rows of up to 1024 columns, and wider ones
-    "layer_norm_fwd": (RowConfig(2, 4), RowConfig(1, 8)),
-    "layer_norm_bwd": (RowConfig(2, 4, num_stages=3), RowConfig(1, 8, num_stages=3)),
-    "embedding_fwd": (RowConfig(2, 4), RowConfig(1, 8)),
-    "embedding_bwd": (RowConfig(2, 4, num_stages=2), RowConfig(1, 8, num_stages=2)),
+    # on every architecture; rows of up to 1024 columns, a warp each, and wider ones, a program each
+    "layer_norm_fwd": (RowConfig(4, 4), RowConfig(1, 8)),
+    "layer_norm_bwd": (RowConfig(1, 1, 1056, 16, num_stages=2), RowConfig(1, 8, num_stages=3)),
+    "embedding_fwd": (RowConfig(4, 4), RowConfig(1, 8)),
+    "embedding_bwd": (RowConfig(1, 1, 1056, 16, num_stages=2), RowConfig(1, 8, num_stages=2)),
     "activation_fwd": (RowConfig(2, 4, block_n=1024), RowConfig(2, 4, block_n=1024)),
     "activation_bwd": (RowConfig(2, 4, block_n=1024, num_stages=3), RowConfig(2, 4, block_n=1024, num_stages=3)),
 }

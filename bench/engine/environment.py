@@ -1,6 +1,7 @@
 """Facts about the machine, the packages and the checkout that a figure depends on."""
 
 import gc
+import hashlib
 import os
 import platform
 import shutil
@@ -16,6 +17,8 @@ import erniem_fast
 
 ROOT = Path(__file__).parent.parent.parent
 RESULTS = ROOT / "bench" / "results"
+SOURCES = ("erniem_fast", "kernels", "bench")
+"""Folders whose code a figure depends on."""
 PACKAGES = ("torch", "triton", "transformers", "liger-kernel", "numpy")
 CLOCKS = ("clocks.sm", "clocks.mem", "clocks.max.sm", "temperature.gpu", "power.draw", "clocks_event_reasons.active")
 
@@ -26,12 +29,13 @@ def now() -> str:
 
 
 def describe(device: str) -> dict[str, Any]:
-    """Date, commit, machine and versions: the head of every result file."""
+    """Date, commit, digest of the sources, machine and versions: the head of every result file."""
     status = git("status", "--porcelain", "--", ".", ":!bench/results")
     about: dict[str, Any] = {
         "date": now(),
         "commit": git("rev-parse", "HEAD"),
         "dirty": None if status is None else bool(status),
+        "sources": digest(*SOURCES),
         "device": device,
         "processor": processor(device),
         "versions": versions(),
@@ -43,12 +47,27 @@ def describe(device: str) -> dict[str, Any]:
 
 
 def git(*arguments: str) -> str | None:
-    """Output of git in the repository, or None where there is none."""
+    """Output of git in this project's own repository, or None where there is none: git also finds one further up."""
+    top = _git("rev-parse", "--show-toplevel")
+    return _git(*arguments) if top is not None and Path(top).resolve() == ROOT.resolve() else None
+
+
+def _git(*arguments: str) -> str | None:
+    command = ["git", "-c", f"safe.directory={ROOT.resolve()}", *arguments]  # a copied tree may be another user's
     try:
-        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()
+
+
+def digest(*folders: str) -> str:
+    """Digest of the code and data in folders of the checkout, results excluded: it needs no git."""
+    paths = {path for folder in folders for end in ("py", "json") for path in (ROOT / folder).rglob(f"*.{end}")}
+    found = hashlib.sha256()
+    for path in sorted(path for path in paths if RESULTS not in path.parents):
+        found.update(f"{path.relative_to(ROOT)} {path.stat().st_size}\n".encode() + path.read_bytes())
+    return found.hexdigest()[:16]
 
 
 def processor(device: str) -> str:
@@ -61,6 +80,11 @@ def processor(device: str) -> str:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def device_name(about: dict[str, Any]) -> str:
+    """Name of the device in a file's name."""
+    return "cpu" if about["device"] == "cpu" else about["processor"].lower().replace("nvidia ", "").replace(" ", "-")
 
 
 def versions() -> dict[str, str | None]:

@@ -1,7 +1,9 @@
 """The loop over the cases: in order of importance, within a time limit, results written after every case."""
 
+import faulthandler
 import re
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from time import monotonic
@@ -14,6 +16,12 @@ from .registry import Case
 from .results import Measured, ResultFile
 from .timing import ceilings, message, synchronize
 
+CASE_SECONDS = {"cpu": 600.0, "smoke": 60.0, "kernels": 90.0, "models": 150.0}
+"""Seconds after which a case is broken off, by its part."""
+HANG_SECONDS = 10.0
+"""Seconds after that at which the process ends: a call that does not come back cannot be broken off."""
+CLOCK_SECONDS = 15.0
+"""Seconds between two looks at the GPU's clocks."""
 GRACE_SECONDS = 40.0
 """Seconds past the limit after which the last case is broken off."""
 CUDA_ERROR = re.compile(r"CUDA error|\[CUDA\]")
@@ -37,16 +45,30 @@ def context_is_lost(device: str) -> bool:
 
 
 @contextmanager
+def watchdog(seconds: float) -> Iterator[None]:
+    """End the process if the block takes longer, whatever it waits for: prints where, and has exit code 1."""
+    faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__ or 2)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+@contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raise OutOfTimeError in the block after so many seconds."""
+    """Raise OutOfTimeError in the block after so many seconds; end the process where that has no effect.
+
+    Python handles a signal between two of its own instructions, so not while it waits for the device.
+    """
 
     def stop(_: int, __: FrameType | None) -> None:
         raise OutOfTimeError
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.01))
+    before, seconds = signal.signal(signal.SIGALRM, stop), max(seconds, 0.01)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
-        yield
+        with watchdog(seconds + HANG_SECONDS):
+            yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
@@ -68,41 +90,62 @@ def run(
         LostContextError: a case broke the CUDA context; its results are written.
     """
     device, begun, others = file.content["device"], clock(), others_seconds()
-    waiting = [case for case in cases if case.name not in file.content["done"]]
-    about: dict[str, Any] = {"date": now(), "clocks_before": nvidia_smi(*CLOCKS), "ceilings": ceilings(device, tiny)}
+    about: dict[str, Any] = {"date": now(), "clocks_before": nvidia_smi(*CLOCKS)}
+    with watchdog(6 * HANG_SECONDS):
+        about["ceilings"] = ceilings(device, tiny)
     file.begin(about)
-    first, lost = True, False
-    while True:
+    waiting = [case for case in cases if case.name not in file.content["done"]]
+    looked = begun
+
+    def write(under_way: Case | None) -> float:
+        """Write the file; the seconds so far."""
+        nonlocal looked
         elapsed = clock() - begun
-        about |= {"clocks_after": nvidia_smi(*CLOCKS), "seconds": round(elapsed, 1)}
+        if under_way is None or clock() - looked >= CLOCK_SECONDS:
+            about["clocks_after"], looked = nvidia_smi(*CLOCKS), clock()
+        about["seconds"] = round(elapsed, 1)
         if device == "cpu" and others is not None and elapsed > 0:
             about["others_busy_cores"] = round(((others_seconds() or others) - others) / elapsed, 2)
         file.content["left_out"] = [case.name for case in waiting]
+        file.content["under_way"] = None if under_way is None else under_way.name
         file.write()
-        if lost:
-            raise LostContextError(f"the CUDA context was lost in {file.content['done'][-1]}")
-        if not waiting or elapsed > seconds:
-            return
+        return elapsed
+
+    elapsed, first = clock() - begun, True
+    while waiting and elapsed <= seconds:
         case = waiting.pop(0)
+        elapsed = write(case)
         print(f"{elapsed:6.1f} s  {case.name}", flush=True)
+        limit = CASE_SECONDS[case.part]
+        left = seconds + GRACE_SECONDS - elapsed
         try:
-            with time_limit(seconds + GRACE_SECONDS - elapsed):
+            with time_limit(min(limit, left)):
                 release(device)
                 measured = measure(case, about["ceilings"])
         except OutOfTimeError:
-            if not first:
+            if left < limit and not first:
                 waiting.insert(0, case)
-                continue
-            measured = _broken(case, "broken off: it alone takes longer than all the time there is")
+                break
+            measured = _broken(case, f"broken off: it takes longer than {min(limit, left):.0f} s")
         except Exception as error:  # the suite's own; a provider's is in its results
             measured = _broken(case, message(error))
-        first, lost = False, context_is_lost(device)
+        except BaseException:  # the user's interrupt: the case is measured another time
+            waiting.insert(0, case)
+            write(None)
+            raise
+        with watchdog(HANG_SECONDS):
+            first, lost = False, context_is_lost(device)
         if lost:  # the first such error is the cause of all that follow
             places = [i for i, failure in enumerate(measured.failed) if CUDA_ERROR.search(failure["message"])]
             measured.failed = measured.failed[: places[0] + 1] if places else measured.failed
         _print(measured)
         file.add(case.name, measured)
         del measured
+        elapsed = clock() - begun
+        if lost:
+            write(None)
+            raise LostContextError(f"the CUDA context was lost in {case.name}")
+    write(None)
 
 
 def _broken(case: Case, text: str) -> Measured:

@@ -13,7 +13,7 @@ from .timing import Times, in_turns, message
 from .work import Work
 
 SEED = 0
-SECONDS = {"cpu": 3.0, "kernels": 0.6, "models": 2.5}
+SECONDS = {"cpu": 3.0, "smoke": 0.1, "kernels": 0.6, "models": 2.5}
 """Seconds of timing per case, checks excluded; 4 rounds are timed in any case."""
 
 
@@ -32,7 +32,7 @@ def measure(case: Case, ceilings: dict[str, float]) -> Measured:
         measured.failed.append({"case": case.name, "provider": "all", "message": message(error)})
         return measured
     right: dict[str, tuple[Prepared, dict[str, Any]]] = {}
-    for provider in case.benchmark.providers.values():
+    for provider in case.providers():
         about = {"case": case.name, "provider": provider.name}
         refusal = provider.refusal(case.shape, setting)
         if refusal is not None:
@@ -44,7 +44,7 @@ def measure(case: Case, ceilings: dict[str, float]) -> Measured:
             measured.failed.append(about | {"message": message(error)})
     runs = {name: prepared.run for name, (prepared, _) in right.items()}
     seconds = 0.0 if setting.tiny else SECONDS[case.part]
-    times, failures = in_turns(runs, setting.device, seconds, cold=case.part == "kernels")
+    times, failures = in_turns(runs, setting.device, seconds, cold=case.part in ("smoke", "kernels"))
     measured.failed += [{"case": case.name, "provider": name, "message": text} for name, text in failures.items()]
     baseline = times.get(case.benchmark.baseline)
     for name, taken in times.items():
@@ -76,17 +76,16 @@ def _check(provider: Provider, inputs: Inputs, case: Case) -> tuple[Prepared, di
 
 
 def _row(case: Case, provider: Provider, taken: Times, baseline: Times | None) -> dict[str, Any]:
-    shape, setting, times = case.shape, case.setting, taken.device_s
+    shape, times = case.shape, taken.device_s
     tenths = quantiles(times, n=10, method="inclusive")
     ratio = None
     if baseline is not None:
         ratio = median(one / other for one, other in zip(times, baseline.device_s, strict=False))
     return {
-        "case": case.name, "operation": case.benchmark.name, "shape": shape.name, "provider": provider.name,
-        "note": provider.note, "passes": setting.passes, "dtype": setting.dtype_name, "dropout_p": setting.dropout_p,
-        "layers": shape.sizes.num_layers, "hidden_size": shape.sizes.hidden_size, "histogram": shape.histogram,
-        "order": shape.order, "sequences": sum(map(len, shape.batches)), "batches": len(shape.batches),
-        "real_tokens": shape.real_tokens, "padded_tokens": shape.padded_tokens, "rounds": len(times),
+        "case": case.name, "provider": provider.name, "note": provider.note, **case.fields,
+        "histogram": shape.histogram, "order": shape.order, "sequences": sum(map(len, shape.batches)),
+        "batches": len(shape.batches), "real_tokens": shape.real_tokens, "padded_tokens": shape.padded_tokens,
+        "rounds": len(times),
         "time_s": median(times), "min_s": min(times), "p10_s": tenths[0], "p90_s": tenths[-1],
         "host_s": median(taken.host_s), "wall_s": median(taken.wall_s), "baseline": case.benchmark.baseline,
         "ratio": ratio, "real_tokens_per_s": shape.real_tokens / median(times),

@@ -128,7 +128,7 @@ class Case:
     """One benchmark on one shape in one setting, by all its providers in turns.
 
     Attributes:
-        part: "cpu", "kernels" or "models".
+        part: "cpu", "smoke", "kernels" or "models".
     """
 
     part: str
@@ -142,6 +142,21 @@ class Case:
         size = f"{sizes.num_layers}x{sizes.hidden_size}"
         variant = f"{setting.dtype_name}/{setting.passes}/dropout {setting.dropout_p:g}"
         return f"{self.benchmark.name}/{self.shape.name}/{size}/{variant}"
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """Fields of its rows that tell it from other cases."""
+        setting, sizes = self.setting, self.shape.sizes
+        return {
+            "operation": self.benchmark.name, "shape": self.shape.name, "passes": setting.passes,
+            "dtype": setting.dtype_name, "dropout_p": setting.dropout_p, "layers": sizes.num_layers,
+            "hidden_size": sizes.hidden_size,
+        }  # fmt: skip
+
+    def providers(self) -> list[Provider]:
+        """Those that are measured: for a smoke test ours alone."""
+        found = self.benchmark.providers.values()
+        return [one for one in found if self.part != "smoke" or one.name == self.benchmark.baseline]
 
 
 def load_providers(modules: Iterable[str]) -> None:

@@ -3,10 +3,14 @@
 import contextlib
 import json
 import os
+import shutil
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+MAY_DIFFER = ("date", "commit", "dirty")
+"""Fields in which runs of one file may differ: it is the digest of the sources that says what was measured."""
 
 
 @dataclass
@@ -29,21 +33,30 @@ class ResultFile:
     def new(cls, path: Path, about: dict[str, Any]) -> "ResultFile":
         """File without a case."""
         lists: dict[str, list[Any]] = {name: [] for name in ("runs", "done", "left_out", "failed", "skipped", "rows")}
-        return cls(path, about | lists)
+        return cls(path, about | {"under_way": None} | lists)
 
     @classmethod
-    def read(cls, path: Path) -> "ResultFile":
-        return cls(path, json.loads(path.read_text(encoding="utf-8")))
+    def newest(cls, folder: Path, prefix: str) -> "ResultFile | None":
+        """The file of the latest date whose name begins so, or None."""
+        paths = sorted(folder.glob(f"{prefix}-????-??-??.json"))
+        return cls(paths[-1], json.loads(paths[-1].read_text(encoding="utf-8"))) if paths else None
 
-    def continues(self, about: dict[str, Any]) -> bool:
-        """True if a run of `about` can go on with it: same code, no changes, same device, and cases left."""
-        same = all(self.content.get(key) == value for key, value in about.items() if key != "date")
-        return same and not about["dirty"] and bool(self.content["left_out"])
+    def differences(self, about: dict[str, Any]) -> list[str]:
+        """Fields in which a run of `about` differs: none, if it can go on with this file."""
+        return [key for key, value in about.items() if key not in MAY_DIFFER and self.content.get(key) != value]
+
+    @property
+    def is_whole(self) -> bool:
+        """True if no case is left."""
+        return not self.content["left_out"] and not self.content["under_way"]
 
     def begin(self, run: dict[str, Any]) -> None:
-        """Append a run; its rows refer to it by its index."""
+        """Append a run; its rows refer to it by its index. A case that ended the run before has failed."""
         self.content["runs"].append(run)
-        self.content["left_out"] = []
+        if self.content["under_way"]:
+            name, text = self.content["under_way"], "hung, or ended the process"
+            self.add(name, Measured(failed=[{"case": name, "provider": "all", "message": text}]))
+        self.content["under_way"], self.content["left_out"] = None, []
 
     def add(self, name: str, measured: Measured) -> None:
         """Append the results of a case."""
@@ -71,6 +84,14 @@ def write_whole(path: Path, text: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name)
         raise
+
+
+def carry(source: Path, target: Path) -> None:
+    """Copy the result files of a folder, which may be read-only, into another one that lacks them."""
+    target.mkdir(parents=True, exist_ok=True)
+    for path in source.glob("*.json"):
+        if not (target / path.name).exists():
+            shutil.copyfile(path, target / path.name)
 
 
 def dump(content: dict[str, Any]) -> str:

@@ -32,7 +32,7 @@ class ModelInputs:
         weights: the state dict.
         batches: batches that a round goes through.
         checked: sequences that are compared.
-        optimizer: True if a step is AdamW's, too.
+        optimizer: True if a step is AdamW's, too; models then have weights of their own.
         work: least work of a round.
         facts: dtype of the weights, autocast, optimizer.
     """
@@ -61,10 +61,12 @@ class ModelInputs:
         self._expected: tuple[list[Tensor], list[Tensor] | None] | None = None
 
     def model(self, cls: type[Any]) -> Any:
-        """A model with these weights."""
+        """A model with these weights, or with a copy of its own where a step may change them."""
         with torch.device("meta"):
             model = cls(self.shape.sizes.config(), add_pooling_layer=False)
-        model.load_state_dict(self.weights, assign=True)
+        # A learning rate of 0 is not enough: a gradient that overflows turns AdamW's step into NaN.
+        copied = {name: weight.clone() for name, weight in self.weights.items()} if self.optimizer else self.weights
+        model.load_state_dict(copied, assign=True)
         return self.frozen(model).eval()
 
     def frozen(self, model: Any) -> Any:
@@ -139,7 +141,7 @@ class ModelInputs:
             loss(batch).backward()
             if self.optimizer:
                 if not optimizers:
-                    # The weights are shared: a step takes its time and, with this learning rate, leaves them alone.
+                    # A step takes its time and, with this learning rate, leaves the weights as they are.
                     fused = self.setting.device == "cuda"
                     optimizers.append(torch.optim.AdamW(model.parameters(), lr=0.0, fused=fused))
                 optimizers[0].step()

@@ -100,12 +100,7 @@ def details(folder: Path) -> str:
         found = newest(folder, part)
         if found is not None:
             rows = found.rows
-            parts += [
-                f"### {part}",
-                found.describe("../bench/results"),
-                goals_table(part, rows),
-                TABLES[part](rows),
-            ]
+            parts += [f"### {part}", found.describe("../bench/results"), goals_table(part, rows), TABLES[part](rows)]
     if not any(newest(folder, part) for part in PARTS[1:]):
         parts.append(NOT_MEASURED)
     return "\n\n".join(filter(None, parts))

@@ -1,23 +1,22 @@
-"""Sweep the kernels' tables on the GPU at hand and write what is faster to kernels/tuned.json.
+"""Sweep the kernels' tables on the GPU at hand and write what is faster to a file.
 
-python -m bench.tools.tune                         # about seven minutes; needs a checkout, no installation
-python -m bench.tools.tune --only "attention fwd"
+python -m bench.tools.tune attention       # or rows, or linear: seven minutes each; needs a checkout, no installation
+python -m bench.tools.tune attention --only "attention fwd"
 
 Each 16-bit row of `kernels/tables.py` is tried with other blocks, warps and stages, on lengths and sizes that take it.
 All candidates are compiled first, by all cores; one that spills a register, or does not fit, never runs. The fastest
 takes the row's place if, timed in turns with it, it is faster by 2 %. The file is written after every row, so that an
-interrupted sweep keeps what it has; rows for which the time did not suffice stay as they are, and are named.
+interrupted sweep keeps what it has; `--resume` goes on with the rows for which the time did not suffice.
 
-Check and measure before, commit the file, and check and measure again: it changes every kernel's launch.
+The file is `tuned.json` in bench/results, or where `--output` says. Copied to `kernels/tuned.json`, it changes every
+kernel's launch: `make compiled` then compiles them with prefix_lens, too. Check and measure before and after.
 """
 
 import argparse
 import json
-import multiprocessing
-import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -28,16 +27,18 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from bench.engine.environment import describe
+from bench.engine.environment import RESULTS, SOURCES, describe, digest
 from bench.engine.results import write_whole
 from bench.engine.timing import in_turns
 from erniem_fast.kernels import configs
 from erniem_fast.kernels.linear import launch_linear
 
-from . import compile_kernels
-from .workloads import fused_gelu_times, linears, run_all, workload
+from . import compile_kernels, pool
+from .workloads import TUNED, fused_gelu_times, linears, run_all, workload
 
-SECONDS = 420.0
+FILE = "tuned.json"
+FUSED = "fused gelu"
+"""Name of the last step of "linear": from how many rows on GELU goes into the epilogue."""
 COMPILING = 0.6
 """Share of the time that compiling may take."""
 SECONDS_A_ROW = 1.5
@@ -87,40 +88,49 @@ def present(entry: Entry, device: torch.device) -> Any:
     return configs.linear_config(device, dtype, entry[2])
 
 
+def all_of(**values: Sequence[Any]) -> list[dict[str, Any]]:
+    """All combinations of values of the fields."""
+    return [dict(zip(values, chosen, strict=True)) for chosen in product(*values.values())]
+
+
+def attention_changes(kernel: str, tile: int) -> list[dict[str, Any]]:
+    """Fields of an attention row that are tried; those that the table lacks are passed over."""
+    if tile < 64:
+        return all_of(num_warps=(4, 8), num_stages=(1, 2), heads_per_tile=(1, 2, 4), max_registers=(0, 128))
+    if kernel == "bwd_single_tile":
+        return all_of(num_warps=(4, 8), num_stages=(1, 2, 3), max_registers=(0, 128))
+    if kernel == "bwd_dkdv":  # a program owns columns, all of a tile's or half of them; a cap only makes it spill
+        whole = all_of(block_m=(16, 32, 64, 128), num_warps=(4, 8), num_stages=(1, 2, 3))
+        return whole + all_of(block_m=(32, 64), block_n=(tile // 2,), num_warps=(4,), num_stages=(1, 2, 3))
+    return all_of(block_n=(16, 32, 64, 128), num_warps=(4, 8), num_stages=(1, 2, 3), max_registers=(0, 128))
+
+
+def row_changes(kernel: str) -> list[dict[str, Any]]:
+    """Fields of a row kernel's row that are tried: (block_m, num_warps) by the others."""
+    rows = ((1, 1), (1, 2), (1, 4), (1, 8), (2, 2), (2, 4), (2, 8), (4, 2), (4, 4), (4, 8), (8, 4), (8, 8))
+    blocks = {"block_n": (256, 512, 1024, 2048)} if kernel.startswith("activation") else {}
+    programs = {"max_programs": (528, 1056), "num_stages": (1, 3)} if kernel.endswith("bwd") else {}
+    return [{"block_m": m, "num_warps": warps} | more for m, warps in rows for more in all_of(**blocks, **programs)]
+
+
+def linear_changes() -> list[dict[str, Any]]:
+    """Fields of a linear row that are tried: (block_m, block_n) by the others."""
+    tiles = ((64, 128), (128, 64), (128, 128), (128, 256), (256, 128))
+    more = all_of(block_k=(32, 64), num_warps=(4, 8), num_stages=(3, 4, 5), flatten=(True, False))
+    more += all_of(block_k=(64,), num_warps=(8,), num_stages=(3, 4), flatten=(True, False), max_registers=(128,))
+    return [{"block_m": m, "block_n": n} | change for (m, n), change in product(tiles, more)]
+
+
 def candidates(entry: Entry, row: Any) -> list[Any]:
     """Rows that are tried in place of a row; the row itself is the first."""
-    changes: Iterable[dict[str, int]]
-    if entry[0] == "attention":
-        kernel, tile = entry[1], entry[3]
-        if tile < 64:
-            changes = [
-                {"num_warps": warps, "num_stages": stages, "heads_per_tile": heads}
-                for warps, stages, heads in product((4, 8), (1, 2), (1, 2, 4))
-            ]
-        else:
-            # The side that a program owns is the tile's; the other one is walked through in steps.
-            step = "block_m" if kernel == "bwd_dkdv" else "block_n"
-            blocks: tuple[int, ...] = (getattr(row, step),) if kernel == "bwd_single_tile" else (16, 32, 64, 128)
-            changes = [
-                {step: block, "num_warps": warps, "num_stages": stages}
-                for block, warps, stages in product(blocks, (4, 8), (1, 2, 3))
-            ]
-    elif entry[0] == "rows":
-        backward = entry[1].endswith("bwd")
-        programs, stages = ((528, 1056), (1, 3)) if backward else ((row.max_programs,), (row.num_stages,))
-        blocks = (512, 1024, 2048) if entry[1].startswith("activation") else (row.block_n,)
-        changes = [
-            {"block_m": rows, "num_warps": warps, "max_programs": most, "block_n": block, "num_stages": depth}
-            for rows, warps, most, block, depth in product((1, 2, 4, 8), (2, 4, 8), programs, blocks, stages)
-            if rows * (block or 1024) <= 8192
-        ]
-    else:
-        sizes = ((64, 128), (128, 64), (128, 128), (128, 256), (256, 128))
-        changes = [
-            {"block_m": rows, "block_n": columns, "block_k": step, "num_warps": warps, "num_stages": stages}
-            for (rows, columns), step, warps, stages in product(sizes, (32, 64), (4, 8), (3, 4, 5))
-        ]
-    return list(dict.fromkeys([row, *(replace(row, **change) for change in changes)]))
+    changes = {
+        "attention": lambda: attention_changes(entry[1], entry[3]),
+        "rows": lambda: row_changes(entry[1]),
+        "linear": linear_changes,
+    }[entry[0]]()
+    names = {field.name for field in fields(row)}
+    tried = [replace(row, **{name: change[name] for name in change if name in names}) for change in changes]
+    return list(dict.fromkeys([row, *tried]))
 
 
 def kernel_of(entry: Entry) -> str:
@@ -137,7 +147,8 @@ def is_of(entry: Entry, case: compile_kernels.CompileCase) -> bool:
         launch = entry[1].rpartition("_")[0]
         return case.launch.partition(",")[0] == launch and (case.size > 1024) == entry[2]
     tile = compile_kernels.ATTENTION_TILES[case.option][0]
-    return (case.launch, case.size, case.dropout, tile) == ("attention", HEAD_DIM, entry[4], entry[3])
+    fields_of = (case.launch, case.size, case.dropout, case.prefix, tile)
+    return fields_of == ("attention", HEAD_DIM, entry[4], False, entry[3])  # with prefix_lens: by `make compiled`, last
 
 
 def launch_linears(gelu: bool) -> None:
@@ -181,17 +192,8 @@ def _is_sound(job: tuple[Trial, str]) -> tuple[Trial, bool]:
 
 def compile_trials(trials: list[Trial], architecture: str, seconds: float) -> set[Trial]:
     """Trials without fault, of as many as the time suffices for; by all cores."""
-    end, sound = monotonic() + seconds, set()
-    with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
-        done = pool.imap(_is_sound, [(trial, architecture) for trial in trials])
-        for _ in tqdm(trials, desc="compiling", unit="row"):
-            try:
-                trial, good = done.next(max(end - monotonic(), 0.01))
-            except multiprocessing.TimeoutError:
-                break
-            if good:
-                sound.add(trial)
-    return sound
+    done = pool.in_time(_is_sound, [(trial, architecture) for trial in trials], seconds)
+    return {trial for trial, good in done if good}
 
 
 def fastest(rows: list[Any], times_of: Callable[[list[Any]], dict[Any, float]]) -> Any:
@@ -215,16 +217,19 @@ def tune(
     sound: set[Trial],
     trials: dict[Entry, list[Any]],
     times_of: Callable[[Entry, list[Any]], dict[Any, float]],
-    write: Callable[[], None],
+    write: Callable[[str], None],
     is_over: Callable[[], bool],
 ) -> list[str]:
     """Time the sound candidates, entry by entry, and put the fastest into `configs.TUNED`.
+
+    Args:
+        write: writes the rows so far; it is given the entry that has been tried.
 
     Returns:
         Names of the entries that were left out.
     """
     left_out = []
-    for entry in tqdm(chosen, desc="timing", unit="row"):
+    for entry in tqdm(chosen, desc="timing", unit="row", mininterval=10):
         rows = [row for row in trials[entry] if Trial(entry, row) in sound]
         if is_over() or trials[entry][0] not in rows:
             left_out.append(name_of(entry))
@@ -232,7 +237,7 @@ def tune(
         best = fastest(rows, partial(times_of, entry))
         if best != trials[entry][0]:
             configs.TUNED.setdefault(architecture, {})[entry] = best
-            write()
+        write(name_of(entry))
     return left_out
 
 
@@ -255,11 +260,23 @@ def time_candidates(entry: Entry, rows: list[Any], architecture: str) -> dict[An
     return {names[name]: median(taken.device_s) for name, taken in times.items()}
 
 
-def write_tuned(path: Path, architecture: str, about: dict[str, Any]) -> None:
-    """Write the tuned rows of an architecture; those of others stay."""
+def names_of(part: str) -> set[str]:
+    """Names of what a part tries."""
+    return {name_of(entry) for entry in entries() if entry[0] == part} | ({FUSED} if part == "linear" else set())
+
+
+def tried_in(path: Path) -> set[str]:
+    """Names of what a file's sweeps have tried with these sources."""
     content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return {name for one in content.values() if one.get("sources") == digest(*SOURCES) for name in one["tried"]}
+
+
+def write_tuned(path: Path, architecture: str, about: dict[str, Any], name: str) -> None:
+    """Write the tuned rows of an architecture, and the name of what was tried; those of others, and before, stay."""
+    content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    tried = {"tried": sorted({*tried_in(path), name}), "fused_gelu": configs.FUSED_GELU.get(architecture)}
     rows = [[list(entry), asdict(row)] for entry, row in configs.TUNED.get(architecture, {}).items()]
-    content[architecture] = about | {"fused_gelu": configs.FUSED_GELU.get(architecture), "rows": rows}
+    content[architecture] = about | tried | {"rows": rows}
     write_whole(path, json.dumps(content, indent=1) + "\n")
 
 
@@ -280,35 +297,43 @@ def rows_from_which(pairs: list[tuple[int, float, float]]) -> int | None:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=tuple(TUNED))
     parser.add_argument("--only", default="", help="begin of the rows' names; all")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="seconds that it may take")
-    parser.add_argument("--output", type=Path, default=configs.TUNED_FILE, help="file that is written")
+    parser.add_argument("--seconds", type=float, help="seconds that it may take")
+    parser.add_argument("--output", type=Path, default=RESULTS, help=f"folder of {FILE}")
+    parser.add_argument("--resume", action="store_true", help=f"go on with the output's {FILE}")
     options = parser.parse_args(argv)
-    chosen = [entry for entry in entries() if name_of(entry).startswith(options.only)]
+    chosen = [entry for entry in entries() if entry[0] == options.part and name_of(entry).startswith(options.only)]
     if not chosen:
-        print(f"--only must begin the name of a row, such as {name_of(next(entries()))!r}", file=sys.stderr)
+        print(f"--only must begin the name of a row, one of {', '.join(map(name_of, entries()))}", file=sys.stderr)
         return 2
     if not torch.cuda.is_available():
         print("SKIPPED: no CUDA device, nothing was tuned")
         return 0
-    end, device = monotonic() + options.seconds, torch.device("cuda")
+    seconds = options.seconds or TUNED[options.part]
+    end, device, path = monotonic() + seconds, torch.device("cuda"), options.output / FILE
     architecture, about = configs.architecture(device), describe("cuda")
+    tried = tried_in(path)
+    if tried:
+        configs.load_tuned(path)
+    left = names_of(options.part) - (tried if options.resume else set())
+    chosen = [entry for entry in chosen if name_of(entry) in left]
+    write = partial(write_tuned, path, architecture, about)
     trials = {entry: candidates(entry, present(entry, device)) for entry in chosen}
     jobs = [Trial(entry, row) for entry, rows in trials.items() for row in rows]
-    sound = compile_trials(jobs, architecture, COMPILING * options.seconds)
+    sound = compile_trials(jobs, architecture, COMPILING * seconds)
     print(f"{len(sound)} of {len(jobs)} candidates compile without fault, or in time")
-    write = partial(write_tuned, options.output, architecture, about)
     times_of = partial(time_candidates, architecture=architecture)
     left_out = tune(architecture, chosen, sound, trials, times_of, write, lambda: monotonic() > end)
-    if not options.only and monotonic() < end:
+    if options.part == "linear" and FUSED in left and not options.only and monotonic() < end:
         least = rows_from_which(fused_gelu_times("cuda"))
         configs.FUSED_GELU.pop(architecture, None)
         if least is not None:
             configs.FUSED_GELU[architecture] = least
-        write()
+        write(FUSED)
     for entry, row in configs.TUNED.get(architecture, {}).items():
         print(f"{name_of(entry)}: {row}")
-    print(f"linear1 takes GELU into its epilogue from {configs.FUSED_GELU.get(architecture)} rows on")
+    print(f"linear1 takes GELU into its epilogue from {configs.FUSED_GELU.get(architecture)} rows on; see {path}")
     if left_out:
         print(f"Left out, for want of time or of a present row without fault: {', '.join(left_out)}")
     return 0

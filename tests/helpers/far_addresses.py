@@ -88,10 +88,16 @@ def check_attention(length: int, forward: range, backward: range) -> None:
 def check_rows() -> None:
     rows, size, last = 600_000, 4096, 64
     config = RowConfig(block_m=last, num_warps=4, max_programs=rows // last, block_n=1024)
-    for module, name in ((layer_norm, "layer_norm"), (activation, "activation"), (embedding, "embedding")):
-        module.row_config = lambda *_: config  # type: ignore[attr-defined]
-        for kernel in (f"_{name}_fwd_kernel", f"_{name}_bwd_kernel"):
-            setattr(module, kernel, Only(getattr(module, kernel), [-1]))
+    # A backward pass leaves sums for each row of a block, which are all added up.
+    single = RowConfig(block_m=1, num_warps=4, max_programs=rows // last)
+    for module, name, one, programs in (
+        (layer_norm, "layer_norm", single, range(-last, 0)),
+        (activation, "activation", config, [-1]),
+        (embedding, "embedding", single, range(-last, 0)),
+    ):
+        module.row_config = lambda *_, one=one: one  # type: ignore[attr-defined]
+        setattr(module, f"_{name}_fwd_kernel", Only(getattr(module, f"_{name}_fwd_kernel"), programs))
+        setattr(module, f"_{name}_bwd_kernel", Only(getattr(module, f"_{name}_bwd_kernel"), [-1]))
     x, grad = far(rows, size), far(rows, size)
     x[-last:], grad[-last:] = torch.randn(last, size), torch.randn(last, size)
     weight, bias = torch.randn(size), torch.randn(size)

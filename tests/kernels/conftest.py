@@ -17,6 +17,6 @@ def _few_programs(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None
         for module in (layer_norm, activation, embedding):
 
             def few(*arguments: Any) -> configs.RowConfig:
-                return replace(configs.row_config(*arguments), max_programs=PROGRAMS)
+                return replace(configs.row_config(*arguments), max_programs=PROGRAMS, min_rows=1)
 
             monkeypatch.setattr(module, "row_config", few)

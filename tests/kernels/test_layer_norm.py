@@ -12,7 +12,7 @@ from torch import Tensor
 pytest.importorskip("triton")
 
 from erniem_fast import ops
-from erniem_fast.kernels import layer_norm
+from erniem_fast.kernels import common, configs, layer_norm
 
 pytestmark = pytest.mark.usefixtures("_poisoned", "_few_programs")
 
@@ -34,6 +34,39 @@ def test_dropout_add_layer_norm(
     inputs = [torch.randn(*shape, device=device).to(dtype) for _ in range(2)]
     inputs += [torch.randn(shape[1], device=device).to(dtype) for _ in range(3 if biased else 2)]
     assert_right(kernel, oracle, inputs, shape)
+
+
+@pytest.mark.parametrize(("block_m", "num_warps"), [(1, 1), (4, 4), (2, 1), (2, 4), (1, 8)])
+def test_any_rows_and_warps(
+    block_m: int, num_warps: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks in which a warp owns a row, several or a part of one; the last chunk is empty, the last rows too."""
+    config = configs.RowConfig(block_m, num_warps, max_programs=3, min_rows=3, num_stages=2)
+    monkeypatch.setattr(layer_norm, "row_config", lambda *_: config)
+    dropout, (m, n) = dropout_of(0.3, device), (9, 5 * 128)
+
+    def kernel(*inputs: Tensor) -> Tensor:
+        x, residual, weight, bias, linear_bias = inputs
+        return ops.dropout_add_layer_norm(
+            x, residual, weight, bias, 1e-5, linear_bias=linear_bias, dropout=dropout, backend="triton"
+        )
+
+    def oracle(*inputs: Tensor) -> Tensor:
+        return layer_norm.dropout_add_layer_norm_oracle(*inputs, 1e-5, dropout)
+
+    inputs = [torch.randn(*shape, device=device) for shape in ((m, n), (m, n), (n,), (n,), (n,))]
+    assert_right(kernel, oracle, inputs, (m, n))
+
+
+@pytest.mark.parametrize("rows", [1, 15, 16, 17, 1000, 16_896, 16_897, 65_536])
+@pytest.mark.parametrize("block_m", [1, 4])
+def test_backward_takes_enough_rows_a_program(rows: int, block_m: int) -> None:
+    config = configs.RowConfig(block_m, 4, max_programs=1056, min_rows=16)
+    programs, rows_per_program = common.partition(rows, config)
+    assert (programs - 1) * rows_per_program < rows <= programs * rows_per_program
+    assert programs <= config.max_programs
+    assert rows_per_program >= config.min_rows
+    assert rows_per_program % block_m == 0
 
 
 @dtypes

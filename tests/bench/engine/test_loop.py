@@ -1,5 +1,6 @@
 """The loop over the cases keeps within its time, records what breaks, and leaves a whole file."""
 
+import faulthandler
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ from bench.engine.loop import LostContextError, OutOfTimeError, run, time_limit
 from bench.engine.registry import Case
 from bench.engine.results import Measured, ResultFile
 
-ABOUT = {"device": "cpu", "commit": "c", "dirty": False, "date": "d"}
+ABOUT = {"device": "cpu", "commit": "c", "dirty": False, "sources": "s", "date": "d"}
 
 
 def new_file(folder: Path) -> ResultFile:
@@ -42,18 +43,18 @@ def test_what_does_not_fit_is_listed_and_a_later_run_goes_on_with_it(
     assert content["done"] == [case.name for case in chosen[:2]]
     assert content["left_out"] == [case.name for case in chosen[2:]]
     assert content["runs"][0]["seconds"] == 12
-    again = ResultFile.read(file.path)
-    about = ABOUT | {"date": "later"}
-    assert again.continues(about)
-    assert not again.continues(about | {"commit": "another"})
-    assert not again.continues(about | {"dirty": True})
+    again = ResultFile(file.path, content)
+    about = ABOUT | {"date": "later", "commit": "another", "dirty": True}
+    assert not again.differences(about)
+    assert again.differences(about | {"sources": "other"}) == ["sources"]
+    assert not again.is_whole
     run(again, chosen, 100.0, True, clock)
     content = content_of(file)
     assert done == list("abcd")
     assert content["left_out"] == []
     assert [row["run"] for row in content["rows"]] == [0, 0, 1, 1]
     assert len(content["runs"]) == 2
-    assert not again.continues(about), "nothing is left to go on with"
+    assert again.is_whole
 
 
 def test_a_run_says_what_the_machine_reached_and_who_else_used_it(
@@ -87,6 +88,7 @@ def test_an_interrupted_run_keeps_what_it_has(monkeypatch: pytest.MonkeyPatch, t
     assert content["done"] == [chosen[0].name]
     assert len(content["rows"]) == 1
     assert content["left_out"] == [chosen[1].name, chosen[2].name]
+    assert content["under_way"] is None, "it is not the case's fault"
 
 
 def test_a_case_that_is_broken_off_is_left_for_later(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -137,6 +139,79 @@ def test_the_time_limit_sets_an_alarm_and_takes_it_back(monkeypatch: pytest.Monk
     with time_limit(-5.0):
         pass
     assert asked == [0.01, 0], "a time that is over still sets an alarm: 0 would set none"
+
+
+def test_a_process_that_does_not_come_back_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Any] = []
+    monkeypatch.setattr(
+        faulthandler, "dump_traceback_later", lambda seconds, **more: told.append((seconds, more["exit"]))
+    )
+    monkeypatch.setattr(faulthandler, "cancel_dump_traceback_later", lambda: told.append("cancelled"))
+    with time_limit(1000.0):
+        pass
+    assert told == [(1000 + loop.HANG_SECONDS, True), "cancelled"]
+
+
+def test_a_context_that_does_not_answer_ends_the_process_in_its_case(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A case is broken off while the device goes on with it: the next wait for the device has no end."""
+    told, file, under_way = [], new_file(tmp_path), []
+
+    def asked(device: str) -> bool:
+        under_way.append((content_of(file)["under_way"][0], told[-1]))
+        return False
+
+    monkeypatch.setattr(faulthandler, "dump_traceback_later", lambda seconds, **_: told.append(seconds))
+    monkeypatch.setattr(faulthandler, "cancel_dump_traceback_later", lambda: None)
+    monkeypatch.setattr(loop, "context_is_lost", asked)
+    run(file, some_cases(monkeypatch, "a", lambda name: signal.raise_signal(signal.SIGALRM)), 60.0, True)
+    assert under_way == [("a", loop.HANG_SECONDS)]
+
+
+def test_a_case_that_ended_the_process_has_failed_and_is_not_run_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen, file = [], new_file(tmp_path)
+
+    def look(name: str) -> None:
+        content = content_of(file)
+        seen.append((content["under_way"][0], [other[0] for other in content["left_out"]]))
+
+    chosen = some_cases(monkeypatch, "abc", look)
+    run(file, chosen, 60.0, True)
+    assert seen == [("a", ["b", "c"]), ("b", ["c"]), ("c", [])]
+    content = content_of(file)
+    assert content["under_way"] is None
+    ended = content | {"under_way": chosen[1].name, "done": [chosen[0].name], "rows": [], "left_out": [chosen[2].name]}
+    again = ResultFile(file.path, ended)
+    assert not again.is_whole
+    seen.clear()
+    run(again, chosen, 60.0, True)
+    assert [name for name, _ in seen] == ["c"]
+    assert content_of(again)["failed"] == [
+        {"case": chosen[1].name, "provider": "all", "message": "hung, or ended the process"}
+    ]
+
+
+def test_a_slow_case_is_broken_off_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def hang(name: str) -> None:
+        if name == "b":
+            signal.raise_signal(signal.SIGALRM)
+
+    file = new_file(tmp_path)
+    run(file, some_cases(monkeypatch, "abc", hang), 1000.0, True, Clock())
+    assert [name[0] for name in file.content["done"]] == ["a", "b", "c"]
+    (failure,) = file.content["failed"]
+    assert failure["message"] == f"broken off: it takes longer than {loop.CASE_SECONDS['kernels']:.0f} s"
+
+
+def test_clocks_are_asked_now_and_then(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    clock, asked = Clock(), []
+    monkeypatch.setattr(loop, "nvidia_smi", lambda *fields: asked.append(clock()))
+    chosen = some_cases(monkeypatch, "abcdefghijkl", lambda name: clock.advance(4))
+    run(new_file(tmp_path), chosen, 1000.0, True, clock)
+    assert asked == [0, 16, 32, 48]
 
 
 def test_each_case_gets_the_time_that_is_left(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

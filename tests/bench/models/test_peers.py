@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor
 
-from bench.engine.shapes import TINY, Batch
+from bench.engine.shapes import BOTH, TINY, Batch, Setting, batch_of
 from bench.models import peers
-from erniem_fast import reference
+from bench.models.inputs import ModelInputs, packed_forward
+from erniem_fast import modeling, reference
 
 
 def plain_attention(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
@@ -27,3 +28,16 @@ def test_the_peers_compute_what_the_reference_does() -> None:
     assert torch.allclose(batch.packed.from_grid(model(**inputs).last_hidden_state), expected, atol=1e-5)
     drawn = [model.train()(**inputs).last_hidden_state for _ in range(2)]
     assert not torch.equal(*drawn), "it has dropout"
+
+
+def test_a_gradient_that_overflows_changes_nobody_else_s_weights() -> None:
+    """AdamW at a learning rate of 0 makes NaN of it."""
+    shape = batch_of(5, 2, name="two", sizes=TINY)
+    inputs = ModelInputs(shape, Setting(passes=BOTH, tiny=True), optimizer=True)
+    before = {name: weight.clone() for name, weight in inputs.weights.items()}
+    model = inputs.model(modeling.ErnieMModel)
+    inputs.prepare(model, lambda batch: packed_forward(model, batch) * 1e30, padded=False).run()
+    assert any(weight.isnan().any() for weight in model.parameters())
+    assert all(torch.equal(inputs.weights[name], weight) for name, weight in before.items())
+    other = inputs.model(reference.ErnieMModel)
+    assert not any(weight.isnan().any() for weight in other.parameters())
