@@ -4,7 +4,7 @@ BIN := .venv/bin
 MODEL ?=
 OUT ?= demo-vectors.npy
 
-.PHONY: demo test test-all lint bench bench-report compiled gpu gpu-check gpu-kernels gpu-models gpu-tune clean
+.PHONY: demo test test-all lint bench bench-report compiled counted gpu gpu-check gpu-kernels gpu-models gpu-tune clean
 .DEFAULT_GOAL := test
 
 # torch goes first: as another package's dependency pip would install its newest build, not the tested one.
@@ -40,6 +40,10 @@ bench-report: .venv/.installed
 # Registers, spills and faults of every kernel, by compiling it for GPUs that need not be there.
 compiled: .venv/.installed
 	$(BIN)/python -m bench.tools.compile_kernels --check
+
+# The hot kernels' machine code against bench/results/counts.md; `python -m bench.tools.count_kernels --write` renews it.
+counted: .venv/.installed
+	$(BIN)/python -m bench.tools.count_kernels
 
 # These install nothing: PYTHON is whatever has torch and triton for this machine's GPU. A part takes at most nine minutes.
 GPU_PYTHON = PYTHONPATH=.$${PYTHONPATH:+:$$PYTHONPATH} $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))

@@ -233,6 +233,11 @@ def linear(module: nn.Module, x: Tensor, context: PackedContext) -> Pending:
     return Pending(module(x))
 
 
+def _fused_activation(module: nn.Module) -> str | None:
+    """Name of the activation for the operations; None: it must be called."""
+    return "gelu" if is_plain(module, GELU) else "relu" if is_plain(module, nn.ReLU) else None
+
+
 def feed_forward(
     linear1: nn.Module,
     activation: nn.Module,
@@ -244,12 +249,15 @@ def feed_forward(
 ) -> Pending:
     """linear2(dropout(activation(linear1(x))))."""
     fused, drop = take_over(dropout, context, site)
-    if not is_plain(activation, GELU):
-        warn_once("The activation is not fused: it is not gelu, or it carries hooks.")
+    name = _fused_activation(activation)
+    if name is None:
+        warn_once("The activation is not fused: it is neither gelu nor relu, or it carries hooks.")
         return linear(linear2, call_dropout(dropout, activation(linear1(x)), context), context)
     if not (fused and is_plain(linear1, nn.Linear) and is_plain(linear2, nn.Linear)):
         first = linear(linear1, x, context)
-        inner = ops.bias_gelu_dropout(first.product, first.bias, dropout=drop, backend=context.backend)
+        inner = ops.bias_activation_dropout(
+            first.product, first.bias, activation=name, dropout=drop, backend=context.backend
+        )
         return linear(linear2, inner if fused else call_dropout(dropout, inner, context), context)
     late = context.adds_bias_late
     product = ops.mlp(
@@ -258,6 +266,7 @@ def feed_forward(
         linear1.bias,
         linear2.weight,
         None if late else linear2.bias,
+        activation=name,
         dropout=drop,
         backend=context.backend,
     )

@@ -14,9 +14,11 @@ from .attention_tiles import (
     load,
     load_prefix,
     locate,
+    sees,
     zero_rows_of_no_sequence,
 )
-from .common import cdiv, keep_scores, multiply, narrow
+from .common import cdiv, keep_scores, multiply, narrow, scores_key
+from .configs import AttentionConfig
 from .dropout import Dropout
 from .jit import jit
 
@@ -29,7 +31,6 @@ def _attn_bwd_single_tile_kernel(
     dqkv_ptr,  # (total_tokens, 3, NUM_HEADS, HEAD_DIM)
     cu_seqlens_ptr,  # (num_sequences + 1,) int32
     prefix_lens_ptr,  # (num_sequences,) int32, if HAS_PREFIX
-    tiles_ptr,  # (slots, 2) int32, if USE_TILE_LIST
     seed_ptr,  # (1,) int64
     total_tokens,
     num_sequences,
@@ -52,25 +53,27 @@ def _attn_bwd_single_tile_kernel(
 ):
     """dQ, dK and dV of a sequence of at most BLOCK_M tokens, of HEADS_PER_TILE heads, from one look at the scores.
 
-    Scores are transposed, (columns, rows). TILE: most rows of a slot.
+    Scores are transposed, (columns, rows). A slot is a sequence; without USE_TILE_LIST none has more than TILE rows.
     """
     head_groups: tl.constexpr = (NUM_HEADS + HEADS_PER_TILE - 1) // HEADS_PER_TILE
     hidden: tl.constexpr = NUM_HEADS * HEAD_DIM
     group = tl.program_id(0) % head_groups
     sequence, tile, start, length, rest = locate(
-        cu_seqlens_ptr, tiles_ptr, tl.program_id(0) // head_groups, total_tokens, num_sequences, USE_TILE_LIST, TILE,
-        1,
-    )  # fmt: skip
-    zero_rows_of_no_sequence(
-        dqkv_ptr, sequence, tile, start, length, rest, num_sequences, group, 3, hidden, HEADS_PER_TILE * HEAD_DIM,
-        USE_TILE_LIST, TILE, 1, HEADS_PER_TILE * BLOCK_D,
-    )  # fmt: skip
+        cu_seqlens_ptr, cu_seqlens_ptr, tl.program_id(0) // head_groups, total_tokens, num_sequences, False, TILE, 1
+    )
+    if USE_TILE_LIST:  # longer sequences, and the rows of none, are left to the kernels that go by the list
+        length += rest
+    else:
+        zero_rows_of_no_sequence(
+            dqkv_ptr, sequence, tile, start, length, rest, num_sequences, group, 3, hidden, HEADS_PER_TILE * HEAD_DIM,
+            False, TILE, 1, HEADS_PER_TILE * BLOCK_D,
+        )  # fmt: skip
     if (sequence == num_sequences) | (length == 0) | (length > BLOCK_M):
         return
     prefix = load_prefix(prefix_lens_ptr, sequence, length, num_sequences, HAS_PREFIX)
-    seed = start.to(tl.int64)
+    key = start.to(tl.uint64)
     if APPLY_DROPOUT:
-        seed = tl.load(seed_ptr)
+        key = scores_key(tl.load(seed_ptr), site, USE_PTX)
 
     stacked = tl.arange(0, BLOCK_M * HEADS_PER_TILE)
     offs_m, head = stacked % BLOCK_M, group * HEADS_PER_TILE + stacked // BLOCK_M
@@ -87,21 +90,25 @@ def _attn_bwd_single_tile_kernel(
     seen = (offs_m < length)[:, None] & (offs_m < length)[None, :]
     if HEADS_PER_TILE > 1:
         seen &= head[:, None] == head[None, :]
-    if HAS_PREFIX:
-        seen &= (offs_m >= prefix)[None, :] | (offs_m < prefix)[:, None]
+    if HAS_PREFIX or CAUSAL:
+        seen &= sees(offs_m[None, :], offs_m[:, None], prefix, HAS_PREFIX, CAUSAL)
+    if APPLY_DROPOUT:
+        keep = keep_scores(key, head[None, :], start, 0, offs_m[None, :], 0, offs_m[:, None], threshold, USE_PTX)
     p = multiply(k, tl.trans(q), None, PRECISION) * (scale * LOG2E)
     p = tl.exp2(tl.where(seen, p, -float("inf")) - (lse * LOG2E)[None, :])
     dp = multiply(v, tl.trans(do), None, PRECISION)
     p_kept = p
+    if APPLY_DROPOUT:  # P and dP are left without keep_scale, dV and dS get it
+        p_kept = tl.where(keep, p, 0.0)
+    dv = multiply(narrow(p_kept, do.dtype, USE_PTX), do, None, PRECISION)
     if APPLY_DROPOUT:
-        keep = keep_scores(seed, site, head[None, :], start, 0, offs_m[None, :], 0, offs_m[:, None], threshold, USE_PTX)
-        p_kept = tl.where(keep, p * keep_scale, 0.0)
-        dp = tl.where(keep, dp * keep_scale, 0.0)
-    dv = multiply(narrow(p_kept, do.dtype), do, None, PRECISION)
+        dp = tl.where(keep, dp, 0.0)  # p * this needs fewer registers than p_kept * dp
+        dv *= keep_scale
+        scale *= keep_scale
     dqkv = dqkv_ptr + start.to(tl.int64) * (3 * hidden)
     tl.store(dqkv + 2 * hidden + offsets, narrow(dv, dqkv_ptr.dtype.element_ty), mask=mask)
-    delta = tl.sum(p * dp, 0)
-    ds = narrow(p * (dp - delta[None, :]) * scale, q.dtype)
+    ds = p * dp
+    ds = narrow(tl.fma(p, -tl.sum(ds, 0)[None, :], ds) * scale, q.dtype, USE_PTX)
     dk = multiply(ds, q, None, PRECISION)
     tl.store(dqkv + hidden + offsets, narrow(dk, dqkv_ptr.dtype.element_ty), mask=mask)
     dq = multiply(tl.trans(ds), k, None, PRECISION)
@@ -114,11 +121,11 @@ def _attn_bwd_dq_kernel(
     out_ptr,  # (total_tokens, NUM_HEADS, HEAD_DIM)
     do_ptr,  # (total_tokens, NUM_HEADS, HEAD_DIM)
     lse_ptr,  # (NUM_HEADS, total_tokens) float32
-    delta_ptr,  # (NUM_HEADS, total_tokens) float32, stored
+    rows_ptr,  # (2, NUM_HEADS, total_tokens) float32, stored
     dqkv_ptr,  # (total_tokens, 3, NUM_HEADS, HEAD_DIM)
     cu_seqlens_ptr,  # (num_sequences + 1,) int32
     prefix_lens_ptr,  # (num_sequences,) int32, if HAS_PREFIX
-    tiles_ptr,  # (slots, 2) int32, if USE_TILE_LIST
+    tiles_ptr,  # (slots, 4) int32, if USE_TILE_LIST
     seed_ptr,  # (1,) int64
     total_tokens,
     num_sequences,
@@ -140,20 +147,28 @@ def _attn_bwd_dq_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """dQ and delta of BLOCK_M rows of a sequence of at least MIN_LENGTH tokens."""
+    """dQ of BLOCK_M rows of a sequence of at least MIN_LENGTH tokens, and two values of each for dK and dV.
+
+    They are lse times log2 e, and delta over -keep_scale: what saves a product or a sign a score there.
+    """
     hidden: tl.constexpr = NUM_HEADS * HEAD_DIM
     head = tl.program_id(0) % NUM_HEADS
-    sequence, tile, start, length, _ = locate(
+    sequence, tile, start, length, rest = locate(
         cu_seqlens_ptr, tiles_ptr, tl.program_id(0) // NUM_HEADS, total_tokens, num_sequences, USE_TILE_LIST, BLOCK_M,
         TILE // BLOCK_M,
     )  # fmt: skip
+    if USE_TILE_LIST:
+        zero_rows_of_no_sequence(
+            dqkv_ptr, sequence, tile, start, length, rest, num_sequences, head, 3, hidden, HEAD_DIM, True, BLOCK_M,
+            TILE // BLOCK_M, BLOCK_D,
+        )  # fmt: skip
     start_m = tile * BLOCK_M
     if (length < MIN_LENGTH) | (start_m >= length) | (sequence == num_sequences):
         return
     prefix = load_prefix(prefix_lens_ptr, sequence, length, num_sequences, HAS_PREFIX)
-    seed = start.to(tl.int64)
+    key = start.to(tl.uint64)
     if APPLY_DROPOUT:
-        seed = tl.load(seed_ptr)
+        key = scores_key(tl.load(seed_ptr), site, USE_PTX)
 
     offs_m, offs_d = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
     mask_m = start_m + offs_m < length
@@ -166,42 +181,51 @@ def _attn_bwd_dq_kernel(
     do = load(do_ptr + out_base, out_offsets, mask)
     out = load(out_ptr + out_base, out_offsets, mask)
     delta = tl.sum(out.to(tl.float32) * do.to(tl.float32), 1)
+    scale_dq = scale
+    if APPLY_DROPOUT:  # dP is left without keep_scale: one product a row instead of one a score
+        delta /= keep_scale
+        scale_dq *= keep_scale
     lse_offsets = head.to(tl.int64) * total_tokens + start + start_m + offs_m
-    tl.store(delta_ptr + lse_offsets, delta, mask=mask_m)
     lse = tl.load(lse_ptr + lse_offsets, mask=mask_m, other=float("inf")) * LOG2E
+    tl.store(rows_ptr + lse_offsets, lse, mask=mask_m)
+    tl.store(rows_ptr + NUM_HEADS * total_tokens.to(tl.int64) + lse_offsets, -delta, mask=mask_m)
 
     dq = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     # Rows that all lie before the prefix length see nothing from there on.
     end_n = length
-    if HAS_PREFIX:
+    if CAUSAL:
+        end_n = tl.minimum(length, start_m + BLOCK_M)
+        if HAS_PREFIX:
+            end_n = tl.maximum(end_n, prefix)
+    elif HAS_PREFIX:
         end_n = tl.where(start_m + BLOCK_M <= prefix, prefix, length)
     # Blocks before unmasked_n need no mask.
     unmasked_n = end_n // BLOCK_N * BLOCK_N
     if HAS_PREFIX:
         unmasked_n = 0
+    elif CAUSAL:
+        unmasked_n = start_m // BLOCK_N * BLOCK_N
     for start_n in range(0, unmasked_n, BLOCK_N):
         dq = _attn_bwd_dq_step(
-            dq, q, do, lse, delta, base, start, head, start_m, offs_m, start_n, end_n, prefix, scale, seed, site,
-            threshold, keep_scale, hidden, HEAD_DIM, HAS_PREFIX, APPLY_DROPOUT, USE_PTX, False, PRECISION, BLOCK_N,
-            BLOCK_D,
+            dq, q, do, lse, delta, base, start, head, start_m, offs_m, start_n, end_n, prefix, scale, key, threshold,
+            hidden, HEAD_DIM, HAS_PREFIX, CAUSAL, APPLY_DROPOUT, USE_PTX, False, PRECISION, BLOCK_N, BLOCK_D,
         )  # fmt: skip
-    for start_n in tl.range(unmasked_n, end_n, BLOCK_N, num_stages=None if HAS_PREFIX else 1):
+    for start_n in tl.range(unmasked_n, end_n, BLOCK_N, num_stages=None if HAS_PREFIX or CAUSAL else 1):
         dq = _attn_bwd_dq_step(
-            dq, q, do, lse, delta, base, start, head, start_m, offs_m, start_n, end_n, prefix, scale, seed, site,
-            threshold, keep_scale, hidden, HEAD_DIM, HAS_PREFIX, APPLY_DROPOUT, USE_PTX, True, PRECISION, BLOCK_N,
-            BLOCK_D,
+            dq, q, do, lse, delta, base, start, head, start_m, offs_m, start_n, end_n, prefix, scale, key, threshold,
+            hidden, HEAD_DIM, HAS_PREFIX, CAUSAL, APPLY_DROPOUT, USE_PTX, True, PRECISION, BLOCK_N, BLOCK_D,
         )  # fmt: skip
     dq_base = dqkv_ptr + (start + start_m).to(tl.int64) * (3 * hidden) + head * HEAD_DIM
-    tl.store(dq_base + offsets, narrow(dq * scale, dqkv_ptr.dtype.element_ty), mask=mask)
+    tl.store(dq_base + offsets, narrow(dq * scale_dq, dqkv_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def _attn_bwd_dq_step(
-    dq,  # (BLOCK_M, BLOCK_D), without scale
+    dq,  # (BLOCK_M, BLOCK_D), without scale and keep_scale
     q,  # (BLOCK_M, BLOCK_D)
     do,  # (BLOCK_M, BLOCK_D)
     lse,  # (BLOCK_M,), times log2 e
-    delta,  # (BLOCK_M,)
+    delta,  # (BLOCK_M,), over keep_scale
     base,
     start,
     head,
@@ -211,13 +235,12 @@ def _attn_bwd_dq_step(
     end_n,
     prefix,
     scale,
-    seed,
-    site,
+    key,
     threshold,
-    keep_scale,
     hidden: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     HAS_PREFIX: tl.constexpr,
+    CAUSAL: tl.constexpr,
     APPLY_DROPOUT: tl.constexpr,
     USE_PTX: tl.constexpr,
     MASK_SCORES: tl.constexpr,
@@ -238,30 +261,27 @@ def _attn_bwd_dq_step(
     p = multiply(q, tl.trans(k), None, PRECISION) * (scale * LOG2E)
     if MASK_SCORES:  # before exp2: a very negative lse would make it infinite
         seen = (start_n + offs_n < end_n)[None, :]
-        if HAS_PREFIX:
-            seen &= (start_m + offs_m >= prefix)[:, None] | (start_n + offs_n < prefix)[None, :]
+        if HAS_PREFIX or CAUSAL:
+            seen &= sees((start_m + offs_m)[:, None], (start_n + offs_n)[None, :], prefix, HAS_PREFIX, CAUSAL)
         p = tl.where(seen, p, -float("inf"))
     p = tl.exp2(p - lse[:, None])
     dp = multiply(do, tl.trans(v), None, PRECISION)
     if APPLY_DROPOUT:
-        keep = keep_scores(
-            seed, site, head, start, start_m, offs_m[:, None], start_n, offs_n[None, :], threshold, USE_PTX
-        )
-        dp = tl.where(keep, dp * keep_scale, 0.0)
+        keep = keep_scores(key, head, start, start_m, offs_m[:, None], start_n, offs_n[None, :], threshold, USE_PTX)
+        dp = tl.where(keep, dp, 0.0)
     ds = p * (dp - delta[:, None])
-    return multiply(narrow(ds, k.dtype), k, dq, PRECISION)
+    return multiply(narrow(ds, k.dtype, USE_PTX), k, dq, PRECISION)
 
 
 @jit(do_not_specialize=UNSPECIALIZED)
 def _attn_bwd_dkdv_kernel(
     qkv_ptr,  # (total_tokens, 3, NUM_HEADS, HEAD_DIM)
     do_ptr,  # (total_tokens, NUM_HEADS, HEAD_DIM)
-    lse_ptr,  # (NUM_HEADS, total_tokens) float32
-    delta_ptr,  # (NUM_HEADS, total_tokens) float32
+    rows_ptr,  # (2, NUM_HEADS, total_tokens) float32: lse times log2 e; delta over -keep_scale
     dqkv_ptr,  # (total_tokens, 3, NUM_HEADS, HEAD_DIM)
     cu_seqlens_ptr,  # (num_sequences + 1,) int32
     prefix_lens_ptr,  # (num_sequences,) int32, if HAS_PREFIX
-    tiles_ptr,  # (slots, 2) int32, if USE_TILE_LIST
+    tiles_ptr,  # (slots, 4) int32, if USE_TILE_LIST
     seed_ptr,  # (1,) int64
     total_tokens,
     num_sequences,
@@ -297,9 +317,9 @@ def _attn_bwd_dkdv_kernel(
     if (length < MIN_LENGTH) | (start_n >= length) | (sequence == num_sequences):
         return
     prefix = load_prefix(prefix_lens_ptr, sequence, length, num_sequences, HAS_PREFIX)
-    seed = start.to(tl.int64)
+    key = start.to(tl.uint64)
     if APPLY_DROPOUT:
-        seed = tl.load(seed_ptr)
+        key = scores_key(tl.load(seed_ptr), site, USE_PTX)
 
     offs_n, offs_d = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
     mask = (start_n + offs_n < length)[:, None] & (offs_d < HEAD_DIM)[None, :]
@@ -308,13 +328,18 @@ def _attn_bwd_dkdv_kernel(
     offsets = (offs_n * (3 * hidden))[:, None] + offs_d[None, :]
     k, v = load(kv + hidden, offsets, mask), load(kv + 2 * hidden, offsets, mask)
     do_base = do_ptr + start.to(tl.int64) * hidden + head * HEAD_DIM
-    lse_base = head.to(tl.int64) * total_tokens + start
+    lse_ptr = rows_ptr + head.to(tl.int64) * total_tokens + start
+    minus_delta_ptr = lse_ptr + NUM_HEADS * total_tokens.to(tl.int64)
 
     dk = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     dv = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
-    # Columns from the prefix length on are seen by the rows from there on only.
+    # Columns from the prefix length on are seen by the rows from there on only, or from themselves on.
     begin_m = length * 0
-    if HAS_PREFIX:
+    if CAUSAL:
+        begin_m = start_n // BLOCK_M * BLOCK_M
+        if HAS_PREFIX:
+            begin_m = tl.where(start_n < prefix, 0, begin_m)
+    elif HAS_PREFIX:
         begin_m = tl.where(start_n < prefix, 0, prefix // BLOCK_M * BLOCK_M)
     for start_m in range(begin_m, length, BLOCK_M):
         offs_m = tl.arange(0, BLOCK_M)
@@ -323,29 +348,27 @@ def _attn_bwd_dkdv_kernel(
         start_m_64 = tl.cast(start_m, tl.int64)
         q = load(base + start_m_64 * (3 * hidden), (offs_m * (3 * hidden))[:, None] + offs_d[None, :], mask_q)
         do = load(do_base + start_m_64 * hidden, (offs_m * hidden)[:, None] + offs_d[None, :], mask_q)
-        # exp2(0 - inf) is 0: rows past the end add nothing. Columns past the end have rows of their own in dK and dV,
-        # which are not stored.
-        lse = tl.load(lse_ptr + lse_base + start_m + offs_m, mask=mask_m, other=float("inf")) * LOG2E
-        delta = tl.load(delta_ptr + lse_base + start_m + offs_m, mask=mask_m, other=0.0)
+        # Rows past the end add nothing: exp2(0 - 0) times a dO and a Q of zeros. Columns past the end have rows of
+        # their own in dK and dV, which are not stored.
+        lse = tl.load(lse_ptr + start_m + offs_m, mask=mask_m, other=0.0)
+        minus_delta = tl.load(minus_delta_ptr + start_m + offs_m, mask=mask_m, other=0.0)
 
         p = multiply(k, tl.trans(q), None, PRECISION) * (scale * LOG2E)
-        if HAS_PREFIX:
-            seen = (start_m + offs_m >= prefix)[None, :] | (start_n + offs_n < prefix)[:, None]
+        if HAS_PREFIX or CAUSAL:
+            seen = sees((start_m + offs_m)[None, :], (start_n + offs_n)[:, None], prefix, HAS_PREFIX, CAUSAL)
             p = tl.where(seen, p, -float("inf"))
         p = tl.exp2(p - lse[None, :])
         dp = multiply(v, tl.trans(do), None, PRECISION)
         p_kept = p
         if APPLY_DROPOUT:
-            keep = keep_scores(
-                seed, site, head, start, start_m, offs_m[None, :], start_n, offs_n[:, None], threshold, USE_PTX
-            )
+            keep = keep_scores(key, head, start, start_m, offs_m[None, :], start_n, offs_n[:, None], threshold, USE_PTX)
             p_kept = tl.where(keep, p, 0.0)
-            dp = tl.where(keep, dp * keep_scale, 0.0)
-        dv = multiply(narrow(p_kept, do.dtype), do, dv, PRECISION)
-        ds = p * (dp - delta[None, :])
-        dk = multiply(narrow(ds, q.dtype), q, dk, PRECISION)
+        dv = multiply(narrow(p_kept, do.dtype, USE_PTX), do, dv, PRECISION)
+        ds = tl.fma(p_kept, dp, p * minus_delta[None, :])
+        dk = multiply(narrow(ds, q.dtype, USE_PTX), q, dk, PRECISION)
     if APPLY_DROPOUT:
         dv *= keep_scale
+        scale *= keep_scale
     dkv = dqkv_ptr + (start + start_n).to(tl.int64) * (3 * hidden) + head * HEAD_DIM
     tl.store(dkv + hidden + offsets, narrow(dk * scale, dqkv_ptr.dtype.element_ty), mask=mask)
     tl.store(dkv + 2 * hidden + offsets, narrow(dv, dqkv_ptr.dtype.element_ty), mask=mask)
@@ -359,23 +382,30 @@ def launch_backward(
     dqkv = torch.empty_like(qkv)
     if not qkv.numel():
         return dqkv
-    common = (qkv, cu_seqlens, tiles, max_seqlen, block_m, prefix_lens, causal, dropout)
     num_heads = qkv.shape[2]
-    arguments, config, slots = attention_arguments("bwd_single_tile", *common)
+
+    def of(kernel: str) -> tuple[dict[str, Any], AttentionConfig, int]:
+        found = attention_arguments(kernel, qkv, cu_seqlens, tiles, max_seqlen, block_m, prefix_lens, causal, dropout)
+        if causal or prefix_lens is not None:  # a cap leaves no registers for their masks
+            found[0].pop("maxnreg", None)
+        return found
+
+    arguments, config, _ = of("bwd_single_tile")
     longest = config.block_m
-    _attn_bwd_single_tile_kernel[(slots * cdiv(num_heads, config.heads_per_tile),)](
+    del arguments["tiles_ptr"]
+    _attn_bwd_single_tile_kernel[(cu_seqlens.shape[0] * cdiv(num_heads, config.heads_per_tile),)](
         qkv, do, lse, dqkv, HEADS_PER_TILE=config.heads_per_tile, BLOCK_M=longest, **arguments
     )
     if arguments["USE_TILE_LIST"] or max_seqlen > longest:
-        delta = torch.empty_like(lse)
-        arguments, config, slots = attention_arguments("bwd_dq", *common)
+        rows = lse.new_empty((2, *lse.shape))
+        arguments, config, slots = of("bwd_dq")
         _attn_bwd_dq_kernel[(slots * num_heads,)](
-            qkv, out, do, lse, delta, dqkv, MIN_LENGTH=longest + 1, BLOCK_M=config.block_m, BLOCK_N=config.block_n,
+            qkv, out, do, lse, rows, dqkv, MIN_LENGTH=longest + 1, BLOCK_M=config.block_m, BLOCK_N=config.block_n,
             **arguments,
         )  # fmt: skip
-        arguments, config, slots = attention_arguments("bwd_dkdv", *common)
+        arguments, config, slots = of("bwd_dkdv")
         _attn_bwd_dkdv_kernel[(slots * num_heads,)](
-            qkv, do, lse, delta, dqkv, MIN_LENGTH=longest + 1, BLOCK_M=config.block_m, BLOCK_N=config.block_n,
+            qkv, do, rows, dqkv, MIN_LENGTH=longest + 1, BLOCK_M=config.block_m, BLOCK_N=config.block_n,
             **arguments,
         )  # fmt: skip
     return dqkv

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor, nn
 
 from . import configs
-from .dropout import KEY_STEPS, MULTIPLIERS, ROUNDS, Dropout, keep_scale, threshold
+from .dropout import KEY_ROUNDS, KEY_STEPS, MULTIPLIER_2, MULTIPLIERS, ROUNDS, Dropout, keep_scale, threshold
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 INTERPRETED = triton.knobs.runtime.interpret
@@ -18,7 +18,9 @@ INTERPRETED = triton.knobs.runtime.interpret
 
 _INTERPRETED = tl.constexpr(INTERPRETED)
 _ROUNDS = tl.constexpr(ROUNDS)
+_KEY_ROUNDS = tl.constexpr(KEY_ROUNDS)
 _MULTIPLIER_0, _MULTIPLIER_1 = tl.constexpr(MULTIPLIERS[0]), tl.constexpr(MULTIPLIERS[1])
+_MULTIPLIER_2 = tl.constexpr(MULTIPLIER_2)
 _STEP_0, _STEP_1 = tl.constexpr(KEY_STEPS[0]), tl.constexpr(KEY_STEPS[1])
 _DROPOUT = "Dropout? dropout"
 
@@ -93,11 +95,11 @@ def wide_product(a, b, USE_PTX: tl.constexpr):
 
 
 @triton.jit
-def philox(c0, c1, c2, c3, seed, USE_PTX: tl.constexpr):
-    """Philox4x32 (see dropout.py) of uint32 counters that broadcast against each other; seed: int64."""
+def philox(c0, c1, c2, c3, seed, ROUNDS: tl.constexpr, USE_PTX: tl.constexpr):
+    """Philox4x32 (see dropout.py) of uint32 counters that broadcast against each other; seed: 64 bits, the key."""
     k0 = seed.to(tl.uint32)
     k1 = (seed >> 32).to(tl.uint32)
-    for _ in tl.static_range(_ROUNDS):
+    for _ in tl.static_range(ROUNDS):
         even = wide_product(c0, tl.full((), _MULTIPLIER_0, tl.uint32), USE_PTX)
         odd = wide_product(c2, tl.full((), _MULTIPLIER_1, tl.uint32), USE_PTX)
         c0 = (odd >> 32).to(tl.uint32) ^ c1 ^ k0
@@ -110,10 +112,21 @@ def philox(c0, c1, c2, c3, seed, USE_PTX: tl.constexpr):
 
 
 @triton.jit
-def _half_is_kept(word, odd, threshold):
-    """True where the low half of a word, or the high one for odd columns, keeps its element."""
+def philox_2(c0, c1, key, ROUNDS: tl.constexpr, USE_PTX: tl.constexpr):
+    """Philox2x32 of uint32 counters that broadcast against each other; key: uint32."""
+    for _ in tl.static_range(ROUNDS):
+        product = wide_product(c0, tl.full((), _MULTIPLIER_2, tl.uint32), USE_PTX)
+        c0 = (product >> 32).to(tl.uint32) ^ key ^ c1
+        c1 = product.to(tl.uint32)
+        key += _STEP_0
+    return c0, c1
+
+
+@triton.jit
+def _half_is_kept(word, high, threshold):
+    """True where the low half of a word, or the high one, keeps its element."""
     # The high half against the threshold is the whole word against the threshold moved up.
-    return tl.where(odd, word, word << 16) >= (threshold.to(tl.uint32) << 16)
+    return tl.where(high, word, word << 16) >= (threshold.to(tl.uint32) << 16)
 
 
 # Each element computes a whole call of Philox. Elements of one thread that share a call have, by the mapping, counters
@@ -124,24 +137,34 @@ def _half_is_kept(word, odd, threshold):
 def keep_rows(seed, site, rows, columns, threshold, USE_PTX: tl.constexpr):
     """Mask of elements (rows, columns) of packed rows; int32, of shapes that broadcast against each other."""
     none = tl.full((), 0, tl.uint32)
-    w0, w1, w2, w3 = philox((columns // 8).to(tl.uint32), rows.to(tl.uint32), none, site.to(tl.uint32), seed, USE_PTX)
+    call = (columns // 8).to(tl.uint32)
+    w0, w1, w2, w3 = philox(call, rows.to(tl.uint32), none, site.to(tl.uint32), seed, _ROUNDS, USE_PTX)
     low, high = (columns & 2) == 0, (columns & 4) != 0
     word = tl.where(high, tl.where(low, w2, w3), tl.where(low, w0, w1))
     return _half_is_kept(word, (columns & 1) != 0, threshold)
 
 
 @triton.jit
-def keep_scores(seed, site, head, start, start_m, offs_m, start_n, offs_n, threshold, USE_PTX: tl.constexpr):
+def scores_key(seed, site, USE_PTX: tl.constexpr):
+    """uint64 that stands for a seed (int64) and a site in the mask of the scores. Scalar: once a program."""
+    none = tl.full((), 0, tl.uint32)
+    low, high = seed.to(tl.uint32), (seed >> 32).to(tl.uint32)
+    key, tweak, _, _ = philox(low, high, site.to(tl.uint32), none, tl.full((), 0, tl.int64), _KEY_ROUNDS, USE_PTX)
+    return (tweak.to(tl.uint64) << 32) | key
+
+
+@triton.jit
+def keep_scores(key, head, start, start_m, offs_m, start_n, offs_n, threshold, USE_PTX: tl.constexpr):
     """Mask of scores (start_m + offs_m, start_n + offs_n) of the sequence whose first token is packed row `start`.
 
-    start_m and start_n are multiples of 16; offs_m and offs_n are int32, of shapes that broadcast against each other.
+    key: from scores_key. start_m and start_n are multiples of 16; offs_m and offs_n are int32, of shapes that broadcast
+    against each other.
     """
     row = (start + start_m + (offs_m & ~8)).to(tl.uint32)
-    call = (start_n // 16 * 4 + (offs_n // 16 * 4 + (offs_n & 7) // 2)).to(tl.uint32)
-    w0, w1, w2, w3 = philox(call, row, head.to(tl.uint32), site.to(tl.uint32), seed, USE_PTX)
-    lower, right = (offs_m & 8) != 0, (offs_n & 8) != 0
-    word = tl.where(lower, tl.where(right, w3, w2), tl.where(right, w1, w0))
-    return _half_is_kept(word, (offs_n & 1) != 0, threshold)
+    column = ((head << 16) + start_n + (offs_n & ~8)).to(tl.uint32) ^ (key >> 32).to(tl.uint32)
+    w0, w1 = philox_2(row, column, key.to(tl.uint32), _ROUNDS, USE_PTX)
+    word = tl.where((offs_m & 8) != 0, w1, w0)
+    return _half_is_kept(word, (offs_n & 8) != 0, threshold)
 
 
 def drops(dropout: Dropout | None) -> bool:

@@ -13,15 +13,17 @@ import torch
 from .tables import ATTENTION, LINEAR, ROWS, AttentionConfig, LinearConfig, RowConfig
 
 __all__ = [
-    "FUSED_GELU", "INVARIANT_TILE", "LONG", "TILES", "TUNED", "TUNED_FILE", "AttentionConfig", "Entry", "LinearConfig",
-    "RowConfig", "architecture", "attention_config", "attention_tile", "fuses_gelu", "linear_config", "load_tuned",
-    "row_config",
+    "FUSED_GELU", "INVARIANT_TILE", "LONG", "TILES", "TUNED", "TUNED_FILE", "WHOLE", "AttentionConfig", "Entry",
+    "LinearConfig", "RowConfig", "architecture", "attention_config", "attention_tile", "fuses_gelu", "linear_config",
+    "load_tuned", "row_config",
 ]  # fmt: skip
 
 TILES = (16, 32, 64, 128)
 """Sizes of attention tiles."""
 LONG = 192
 """Mean length from which tiles of 128 rows are filled well enough."""
+WHOLE = 450
+"""Mean length from which blocks of columns that need no mask have a loop of their own."""
 INVARIANT_TILE = 64
 """Tile size for results that must not depend on the rest of the batch."""
 _OPERANDS = {(False, False): "16x64", (False, True): "16x128", (True, False): "32x64", (True, True): "32x128"}

@@ -2,23 +2,30 @@
 
 Nothing is stored between forward and backward: the mask is computed again. Every backend draws the same mask.
 
-One call of Philox4x32 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011; 7 rounds, the fewest
-that pass BigCrush) gives four words, that is eight halves of 16 bits, and serves eight elements:
+The words come from Philox, which turns a counter and a key into random bits (Salmon et al., "Parallel random numbers:
+as easy as 1, 2, 3", SC 2011). A call gives words of 32 bits; each half of 16 bits serves one element:
 
-    key = (seed mod 2**32, seed div 2**32)      counter = (call, row, head, site)
-    half = low 16 bits of output[word] for even columns, high 16 for odd ones
-    keep = half >= threshold                    threshold = round(p * 2**16)
+    keep = half >= threshold      threshold = round(p * 2**16)
 
 Kept elements are scaled by 1 / (1 - threshold / 2**16), so that the expectation is exact. `site` numbers the dropouts
-of a model. Which eight elements share a call follows from what one thread of a GPU holds, so that a kernel computes
-each call once and moves no random number between threads:
+of a model. Which elements share a call follows from what one thread of a GPU holds, so that a kernel computes each call
+once and moves no random number between threads:
 
-    packed rows, element (row, column): eight neighbouring columns, as a thread loads them.
-        call = column // 8      row = the packed token index      head = 0      word = column % 8 // 2
-    attention scores (row, column) of the sequence that begins at token `start`: rows r and r + 8 by columns c, c + 1,
-    c + 8 and c + 9, as a tensor core's accumulator lies in a thread.
-        call = column // 16 * 4 + column % 8 // 2      row = start + (row without its bit of value 8)
-        word = 2 * (row // 8 % 2) + column // 8 % 2
+    packed rows, element (row, column): Philox4x32 of 7 rounds; eight neighbouring columns, as a thread loads them.
+        key = (seed mod 2**32, seed div 2**32)      counter = (column // 8, row, 0, site)
+        row = the packed token index                word = column % 8 // 2
+        half = low for even columns, high for odd ones
+
+    attention scores (row, column) of the sequence that begins at token `start`: Philox2x32 of 7 rounds; rows r and
+    r + 8 by columns c and c + 8, as a tensor core's accumulator lies in a thread, whichever of the two runs along it.
+        (key, tweak) = the first two words of Philox4x32 of 10 rounds
+            with counter (seed mod 2**32, seed div 2**32, site, 0) and key (0, 0)
+        counter = (start + r, (head * 2**16 + c) xor tweak)      r, c = row and column without their bit of value 8
+        word = row // 8 % 2                                      half = low if column // 8 % 2 is 0, else high
+
+Seven rounds: the fewest of either width that the paper lists as passing BigCrush. Philox2x32 has a key of 32 bits
+only, less than seeds and sites have: that is why the tweak moves its counters as well. Up to 2**16 heads and 2**16
+columns, no two calls of a site share a counter.
 """
 
 from typing import NamedTuple
@@ -27,6 +34,10 @@ import torch
 from torch import Tensor
 
 ROUNDS = 7
+KEY_ROUNDS = 10
+"""Rounds of the call that makes a key of Philox2x32."""
+MULTIPLIER_2 = 0xD256D193
+"""Of Philox2x32; its key's step is the first of Philox4x32's."""
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 _MASK32 = 0xFFFFFFFF
@@ -56,19 +67,20 @@ def keep_scale(p: float) -> float:
     return 65536 / (65536 - threshold(p))
 
 
-def philox(counter: tuple[Tensor, ...], key: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def philox(counter: tuple[Tensor, ...], key: tuple[Tensor, ...], rounds: int = ROUNDS) -> tuple[Tensor, ...]:
     """Philox4x32 on int64 tensors that hold unsigned 32-bit words.
 
     Args:
         counter: four tensors that broadcast against each other.
         key: two tensors that broadcast against them.
+        rounds: number of rounds.
 
     Returns:
         Four tensors of the broadcast shape.
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         # The product wraps in int64, but its bits are those of the unsigned product.
         even, odd = c0 * MULTIPLIERS[0], c2 * MULTIPLIERS[1]
         c0, c1, c2, c3 = (
@@ -79,6 +91,23 @@ def philox(counter: tuple[Tensor, ...], key: tuple[Tensor, ...]) -> tuple[Tensor
         )
         k0, k1 = (k0 + KEY_STEPS[0]) & _MASK32, (k1 + KEY_STEPS[1]) & _MASK32
     return c0, c1, c2, c3
+
+
+def philox_2(counter: tuple[Tensor, ...], key: Tensor, rounds: int = ROUNDS) -> tuple[Tensor, ...]:
+    """Philox2x32, as `philox`: two words of a counter of two and a key of one."""
+    c0, c1 = counter
+    for _ in range(rounds):
+        product = c0 * MULTIPLIER_2
+        c0, c1 = ((product >> 32) & _MASK32) ^ key ^ c1, product & _MASK32
+        key = (key + KEY_STEPS[0]) & _MASK32
+    return c0, c1
+
+
+def scores_key(seed: Tensor, site: int) -> tuple[Tensor, Tensor]:
+    """(key, tweak), (1,) int64 each: what stands for a seed and a site in the mask of the scores."""
+    none = torch.zeros_like(seed)
+    key, tweak, _, _ = philox((*_words(seed), none + site, none), (none, none), KEY_ROUNDS)
+    return key, tweak
 
 
 def keep_rows(seed: Tensor, site: int, rows: Tensor, columns: int, p: float) -> Tensor:
@@ -96,7 +125,7 @@ def keep_rows(seed: Tensor, site: int, rows: Tensor, columns: int, p: float) -> 
     """
     calls = torch.arange(-(-columns // 8), device=rows.device)
     counter = (calls, rows[:, None], torch.zeros_like(seed), torch.full_like(seed, site))
-    return _keep(counter, seed, p).flatten(-2)[:, :columns]
+    return _keep(philox(counter, _words(seed)), p).flatten(-2)[:, :columns]
 
 
 def drop_rows(x: Tensor, dropout: Dropout | None) -> Tensor:
@@ -121,21 +150,25 @@ def keep_scores(seed: Tensor, site: int, starts: Tensor, num_heads: int, length:
     Returns:
         (sequences, num_heads, length, length) bool; True for elements that are kept.
     """
+    key, tweak = scores_key(seed, site)
     patches = max(1, -(-length // 16))
-    positions = torch.arange(patches * 16, device=seed.device).view(patches, 2, 8)
-    rows = starts.long().view(-1, 1, 1, 1) + positions[:, 0].reshape(-1, 1)
+    places = torch.arange(patches * 16, device=seed.device).view(patches, 2, 8)[:, 0].reshape(-1)
+    rows = (starts.long().view(-1, 1, 1, 1) + places[:, None]) & _MASK32
     heads = torch.arange(num_heads, device=seed.device).view(-1, 1, 1)
-    calls = torch.arange(patches * 4, device=seed.device)
-    kept = _keep((calls, rows, heads, torch.full_like(seed, site)), seed, p)
-    # (sequence, head, row patch, row in 8, column patch, pair in 4, lower, right, odd)
-    kept = kept.view(starts.shape[0], num_heads, patches, 8, patches, 4, 2, 2, 2)
-    kept = kept.permute(0, 1, 2, 6, 3, 4, 7, 5, 8).reshape(starts.shape[0], num_heads, patches * 16, patches * 16)
+    kept = _keep(philox_2((rows, ((heads * 65536 + places) & _MASK32) ^ tweak), key), p)
+    # (sequence, head, row patch, row in 8, column patch, column in 8, lower, right)
+    kept = kept.view(starts.shape[0], num_heads, patches, 8, patches, 8, 2, 2)
+    kept = kept.permute(0, 1, 2, 6, 3, 4, 7, 5).reshape(starts.shape[0], num_heads, patches * 16, patches * 16)
     return kept[..., :length, :length]
 
 
-def _keep(counter: tuple[Tensor, ...], seed: Tensor, p: float) -> Tensor:
-    """Mask of each call's elements, (..., 8) bool."""
-    words = torch.stack(philox(counter, (seed & _MASK32, (seed >> 32) & _MASK32)), -1)
+def _words(seed: Tensor) -> tuple[Tensor, Tensor]:
+    """The low and the high 32 bits."""
+    return seed & _MASK32, (seed >> 32) & _MASK32
+
+
+def _keep(words: tuple[Tensor, ...], p: float) -> Tensor:
+    """Mask of each call's elements, two a word, in the last dimension."""
     # The low 32 bits of each int64 are its first half; less 2**15, the 16-bit halves compare as signed numbers.
-    halves = words.view(torch.int32)[..., ::2].contiguous().view(torch.int16) ^ -32768
+    halves = torch.stack(words, -1).view(torch.int32)[..., ::2].contiguous().view(torch.int16) ^ -32768
     return halves >= threshold(p) - 32768

@@ -1,11 +1,11 @@
-"""Linear layers by one persistent kernel, with GELU and dropout in its epilogue if asked for.
+"""Linear layers by one persistent kernel, with an activation and dropout in its epilogue if asked for.
 
-    product = x weight^T      y = product + bias, or gelu(product + bias) * keep / (1 - p)
+    product = x weight^T      y = product + bias, or act(product + bias) * keep / (1 - p)
 
 x: (rows, in_features), M x K in the kernel; weight: (out_features, in_features), N x K; bias: (out_features,);
 product, y: (rows, out_features), M x N.
 The sum over in_features is float32, and the product is rounded to x's dtype before anything is done to it, as if it had
-been stored: y is bit for bit what `activation.bias_gelu_dropout` makes of it.
+been stored: y is bit for bit what `activation.bias_activation_dropout` makes of it.
 
 A tile of y is one program's, which walks over in_features from the first to the last in steps of one size whatever the
 number of rows. So a row of y depends on its row of x alone, not on how many rows there are or where among them it lies
@@ -25,7 +25,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from .activation import bias_gelu_dropout_oracle, gelu
+from .activation import activate, bias_activation_dropout_oracle
 from .common import Operation, cdiv, dropout_arguments, keep_rows, launch_options, multiply, narrow, precision
 from .configs import linear_config
 from .dropout import Dropout
@@ -38,12 +38,12 @@ _GROUP_M = tl.constexpr(8)
 
 
 def linear_oracle(
-    x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False, dropout: Dropout | None = None
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None = None, dropout: Dropout | None = None
 ) -> tuple[Tensor, Tensor]:
     """The operation by plain formulas, in the dtype of its operands: (y, product)."""
     product = F.linear(x, weight)
-    if gelu:
-        return bias_gelu_dropout_oracle(product, bias, dropout), product
+    if activation is not None:
+        return bias_activation_dropout_oracle(product, bias, activation, dropout), product
     return product if bias is None else product + bias, product
 
 
@@ -62,7 +62,7 @@ def _linear_fwd_kernel(
     threshold,
     keep_scale,
     HAS_BIAS: tl.constexpr,
-    APPLY_GELU: tl.constexpr,
+    ACTIVATION: tl.constexpr,  # None: none
     APPLY_DROPOUT: tl.constexpr,
     USE_PTX: tl.constexpr,
     STORE_PRODUCT: tl.constexpr,
@@ -72,7 +72,7 @@ def _linear_fwd_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """One tile of y after another, as many programs as multiprocessors."""
+    """One tile of y after another, as many programs as the multiprocessors hold."""
     tiles_m = tl.cdiv(M, BLOCK_M)
     tiles_n: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
     for tile in tl.range(tl.program_id(0), tiles_m * tiles_n, tl.num_programs(0), flatten=FLATTEN):
@@ -97,8 +97,8 @@ def _linear_fwd_kernel(
         y = product.to(tl.float32)
         if HAS_BIAS:
             y += tl.load(bias_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)[None, :]
-        if APPLY_GELU:
-            y = gelu(y)
+        if ACTIVATION is not None:
+            y = activate(y, ACTIVATION)
         if APPLY_DROPOUT:
             keep = keep_rows(tl.load(seed_ptr), site, offs_m[:, None], offs_n[None, :], threshold, USE_PTX)
             y = tl.where(keep, y * keep_scale, 0.0)
@@ -116,13 +116,13 @@ def _descriptor(matrix: Tensor, block: list[int]) -> TensorDescriptor:
 
 
 @functools.cache
-def _num_programs(device: torch.device) -> int:
-    """One a multiprocessor; where there are none, few enough that each takes several tiles."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 3
+def _multiprocessors(device: torch.device) -> int:
+    """Their number; where there are none, so few that a program takes several tiles."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
 
 
 def launch_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False, dropout: Dropout | None = None,
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None = None, dropout: Dropout | None = None,
     save: bool = False,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Launch the kernel.
@@ -131,7 +131,7 @@ def launch_linear(
         x: (rows, in_features), contiguous, as is the weight; a row must be a multiple of ALIGNMENT bytes.
         weight: (out_features, in_features), of x's dtype.
         bias: (out_features,); None: none.
-        gelu: True for GELU after the bias.
+        activation: "gelu" or "relu" after the bias; None: none.
         dropout: dropout of y; None: none.
         save: True if the product is returned as well.
 
@@ -143,12 +143,12 @@ def launch_linear(
     if not y.numel():
         return y, product
     x, weight = (tensor.clone() if tensor.data_ptr() % ALIGNMENT else tensor for tensor in (x, weight))
-    config = linear_config(x.device, x.dtype, gelu)
+    config = linear_config(x.device, x.dtype, activation is not None)
     tiles = cdiv(m, config.block_m) * cdiv(n, config.block_n)
-    _linear_fwd_kernel[(min(tiles, _num_programs(x.device)),)](
+    _linear_fwd_kernel[(min(tiles, config.programs * _multiprocessors(x.device)),)](
         _descriptor(x, [config.block_m, config.block_k]),
         _descriptor(weight, [config.block_n, config.block_k]),
-        weight if bias is None else bias, y, product, M=m, N=n, K=k, HAS_BIAS=bias is not None, APPLY_GELU=gelu,
+        weight if bias is None else bias, y, product, M=m, N=n, K=k, HAS_BIAS=bias is not None, ACTIVATION=activation,
         STORE_PRODUCT=save, FLATTEN=config.flatten, PRECISION=precision(x.dtype, x.device), BLOCK_M=config.block_m,
         BLOCK_N=config.block_n, BLOCK_K=config.block_k, **launch_options(config, x.device),
         **dropout_arguments(dropout, y),

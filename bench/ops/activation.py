@@ -42,7 +42,7 @@ ACTIVATION = Benchmark("bias+gelu", ActivationInputs, ROW_SHAPES, (TINY_SHAPE,),
 @ACTIVATION.provider(OURS)
 def _(inputs: ActivationInputs) -> Prepared:
     def make(p: float) -> Compute:
-        return lambda x, bias: ops.bias_gelu_dropout(x, bias, dropout=inputs.dropout(p), backend=inputs.backend)
+        return lambda x, bias: ops.bias_activation_dropout(x, bias, dropout=inputs.dropout(p), backend=inputs.backend)
 
     return inputs.prepare(make, same_mask=True)
 

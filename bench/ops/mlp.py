@@ -73,7 +73,8 @@ def _(inputs: MlpInputs) -> Prepared:
 def _(inputs: MlpInputs) -> Prepared:
     def make(p: float) -> Compute:
         return lambda x, weight1, bias1, weight2: F.linear(
-            ops.bias_gelu_dropout(F.linear(x, weight1), bias1, dropout=inputs.dropout(p), backend="triton"), weight2
+            ops.bias_activation_dropout(F.linear(x, weight1), bias1, dropout=inputs.dropout(p), backend="triton"),
+            weight2,
         )
 
     return inputs.prepare(make, same_mask=True)
@@ -85,7 +86,7 @@ def _(inputs: MlpInputs) -> Prepared:
 
     def make(p: float) -> Compute:
         return lambda x, weight1, bias1, weight2: F.linear(
-            launch_linear(x, weight1, bias1, True, inputs.dropout(p))[0], weight2
+            launch_linear(x, weight1, bias1, "gelu", inputs.dropout(p))[0], weight2
         )
 
     return inputs.prepare(make, same_mask=True)

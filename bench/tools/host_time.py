@@ -94,8 +94,10 @@ def calls(kernels: Callable[[str], Any]) -> Calls:
         **attention_calls(kernels, LONG, dropout),
         "layer_norm": lambda: norm.dropout_add_layer_norm(x, x, vector, vector, vector, EPS, None, False),
         "layer_norm backward": lambda: norm.dropout_add_layer_norm_backward(*saved),
-        "activation": lambda: activation.bias_gelu_dropout(inner, bias, None),
-        "activation backward": lambda: activation.bias_gelu_dropout_backward(inner, inner, bias, dropout, True),
+        "activation": lambda: activation.bias_activation_dropout(inner, bias, "gelu", None),
+        "activation backward": lambda: activation.bias_activation_dropout_backward(
+            inner, inner, bias, "gelu", dropout, True
+        ),
         "embedding": lambda: embedding.embedding_layer_norm(*tables, vector, EPS, 1, 1, None, False),
         "embedding backward": lambda: embedding.embedding_layer_norm_backward(
             x, *tables, stats, stats, 1, 1, dropout, False, False

@@ -156,7 +156,7 @@ def launch_linears(gelu: bool) -> None:
     empty, dtype = compile_kernels.empty, getattr(torch, DTYPE)
     for size, out in linears(gelu):
         x, weight, bias = (empty(*shape, dtype=dtype) for shape in ((4096, size), (out, size), (out,)))
-        launch_linear(x, weight, bias, gelu)
+        launch_linear(x, weight, bias, "gelu" if gelu else None)
 
 
 def is_sound(trial: Trial, architecture: str) -> bool:

@@ -59,7 +59,7 @@ def _calls(entry: tuple[Any, ...], device: str) -> Iterator[Callable[[], object]
         for size, out in linears(entry[2]):
             shapes = ((TOKENS, size), (out, size), (out,))
             x, weight, bias = (torch.randn(*shape, device=device, dtype=DTYPE) for shape in shapes)
-            yield partial(launch_linear, x, weight, bias, entry[2])
+            yield partial(launch_linear, x, weight, bias, "gelu" if entry[2] else None)
 
 
 def _run(

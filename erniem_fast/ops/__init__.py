@@ -10,7 +10,7 @@ forward (`draw_seed`); `site` tells the dropouts of one forward apart.
 `backend` is "auto", "triton" or "torch"; see `backend.py`.
 """
 
-from .activation import bias_gelu_dropout
+from .activation import bias_activation_dropout
 from .attention import AttentionPlan, attention_plan, varlen_attention
 from .backend import BACKENDS, backend_after_move, is_batch_invariant, resolve_backend
 from .dropout import Dropout, draw_seed
@@ -25,7 +25,7 @@ __all__ = [
     "Dropout",
     "attention_plan",
     "backend_after_move",
-    "bias_gelu_dropout",
+    "bias_activation_dropout",
     "draw_seed",
     "dropout_add_layer_norm",
     "embedding_layer_norm",

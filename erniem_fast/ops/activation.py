@@ -1,4 +1,6 @@
-"""Bias, GELU and dropout in one operation."""
+"""Bias, an activation and dropout in one operation."""
+
+from collections.abc import Callable
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -6,15 +8,24 @@ from torch import Tensor
 from .backend import check_devices, check_rows, check_vectors, runs_kernels
 from .dropout import Dropout, check_dropout, dropout_rows
 
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
+"""Those that the operations compute, by torch."""
 
-def bias_gelu_dropout(
-    x: Tensor, bias: Tensor | None = None, *, dropout: Dropout | None = None, backend: str = "auto"
+
+def bias_activation_dropout(
+    x: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: str = "gelu",
+    dropout: Dropout | None = None,
+    backend: str = "auto",
 ) -> Tensor:
-    """dropout(gelu(x + bias)) with the exact, erf GELU (Hendrycks and Gimpel, arXiv 1606.08415).
+    """dropout(activation(x + bias)).
 
     Args:
         x: (total_tokens, intermediate_size), the product of a linear layer.
         bias: (intermediate_size,) of that layer, where it has not been added yet.
+        activation: "gelu", the exact one (Hendrycks and Gimpel, arXiv 1606.08415), or "relu".
         dropout: None for none.
         backend: "auto", "triton" or "torch".
 
@@ -22,14 +33,20 @@ def bias_gelu_dropout(
         (total_tokens, intermediate_size).
 
     Raises:
-        ValueError: shapes or devices that do not fit, or an unknown backend.
+        ValueError: shapes or devices that do not fit, or an unknown activation or backend.
     """
     check_rows("x", x)
     check_vectors(x.shape[1], bias=bias)
+    check_activation(activation)
     check_devices(x=x, bias=bias)
     check_dropout(dropout, x.device)
     if runs_kernels(backend, x, bias):
         from ..kernels import activation as kernel
 
-        return kernel.bias_gelu_dropout(x, bias, dropout)  # type: ignore[no-any-return]
-    return dropout_rows(F.gelu(x if bias is None else x + bias), dropout)
+        return kernel.bias_activation_dropout(x, bias, activation, dropout)  # type: ignore[no-any-return]
+    return dropout_rows(ACTIVATIONS[activation](x if bias is None else x + bias), dropout)
+
+
+def check_activation(activation: str) -> None:
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")

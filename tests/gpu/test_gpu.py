@@ -57,17 +57,17 @@ def offsets(lengths: list[int]) -> Tensor:
     return torch.tensor([0, *lengths], device=CUDA).cumsum(0).int()
 
 
-@pytest.mark.parametrize(("gelu", "p"), [(False, 0.0), (True, 0.0), (True, 0.1)])
+@pytest.mark.parametrize(("act", "p"), [(None, 0.0), ("gelu", 0.0), ("gelu", 0.1), ("relu", 0.1)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize("shape", [(1, 768, 2304), (5000, 768, 3072), (4096, 3072, 768), (300, 1024, 3)], ids=str)
-def test_linear_at_real_sizes(shape: tuple[int, int, int], dtype: torch.dtype, gelu: bool, p: float) -> None:
+def test_linear_at_real_sizes(shape: tuple[int, int, int], dtype: torch.dtype, act: str | None, p: float) -> None:
     rows, size, out = shape
     x = torch.randn(rows, size, device=CUDA).to(dtype)
     weight, bias = (torch.randn(out, size, device=CUDA) / size**0.5).to(dtype), torch.randn(out, device=CUDA).to(dtype)
     dropout = dropout_of(p, CUDA)
-    found, product = linear.launch_linear(x, weight, bias, gelu, dropout, save=True)
-    exact = linear.linear_oracle(x.double(), weight.double(), bias.double(), gelu, dropout)
-    plain = linear.linear_oracle(x, weight, bias, gelu, dropout)
+    found, product = linear.launch_linear(x, weight, bias, act, dropout, save=True)
+    exact = linear.linear_oracle(x.double(), weight.double(), bias.double(), act, dropout)
+    plain = linear.linear_oracle(x, weight, bias, act, dropout)
     for one, two, low in zip((found, product), exact, plain, strict=True):
         largest = two.abs().max().item()
         rounding = torch.finfo(dtype).eps / 2 * largest
@@ -118,7 +118,7 @@ def test_dropout_is_fair() -> None:
     cu_seqlens = torch.arange(sequences + 1, device=CUDA, dtype=torch.int32) * length
     out = ops.varlen_attention(qkv, cu_seqlens, length, dropout=dropout, backend="triton")
     scores = (out != 0).double().view(sequences, length, heads, length).transpose(1, 2)
-    rows = ops.bias_gelu_dropout(torch.full((20_000, 3072), 30.0, device=CUDA), dropout=dropout, backend="triton")
+    rows = ops.bias_activation_dropout(torch.full((20_000, 3072), 30.0, device=CUDA), dropout=dropout, backend="triton")
     for kept in (scores, (rows != 0).double()):
         deviation = math.sqrt(p * (1 - p) / kept.numel())
         assert abs(kept.mean() - (1 - p)) < 5 * deviation + 1 / 65536
@@ -152,7 +152,7 @@ def test_a_million_tokens() -> None:
         torch.testing.assert_close(found[rows].double(), wanted, rtol=0, atol=0.05)
     del qkv, out, grad, found
     x = torch.randn(total, 3072, device=CUDA, dtype=torch.bfloat16)
-    y = ops.bias_gelu_dropout(x, backend="triton")
+    y = ops.bias_activation_dropout(x, backend="triton")
     torch.testing.assert_close(y[-1000:].float(), torch.nn.functional.gelu(x[-1000:].float()), rtol=0.01, atol=0.01)
 
 

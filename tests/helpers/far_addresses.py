@@ -73,7 +73,7 @@ def check_attention(length: int, forward: range, backward: range) -> None:
             kernel = getattr(module, name)
             setattr(module, name, Only(getattr(kernel, "kernel", kernel), programs))
     offsets = torch.tensor([0, total - length, total], dtype=torch.int32)
-    tiles = torch.tensor([[1, 0], [1, 1]], dtype=torch.int32)
+    tiles = torch.tensor([[1, tile, total - length, length] for tile in (0, 1)], dtype=torch.int32)
     qkv, grad = far(total, 3, heads, dim), torch.empty(total, heads, dim)
     qkv[-length:], grad[-length:] = torch.randn(length, 3, heads, dim), torch.randn(length, heads, dim)
     rest: Any = (offsets, tiles, length, 0, None, False, None)
@@ -111,14 +111,14 @@ def check_rows() -> None:
     )[1]
     same(2 * found[-last:], torch.autograd.grad(expected, leaf, grad[-last:])[0])
 
-    y = activation.bias_gelu_dropout.forward(x, bias, None)
-    expected = activation.bias_gelu_dropout_oracle(leaf, bias)
+    y = activation.bias_activation_dropout.forward(x, bias, "gelu", None)
+    expected = activation.bias_activation_dropout_oracle(leaf, bias)
     same(y[-last:, -1024:], expected[:, -1024:])
-    found, _, again = activation.bias_gelu_dropout_backward.forward(grad, x, bias, None, True)
+    found, _, again = activation.bias_activation_dropout_backward.forward(grad, x, bias, "gelu", None, True)
     same(again[-last:, -1024:], expected[:, -1024:])
     same(found[-last:, -1024:], torch.autograd.grad(expected, leaf, grad[-last:])[0][:, -1024:])
 
-    linear._num_programs = lambda _: rows  # one a tile
+    linear._multiprocessors = lambda _: rows  # one a tile
     linear._linear_fwd_kernel = Only(linear._linear_fwd_kernel, [-1])
     square = torch.randn(size, size) / size**0.5
     y, product = linear.launch_linear(x, square, bias, save=True)

@@ -3,10 +3,12 @@
 import math
 from collections.abc import Callable
 from functools import partial
+from itertools import accumulate, pairwise
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import philox
 from helpers.closeness import assert_right
 from hypothesis import given, settings
@@ -16,7 +18,7 @@ from torch import Tensor
 pytest.importorskip("triton")
 
 from erniem_fast import ops
-from erniem_fast.kernels import attention, attention_tiles, configs
+from erniem_fast.kernels import attention, attention_forward, attention_tiles, configs
 from erniem_fast.ops import Dropout
 
 pytestmark = pytest.mark.usefixtures("_poisoned")
@@ -113,7 +115,115 @@ def test_prefix(lengths: list[int], prefixes: list[int], p: float, device: torch
     check(device, lengths, p=p, prefixes=prefixes)
 
 
-@pytest.mark.parametrize("head_dim", [20, 80, slow(4), slow(64), slow(128)])
+@pytest.mark.parametrize("prefixed", [False, True])
+@pytest.mark.parametrize(
+    ("lengths", "whole", "p"),
+    [
+        ([16, 9, 4, 0], False, 0.0),
+        ([100, 65, 20, 64], False, 0.3),
+        ([100, 65, 20, 64], True, 0.0),
+        slow([30, 20, 1], False, 0.3),
+        slow([64, 33], False, 0.0),
+        slow([200, 210], False, 0.0),
+        slow([200, 210], True, 0.3),
+    ],
+)
+def test_the_forward_of_causal_attention(
+    lengths: list[int], whole: bool, p: float, prefixed: bool, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With blocks of columns that need no mask in a loop of their own, and without."""
+    monkeypatch.setattr(attention_forward, "WHOLE", 0 if whole else 10_000)
+    cu_seqlens, total = offsets(lengths, device), sum(lengths) + 20
+    prefix_lens = torch.tensor([length * 2 // 3 for length in lengths], dtype=torch.int32, device=device)
+    rest: Any = {"prefix_lens": prefix_lens if prefixed else None, "causal": True}
+    rest["dropout"] = Dropout(p, ops.draw_seed(device), 7) if p else None
+    qkv = torch.randn(total, 3, 3, 16, device=device)
+    expected = attention.varlen_attention_oracle(qkv.double(), cu_seqlens, **rest)[0].float()
+    found = ops.varlen_attention(qkv, cu_seqlens, max(lengths), backend="triton", **rest)
+    torch.testing.assert_close(found[: sum(lengths)], expected, rtol=1e-5, atol=1e-5)
+    assert (found[sum(lengths) :] == 0).all()
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_forward_of_a_long_sequence(causal: bool, device: torch.device) -> None:
+    """The last of its 64 tiles."""
+    length, rows, block = 8192, 128, configs.attention_tile(8192, 8192, 1)[0]
+    qkv, cu_seqlens = torch.randn(length, 3, 1, 26, device=device), offsets([length], device)
+    tiles = attention.attention_tiles(cu_seqlens, length, length, 0)
+    tiles[tiles[:, 1] != length // block - 1] = torch.tensor([-1, 0, 0, 0], dtype=torch.int32, device=device)
+    out, lse = attention.varlen_attention.forward(qkv, cu_seqlens, tiles, length, 0, None, causal, None)
+    scores = qkv[-rows:, 0, 0].double() @ qkv[:, 1, 0].double().T / math.sqrt(26)
+    if causal:
+        later = torch.arange(length, device=device) > torch.arange(length - rows, length, device=device)[:, None]
+        scores = scores.masked_fill(later, -torch.inf)
+    expected = scores.softmax(-1) @ qkv[:, 2, 0].double()
+    torch.testing.assert_close(out[-rows:, 0].double(), expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(lse[0, -rows:].double(), scores.logsumexp(-1), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "prefixes", "p", "block_m"),
+    [
+        ([16, 9, 4, 0], [7, 9, 0, 0], 0.3, 0),
+        slow([30, 32, 5], None, 0.0, 0),
+        slow([64, 33, 1], [64, 20, 0], 0.3, 0),
+        slow([64, 33, 1], None, 0.3, 0),
+        ([100, 20, 70], [70, 5, 0], 0.0, 0),
+        slow([130, 65, 64], None, 0.3, 0),
+        slow([9, 3, 0], None, 0.0, 64),
+        slow([200, 210], [200, 70], 0.3, 0),
+        ([200, 210], None, 0.0, 0),
+    ],
+)
+def test_causal_backward(
+    lengths: list[int], prefixes: list[int] | None, p: float, block_m: int, device: torch.device
+) -> None:
+    cu_seqlens, longest, total, tail = offsets(lengths, device), max(lengths), sum(lengths) + 5, 5
+    prefix_lens = None if prefixes is None else torch.tensor(prefixes, dtype=torch.int32, device=device)
+    dropout = Dropout(p, ops.draw_seed(device), 7) if p else None
+    qkv = torch.randn(total, 3, 2, 16, device=device)
+    do = torch.randn(total, 2, 16, device=device)
+    leaf = qkv[:-tail].double().requires_grad_()
+    out, lse = attention.varlen_attention_oracle(leaf, cu_seqlens, prefix_lens, dropout, True)
+    (expected,) = torch.autograd.grad(out, leaf, do[:-tail].double())
+    results = F.pad(out.float(), (0, 0, 0, 0, 0, tail)).detach(), F.pad(lse.float(), (0, tail)).detach()
+    tiles = attention.attention_tiles(cu_seqlens, longest, total, block_m)
+    found = attention.varlen_attention_backward(
+        do, qkv, *results, cu_seqlens, tiles, longest, block_m, prefix_lens, True, dropout
+    )
+    torch.testing.assert_close(found[:-tail].double(), expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+    assert (found[-tail:] == 0).all()
+
+
+@pytest.mark.slow
+def test_backward_of_a_long_sequence(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last rows and columns of 8,192, causal: nothing after them adds to their gradients."""
+    length, last = 8192, 50
+    if device.type == "cpu":  # few large blocks are what the interpreter is quick at
+        monkeypatch.setattr(attention_tiles, "attention_tile", lambda *_: (1024, True))
+        monkeypatch.setattr(attention_tiles, "attention_config", lambda *_: configs.AttentionConfig(1024, 1024, 4))
+    dropout = Dropout(0.1, ops.draw_seed(device), 2)
+    qkv = torch.randn(length, 3, 1, 16, device=device)
+    do, out = torch.randn(2, length, 1, 16, device=device)
+    lse = torch.full((1, length), 10.0, device=device)
+    leaf = qkv.double().requires_grad_()
+    query, key, value = leaf[:, :, 0].unbind(1)
+    columns = torch.arange(length, device=device)
+    scores = (query[-last:] @ key.T / 4).masked_fill(columns > columns[-last:, None], -torch.inf)
+    probabilities = scores.softmax(-1)
+    # Rows of the mask count from the batch's first, but columns from the sequence's.
+    keep = philox.keep_scores(dropout.seed.cpu(), dropout.site, length - 64, 0, 64, length, dropout.p)[-last:]
+    probabilities = probabilities * keep.to(device) * philox.scale(dropout.p)
+    rows = probabilities @ value
+    (expected,) = torch.autograd.grad(rows, leaf, do[-last:, 0].double())
+    out[-last:, 0], lse[0, -last:] = rows.detach().float(), scores.logsumexp(-1).detach().float()
+    cu_seqlens = offsets([length], device)
+    tiles = attention.attention_tiles(cu_seqlens, length, length, 0)
+    found = attention.varlen_attention_backward(do, qkv, out, lse, cu_seqlens, tiles, length, 0, None, True, dropout)
+    torch.testing.assert_close(found[-last:].double(), expected[-last:], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("head_dim", [26, 80, slow(4), slow(64), slow(128)])
 def test_head_dims(head_dim: int, device: torch.device) -> None:
     check(device, [70, 20], heads=1, head_dim=head_dim, p=0.2)
 
@@ -323,14 +433,28 @@ def test_the_list_holds_every_tile_once_longest_first(device: torch.device, leng
     tiles = attention.attention_tiles(offsets(lengths, device), longest, total, 0)
     if longest <= tile:
         return
-    used = tiles[: attention_tiles.tile_slots(tile, total, len(lengths))].tolist()
-    listed = [(sequence, place) for sequence, place in used if sequence >= 0]
-    counted = [*lengths, tail]
-    wanted = {(i, t) for i, length in enumerate(counted) for t in range(-(-length // tile))}
+    listed = [tuple(entry) for entry in tiles.tolist() if entry[0] >= 0]
+    assert len(listed) <= attention_tiles.tile_slots(tile, total, len(lengths))
+    assert (tiles[: len(listed), 0] >= 0).all()
+    starts = [0, *accumulate(lengths)]
+    entries = [(i, t, starts[i], n) for i, n in enumerate([*lengths, tail]) for t in range(-(-n // tile))]
+    # By the number of tiles, then as they come; the rows of no sequence last.
+    entries.sort(key=lambda entry: (entry[0] == len(lengths), -entry[3] // tile))
+    assert listed == entries
+
+
+def test_the_list_of_many_sequences(device: torch.device) -> None:
+    """Counted by a kernel of its own; long sequences by classes of tiles."""
+    lengths = [0, 9, 64, 65, 1, 130] * 350 + [700, 4000, 640, 8192]
+    tiles = attention.attention_tiles(offsets(lengths, device), 8192, sum(lengths) + 100, configs.INVARIANT_TILE)
+    listed = tiles[tiles[:, 0] >= 0].tolist()
+    starts = [0, *accumulate(lengths)]
+    wanted = {(i, t, starts[i], n) for i, n in enumerate([*lengths, 100]) for t in range(-(-n // 64))}
     assert len(listed) == len(wanted)
-    assert set(listed) == wanted
-    counts = [-(-counted[sequence] // tile) for sequence, _ in listed]
-    assert counts == sorted(counts, reverse=True)
+    assert {tuple(entry) for entry in listed} == wanted
+    counts = [-(-entry[3] // 64) for entry in listed[:-2]]
+    assert all(now >= 4 / 5 * later for now, later in pairwise(counts))
+    assert [entry[0] for entry in listed[-2:]] == [len(lengths)] * 2
 
 
 def test_a_plan_given_is_the_plan_made(device: torch.device) -> None:
@@ -362,7 +486,7 @@ def test_a_forced_tile_size(lengths: list[int], device: torch.device) -> None:
         assert (out[sum(lengths) :] == 0).all()
         torch.testing.assert_close(torch.autograd.grad(out, qkv, grad)[0], wanted, rtol=1e-4, atol=1e-5)
         assert block_m == 0 or (tiles[:, 0] >= 0).sum() == sum(-(-n // block_m) for n in (*lengths, 5))
-    assert shapes == {(total // 16 + len(lengths) + 1, 2)}
+    assert shapes == {(total // 16 + len(lengths) + 1, 4)}
 
 
 def test_runs_are_bitwise_equal(device: torch.device) -> None:

@@ -240,16 +240,16 @@ def operations(device: torch.device) -> list[tuple[Any, tuple[Any, ...]]]:
             layer_norm.dropout_add_layer_norm_backward,
             (plain(8, 24), plain(8, 24), plain(8), plain(8), plain(24), float32, float32, True, dropout),
         ),
-        (activation.bias_gelu_dropout, (leaf(8, 24), leaf(24), dropout)),
-        (activation.bias_gelu_dropout, (leaf(8, 24), None, None)),
-        (activation.bias_gelu_dropout_backward, (plain(8, 24), plain(8, 24), plain(24), dropout, True)),
+        (activation.bias_activation_dropout, (leaf(8, 24), leaf(24), "gelu", dropout)),
+        (activation.bias_activation_dropout, (leaf(8, 24), None, "relu", None)),
+        (activation.bias_activation_dropout_backward, (plain(8, 24), plain(8, 24), plain(24), "gelu", dropout, True)),
         (linear.linear, (plain(8, 24), plain(40, 24), plain(40))),
-        (mlp.mlp, (leaf(8, 24), leaf(40, 24), leaf(40), leaf(24, 40), dropout, True)),
+        (mlp.mlp, (leaf(8, 24), leaf(40, 24), leaf(40), leaf(24, 40), "relu", dropout, True)),
         (
             mlp.mlp_backward,
             (
-                plain(8, 24), plain(8, 24), plain(8, 40), plain(40, 24), plain(40), plain(24, 40), dropout, True, True,
-                False,
+                plain(8, 24), plain(8, 24), plain(8, 40), plain(40, 24), plain(40), plain(24, 40), "gelu", dropout,
+                True, True, False,
             ),
         ),
         (
@@ -282,11 +282,11 @@ def test_a_dropout_is_one_argument_for_all_but_torch(device: torch.device) -> No
     """The dispatcher and the path past it give the same result, and the same gradient."""
     x = torch.randn(8, 24, device=device, requires_grad=True)
     for dropout in (Dropout(0.3, ops.draw_seed(device), 5), None):
-        arguments = (x, None, dropout)
-        flat = activation.bias_gelu_dropout.flatten(arguments)
-        assert len(flat) == 5
-        assert activation.bias_gelu_dropout.regroup(flat) == arguments
-        eager, dispatched = activation.bias_gelu_dropout(*arguments), activation.bias_gelu_dropout.op(*flat)
+        arguments = (x, None, "gelu", dropout)
+        flat = activation.bias_activation_dropout.flatten(arguments)
+        assert len(flat) == 6
+        assert activation.bias_activation_dropout.regroup(flat) == arguments
+        eager, dispatched = activation.bias_activation_dropout(*arguments), activation.bias_activation_dropout.op(*flat)
         assert torch.equal(eager, dispatched)
         assert (dropout is not None) == bool((eager == 0).any())
         grads = [torch.autograd.grad(y.square().sum(), x)[0] for y in (eager, dispatched)]
@@ -309,7 +309,7 @@ def test_a_dropout_of_probability_zero_is_none(device: torch.device) -> None:
 def test_a_backend_that_cannot_be_had(device: torch.device) -> None:
     good = torch.randn(4, 16, device=device)
     with pytest.raises(ValueError, match=r"backend 'triton' needs float32, bfloat16 or float16, got torch\.float64"):
-        ops.bias_gelu_dropout(good.double(), backend="triton")
+        ops.bias_activation_dropout(good.double(), backend="triton")
     offsets = torch.tensor([0, 4], dtype=torch.int32, device=device)
     with pytest.raises(ValueError, match=r"needs a head_dim of at most 128, got 136"):
         ops.varlen_attention(torch.randn(4, 3, 1, 136, device=device), offsets, 4, backend="triton")
@@ -379,7 +379,7 @@ def test_without_the_interpreter_a_cpu_is_refused() -> None:
 import torch
 from erniem_fast import ops
 try:
-    ops.bias_gelu_dropout(torch.randn(2, 16), backend="triton")
+    ops.bias_activation_dropout(torch.randn(2, 16), backend="triton")
 except ValueError as error:
     print(error)
 """
@@ -399,9 +399,9 @@ import erniem_fast
 from erniem_fast import ops
 from erniem_fast.ops import backend
 backend.find_spec = lambda name: None if name == "triton" else found(name)
-assert ops.bias_gelu_dropout(torch.randn(2, 16)).shape == (2, 16)
+assert ops.bias_activation_dropout(torch.randn(2, 16)).shape == (2, 16)
 try:
-    ops.bias_gelu_dropout(torch.randn(2, 16), backend="triton")
+    ops.bias_activation_dropout(torch.randn(2, 16), backend="triton")
 except ValueError as error:
     print(error)
 """

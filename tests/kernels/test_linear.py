@@ -1,4 +1,4 @@
-"""The linear layer's kernel, alone and with GELU in its epilogue."""
+"""The linear layer's kernel, alone and with an activation in its epilogue."""
 
 import pytest
 import torch
@@ -39,18 +39,29 @@ def test_linear(shape: tuple[int, int, int], dtype: torch.dtype, bias: bool, dev
         assert error(found, expected) <= 2 * error(plain, expected) + rounding
 
 
-@pytest.mark.parametrize("p", [0.0, 0.3])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_the_epilogue_is_the_operation_on_the_product(dtype: torch.dtype, p: float, device: torch.device) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "name", "p"),
+    [
+        (torch.float32, "gelu", 0.0),
+        (torch.float32, "gelu", 0.3),
+        (torch.bfloat16, "gelu", 0.0),
+        (torch.bfloat16, "gelu", 0.3),
+        (torch.bfloat16, "relu", 0.0),
+    ],
+    ids=str,
+)
+def test_the_epilogue_is_the_operation_on_the_product(
+    dtype: torch.dtype, name: str, p: float, device: torch.device
+) -> None:
     x, weight, bias = operands((150, 40, 200), dtype, device)
     dropout = dropout_of(p, device, site=5)
-    y, product = linear.launch_linear(x, weight, bias, True, dropout, save=True)
+    y, product = linear.launch_linear(x, weight, bias, name, dropout, save=True)
     assert torch.equal(product, linear.linear(x, weight, None))
-    assert torch.equal(y, activation.bias_gelu_dropout(product, bias, dropout))
-    again, nothing = linear.launch_linear(x, weight, bias, True, dropout)
+    assert torch.equal(y, activation.bias_activation_dropout(product, bias, name, dropout))
+    again, nothing = linear.launch_linear(x, weight, bias, name, dropout)
     assert torch.equal(y, again)
     assert nothing.shape == (0, 200)
-    expected, _ = linear.linear_oracle(x.double(), weight.double(), bias.double(), True, dropout)
+    expected, _ = linear.linear_oracle(x.double(), weight.double(), bias.double(), name, dropout)
     assert error(y, expected) <= (1e-5 if dtype == torch.float32 else 2e-2) * expected.abs().max().item()
 
 

@@ -16,8 +16,10 @@ from erniem_fast.ops import Dropout
 pytestmark = pytest.mark.usefixtures("_poisoned", "_few_programs")
 
 
-def oracle(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, dropout: Dropout | None) -> Tensor:
-    return F.linear(activation.bias_gelu_dropout_oracle(F.linear(x, weight1), bias1, dropout), weight2)
+def oracle(
+    x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, dropout: Dropout | None, name: str = "gelu"
+) -> Tensor:
+    return F.linear(activation.bias_activation_dropout_oracle(F.linear(x, weight1), bias1, name, dropout), weight2)
 
 
 @dropped
@@ -33,8 +35,21 @@ def test_mlp(dtype: torch.dtype, p: float, device: torch.device) -> None:
     )
 
 
-@pytest.mark.parametrize("p", [0.0, 0.3])
-def test_gelu_in_the_epilogue(p: float, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+@dropped
+def test_mlp_with_relu(p: float, device: torch.device) -> None:
+    dropout = dropout_of(p, device)
+    assert_right(
+        lambda *inputs: ops.mlp(*inputs, activation="relu", dropout=dropout, backend="triton"),
+        lambda *inputs: oracle(*inputs, dropout, "relu"),
+        [torch.randn(shape, device=device) for shape in ((9, 20), (36, 20), 36, (20, 36))],
+        (9, 20),
+    )
+
+
+@pytest.mark.parametrize(("name", "p"), [("gelu", 0.0), ("gelu", 0.3), ("relu", 0.0)])
+def test_the_activation_in_the_epilogue(
+    name: str, p: float, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(configs, "FUSED_GELU", {configs.architecture(device): 5})
     launched = []
     launch = linear.launch_linear
@@ -44,8 +59,8 @@ def test_gelu_in_the_epilogue(p: float, device: torch.device, monkeypatch: pytes
     def check(rows: int, size: int, dtype: torch.dtype) -> None:
         shapes = ((rows, size), (36, size), 36, (size, 36))
         assert_right(
-            lambda *inputs: ops.mlp(*inputs, dropout=dropout, backend="triton"),
-            lambda *inputs: oracle(*inputs, dropout),
+            lambda *inputs: ops.mlp(*inputs, activation=name, dropout=dropout, backend="triton"),
+            lambda *inputs: oracle(*inputs, dropout, name),
             [torch.randn(shape, device=device).to(dtype) for shape in shapes],
             (rows, size),
         )

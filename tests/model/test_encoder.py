@@ -54,7 +54,7 @@ def run_alone(model: Any, batch: PackedBatch) -> Tensor:
     return torch.cat([model(ids[None]).last_hidden_state[0] for ids in rows])
 
 
-@pytest.mark.parametrize("act", ["gelu", "relu"])
+@pytest.mark.parametrize("act", ["gelu", "relu", "silu"])
 @pytest.mark.parametrize("dense", [False, True])
 @pytest.mark.parametrize("causal", [False, True])
 def test_bert_s_layers_on_packed_rows(act: str, dense: bool, causal: bool) -> None:
@@ -66,6 +66,15 @@ def test_bert_s_layers_on_packed_rows(act: str, dense: bool, causal: bool) -> No
     grads = [torch.autograd.grad((out * weight).sum(), parameters) for out in (found, expected)]
     for one, two in zip(*grads, strict=True):
         torch.testing.assert_close(one, two, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize(("act", "fused"), [("gelu", True), ("relu", True), ("gelu_new", False), ("silu", False)])
+def test_other_activations_are_called_and_said_so(act: str, fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("erniem_fast.fusion.warn_once", said.append)
+    model, batch = bert(hidden_act=act), packed()
+    run_packed(model, batch, context_of(batch))
+    assert bool(said) != fused
 
 
 def test_a_causal_layer_with_prefixes_densely_and_fused() -> None:

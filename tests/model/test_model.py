@@ -385,6 +385,6 @@ def test_dropout_has_the_statistics_of_dropout(make_pair: Any) -> None:
         total = torch.zeros_like(x)
         for _ in range(400):
             seed = ops.draw_seed(torch.device("cpu"))
-            total += torch.where(ops.bias_gelu_dropout(x, dropout=ops.Dropout(p, seed, 0)) == 0, 0.0, 1.0)
+            total += torch.where(ops.bias_activation_dropout(x, dropout=ops.Dropout(p, seed, 0)) == 0, 0.0, 1.0)
         kept = total.mean().item() / 400
         assert abs(kept - (1 - p)) < 5 * (p * (1 - p) / (400 * x.numel())) ** 0.5 + 1e-5

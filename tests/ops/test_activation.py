@@ -1,4 +1,4 @@
-"""Bias, GELU and dropout by torch, against plain formulas in float64."""
+"""Bias, activation and dropout by torch, against plain formulas in float64."""
 
 import pytest
 import torch
@@ -22,11 +22,13 @@ def test_forward_and_backward(p: float) -> None:
     x, bias = leaf(9, 21), leaf(21)
     biased = x + bias
     expected = drop_rows(biased * (1 + torch.erf(biased / 2**0.5)) / 2, dropout)
-    assert_agrees(ops.bias_gelu_dropout(x, bias, dropout=dropout), expected, [x, bias])
-    assert_agrees(ops.bias_gelu_dropout(x, dropout=dropout), drop_rows(F.gelu(x), dropout), [x])
+    assert_agrees(ops.bias_activation_dropout(x, bias, dropout=dropout), expected, [x, bias])
+    assert_agrees(ops.bias_activation_dropout(x, dropout=dropout), drop_rows(F.gelu(x), dropout), [x])
+    expected = drop_rows((biased + biased.abs()) / 2, dropout)
+    assert_agrees(ops.bias_activation_dropout(x, bias, activation="relu", dropout=dropout), expected, [x, bias])
 
 
 def test_dropout_probability_near_one_keeps_finite_values() -> None:
     x = torch.rand(64, 64) + 1
-    out = ops.bias_gelu_dropout(x, dropout=Dropout(0.999999, ops.draw_seed(CPU), 0))
+    out = ops.bias_activation_dropout(x, dropout=Dropout(0.999999, ops.draw_seed(CPU), 0))
     assert out.isfinite().all()

@@ -16,7 +16,7 @@ def good_arguments() -> dict[str, dict[str, Any]]:
     return {
         "varlen_attention": {"qkv": torch.randn(4, 3, 2, 5), "cu_seqlens": offsets([3, 1]), "max_seqlen": 3},
         "dropout_add_layer_norm": {"x": rows, "residual": rows, "weight": vector, "bias": vector, "eps": 1e-5},
-        "bias_gelu_dropout": {"x": rows, "bias": vector},
+        "bias_activation_dropout": {"x": rows, "bias": vector},
         "mlp": {"x": rows, "weight1": torch.randn(8, 6), "bias1": torch.randn(8), "weight2": torch.randn(6, 8)},
         "embedding_layer_norm": {
             "input_ids": torch.arange(4), "position_ids": torch.arange(4), "word_weight": torch.randn(9, 6),
@@ -42,8 +42,10 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("varlen_attention", {"qkv": torch.empty(4, 3, 2, 5, device="meta")}, "cu_seqlens must be on meta.*, got cpu"),
     ("dropout_add_layer_norm", {"residual": torch.randn(4, 5)}, r"residual must have shape \(4, 6\)"),
     ("dropout_add_layer_norm", {"weight": torch.randn(5)}, r"weight must have shape \(6,\), got \(5,\)"),
-    ("bias_gelu_dropout", {"bias": torch.randn(1)}, r"bias must have shape \(6,\)"),
-    ("bias_gelu_dropout", {"x": torch.randn(4)}, "x must have shape"),
+    ("bias_activation_dropout", {"bias": torch.randn(1)}, r"bias must have shape \(6,\)"),
+    ("bias_activation_dropout", {"x": torch.randn(4)}, "x must have shape"),
+    ("bias_activation_dropout", {"activation": "tanh"}, "activation must be one of gelu, relu, got 'tanh'"),
+    ("mlp", {"activation": "gelu_new"}, "activation must be one of gelu, relu, got 'gelu_new'"),
     ("mlp", {"weight1": torch.randn(5, 6)}, r"weight1 must fit x \(4, 6\) and bias1 \(8,\), got \(5, 6\)"),
     ("mlp", {"weight2": torch.randn(6, 5)}, r"weight2 must fit"),
     ("embedding_layer_norm", {"word_weight": torch.randn(9, 5)}, r"word_weight must have 6 columns .* got \(9, 5\)"),
