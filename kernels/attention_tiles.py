@@ -310,8 +310,8 @@ def attention_arguments(
     tile, listed = attention_tile(max_seqlen, total_tokens, num_sequences, block_m)
     head_block = max(16, next_power_of_2(head_dim))
     config = attention_config(kernel, qkv.device, tile, qkv.dtype, head_block, drops(dropout))
-    owned = {"bwd_dkdv": config.block_n, "bwd_single_tile": tile}.get(kernel, config.block_m)
-    programs_per_tile = tile // owned
+    owned = config.block_n if kernel == "bwd_dkdv" else config.block_m
+    programs_per_tile = 1 if kernel == "bwd_single_tile" else tile // owned
     arguments = {
         "cu_seqlens_ptr": cu_seqlens,
         "prefix_lens_ptr": cu_seqlens if prefix_lens is None else prefix_lens,

@@ -19,19 +19,22 @@ __all__ = ["HeldKernel", "jit"]
 _VERSION = tuple(int(part) for part in triton.__version__.split(".")[:2])
 _HOLDS = (3, 6) <= _VERSION <= (3, 9) and not triton.knobs.runtime.interpret
 """True where a launch by Triton is known to be what is written here."""
+_RUNTIME, _COMPILATION = triton.knobs.runtime, triton.knobs.compilation
 _INT32 = range(-(2**31), 2**31)
 _LAUNCH = """
-def launch(grid, {arguments}, **options):
-    if ({addresses}) % 16 or kernel.pre_run_hooks or is_watched():
-        return kernel.run({arguments}, grid=grid, warmup=False, **options)
-    device = driver.active.get_current_device()
-    key = (device, {key}, *options.items())
-    held = kernel.held.get(key)
-    if held is None:
-        return kernel.hold(key, kernel.run({arguments}, grid=grid, warmup=False, **options))
-    stream = driver.active.get_current_stream(device)
-    held.run(*(*grid, 1, 1)[:3], stream, held.function, held.packed_metadata, None, None, None, {arguments})
-    return held
+def launch(_grid, {arguments}, **_options):
+    if ({addresses}) % 16 or _kernel.pre_run_hooks or _is_watched():
+        return _kernel.run({arguments}, grid=_grid, warmup=False, **_options)
+    _active = _driver.active
+    _device = _active.get_current_device()
+    _key = (_device, {key}, *_options.items())
+    _held = _kernel.held.get(_key)
+    if _held is None:
+        return _kernel.hold(_key, _kernel.run({arguments}, grid=_grid, warmup=False, **_options))
+    _x, _y, _z = (*_grid, 1, 1)[:3]
+    _stream = _active.get_current_stream(_device)
+    _held.run(_x, _y, _z, _stream, _held.function, _held.packed_metadata, None, None, None, {arguments})
+    return _held
 """
 """A launch, written out for the parameters of a kernel: a loop over them would take half of Triton's time."""
 
@@ -41,12 +44,11 @@ _KEYS = {"constexpr": "{}", "ptr": "{}.dtype", "desc": "{0}.base.dtype, *{0}.blo
 
 def _is_watched() -> bool:
     """True while a debugger, an instrument or a profiler takes part in launches: they are Triton's then."""
-    runtime = triton.knobs.runtime
-    enter, leave = runtime.launch_enter_hook, runtime.launch_exit_hook  # chains of hooks, or one that was set
+    enter, leave = _RUNTIME.launch_enter_hook, _RUNTIME.launch_exit_hook  # chains of hooks, or one that was set
     return bool(
-        runtime.debug
-        or runtime.add_stages_inspection_hook
-        or triton.knobs.compilation.instrumentation_mode
+        _RUNTIME.debug
+        or _RUNTIME.add_stages_inspection_hook
+        or _COMPILATION.instrumentation_mode
         or getattr(enter, "calls", enter)
         or getattr(leave, "calls", leave)
     )
@@ -78,14 +80,14 @@ class HeldKernel(JITFunction[Any]):
         key = []
         for param in self.params:
             kind = "constexpr" if param.is_constexpr else param.name.rpartition("_")[2]
-            key.append(_KEYS.get(kind, "number_class({})").format(param.name))
+            key.append(_KEYS.get(kind, "_number_class({})").format(param.name))
         source = _LAUNCH.format(
             arguments=", ".join(self.arg_names),
             addresses=" | ".join(f"{name}.data_ptr()" for name in self.arg_names if name.endswith("_ptr")),
             key=", ".join(key),
         )
         names: dict[str, Any] = {
-            "kernel": self, "driver": driver, "is_watched": _is_watched, "number_class": _number_class,
+            "_kernel": self, "_driver": driver, "_is_watched": _is_watched, "_number_class": _number_class,
         }  # fmt: skip
         exec(source, names)
         self._launch: Callable[..., CompiledKernel | None] = names["launch"]

@@ -21,13 +21,13 @@ from erniem_fast.kernels.jit import HeldKernel, jit
 def add_kernel(
     x_ptr,
     y_ptr,
-    step,
+    key,
     size,
     scale,
     block: tl.constexpr,
     scales: tl.constexpr,
 ):
-    offs = tl.program_id(0).to(tl.int64) * step + tl.arange(0, block)
+    offs = tl.program_id(0).to(tl.int64) * key + tl.arange(0, block)
     x = tl.load(x_ptr + offs, mask=offs < size, other=0.0)
     if scales:
         x *= scale
@@ -75,12 +75,12 @@ def is_held(*args: Any, **kwargs: Any) -> bool:
 def check() -> None:
     assert isinstance(add_kernel, HeldKernel)
     x, y = torch.zeros(64), torch.zeros(64)
-    plain: dict[str, Any] = {"step": 5, "size": 7, "scale": 2.0, "block": 16, "scales": True, "num_warps": 4}
+    plain: dict[str, Any] = {"key": 5, "size": 7, "scale": 2.0, "block": 16, "scales": True, "num_warps": 4}
     assert is_held(x, y, **plain)
     assert is_held(x, y, **plain | {"size": 1})  # not specialised
     assert len(add_kernel.held) == 2
     others: list[dict[str, Any]] = [
-        {"step": 1}, {"step": 32}, {"step": 2**31}, {"step": -(2**31)}, {"step": 0}, {"size": 2**31},
+        {"key": 1}, {"key": 32}, {"key": 2**31}, {"key": -(2**31)}, {"key": 0}, {"size": 2**31},
         {"size": 2**31 + 16}, {"scale": 3}, {"block": 32}, {"scales": False}, {"num_warps": 2},
         {"num_warps": 2, "num_stages": 1},
     ]  # fmt: skip
