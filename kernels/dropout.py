@@ -23,7 +23,9 @@ once and moves no random number between threads:
         counter = (start + r, (head * 2**16 + c) xor tweak)      r, c = row and column without their bit of value 8
         word = row // 8 % 2                                      half = low if column // 8 % 2 is 0, else high
 
-Seven rounds: the fewest of either width that the paper lists as passing BigCrush. Philox2x32 has a key of 32 bits
+Seven rounds: of Philox4x32 the fewest that the paper lists as passing BigCrush; of Philox2x32 one more than its authors
+ask for (the comment in philox.h of their library, Random123: no statistical flaws known from six rounds on).
+Philox2x32 has a key of 32 bits
 only, less than seeds and sites have: that is why the tweak moves its counters as well. Up to 2**16 heads and 2**16
 columns, no two calls of a site share a counter.
 """

@@ -100,24 +100,25 @@ def attention_changes(kernel: str, tile: int) -> list[dict[str, Any]]:
     if kernel == "bwd_single_tile":
         return all_of(num_warps=(4, 8), num_stages=(1, 2, 3), max_registers=(0, 128))
     if kernel == "bwd_dkdv":  # a program owns columns, all of a tile's or half of them; a cap only makes it spill
-        whole = all_of(block_m=(16, 32, 64, 128), num_warps=(4, 8), num_stages=(1, 2, 3))
+        whole = all_of(block_m=(16, 32, 64, 128), block_n=(tile,), num_warps=(4, 8), num_stages=(1, 2, 3))
         return whole + all_of(block_m=(32, 64), block_n=(tile // 2,), num_warps=(4,), num_stages=(1, 2, 3))
     return all_of(block_n=(16, 32, 64, 128), num_warps=(4, 8), num_stages=(1, 2, 3), max_registers=(0, 128))
 
 
 def row_changes(kernel: str) -> list[dict[str, Any]]:
     """Fields of a row kernel's row that are tried: (block_m, num_warps) by the others."""
-    rows = ((1, 1), (1, 2), (1, 4), (1, 8), (2, 2), (2, 4), (2, 8), (4, 2), (4, 4), (4, 8), (8, 4), (8, 8))
+    rows = ((1, 1), (2, 1), (4, 1), (1, 2), (2, 2), (1, 4), (2, 4), (4, 4), (8, 4), (1, 8), (4, 8), (8, 8))
+    if not kernel.startswith("activation") and kernel.endswith("bwd"):  # more rows than warps spill
+        rows = tuple((m, warps) for m, warps in rows if m <= warps)
     blocks = {"block_n": (256, 512, 1024, 2048)} if kernel.startswith("activation") else {}
-    programs = {"max_programs": (528, 1056), "num_stages": (1, 3)} if kernel.endswith("bwd") else {}
+    programs = {"max_programs": (264, 528, 1056), "num_stages": (1, 2, 3)} if kernel.endswith("bwd") else {}
     return [{"block_m": m, "num_warps": warps} | more for m, warps in rows for more in all_of(**blocks, **programs)]
 
 
 def linear_changes() -> list[dict[str, Any]]:
     """Fields of a linear row that are tried: (block_m, block_n) by the others."""
     tiles = ((64, 128), (128, 64), (128, 128), (128, 256), (256, 128))
-    more = all_of(block_k=(32, 64), num_warps=(4, 8), num_stages=(3, 4, 5), flatten=(True, False))
-    more += all_of(block_k=(64,), num_warps=(8,), num_stages=(3, 4), flatten=(True, False), max_registers=(128,))
+    more = all_of(block_k=(32, 64), num_warps=(4, 8), num_stages=(3, 4, 5), flatten=(True, False), programs=(1, 2))
     return [{"block_m": m, "block_n": n} | change for (m, n), change in product(tiles, more)]
 
 

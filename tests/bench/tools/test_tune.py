@@ -194,7 +194,7 @@ def test_a_row_that_spills_is_not_sound() -> None:
 from bench.tools import tune
 from erniem_fast.kernels.configs import AttentionConfig, LinearConfig
 columns = ("attention", "bwd_dkdv", "16x64", 128, True)
-wide = LinearConfig(128, 256, 64, 8, 3)
+wide = LinearConfig(256, 256, 64, 4, 3)
 for entry, row in (
     (columns, AttentionConfig(32, 128, 8, 2)), (columns, AttentionConfig(128, 128, 4, 2)),
     (("linear", 16, True), LinearConfig(128, 128, 64, 8, 4)), (("linear", 16, True), wide),
