@@ -25,9 +25,9 @@ once and moves no random number between threads:
 
 Seven rounds: of Philox4x32 the fewest that the paper lists as passing BigCrush; of Philox2x32 one more than its authors
 ask for (the comment in philox.h of their library, Random123: no statistical flaws known from six rounds on).
-Philox2x32 has a key of 32 bits
-only, less than seeds and sites have: that is why the tweak moves its counters as well. Up to 2**16 heads and 2**16
-columns, no two calls of a site share a counter.
+
+Philox2x32 has a key of 32 bits only, less than seeds and sites have: that is why the tweak moves its counters as well.
+Up to 2**16 heads and 2**16 columns, no two calls of a site share a counter.
 """
 
 from typing import NamedTuple

@@ -107,9 +107,9 @@ def attention_changes(kernel: str, tile: int) -> list[dict[str, Any]]:
 
 def row_changes(kernel: str) -> list[dict[str, Any]]:
     """Fields of a row kernel's row that are tried: (block_m, num_warps) by the others."""
-    rows = ((1, 1), (2, 1), (4, 1), (1, 2), (2, 2), (1, 4), (2, 4), (4, 4), (8, 4), (1, 8), (4, 8), (8, 8))
+    rows = [(1, 1), (2, 1), (4, 1), (1, 2), (2, 2), (1, 4), (2, 4), (4, 4), (8, 4), (1, 8), (4, 8), (8, 8)]
     if not kernel.startswith("activation") and kernel.endswith("bwd"):  # more rows than warps spill
-        rows = tuple((m, warps) for m, warps in rows if m <= warps)
+        rows = [(m, warps) for m, warps in rows if m <= warps]
     blocks = {"block_n": (256, 512, 1024, 2048)} if kernel.startswith("activation") else {}
     programs = {"max_programs": (264, 528, 1056), "num_stages": (1, 2, 3)} if kernel.endswith("bwd") else {}
     return [{"block_m": m, "num_warps": warps} | more for m, warps in rows for more in all_of(**blocks, **programs)]
