@@ -21,6 +21,7 @@ import functools
 
 import torch
 import torch.nn.functional as F
+import triton
 import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
@@ -67,6 +68,7 @@ def _linear_fwd_kernel(
     USE_PTX: tl.constexpr,
     STORE_PRODUCT: tl.constexpr,
     FLATTEN: tl.constexpr,  # the pipeline runs on from one tile into the next
+    PARTS: tl.constexpr,  # 2: the epilogue takes one half of the columns after the other
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -87,22 +89,58 @@ def _linear_fwd_kernel(
             weight = weight_desc.load([start_n, start_k])
             acc = multiply(x, tl.trans(weight), acc, PRECISION)
 
-        offs_m, offs_n = start_m + tl.arange(0, BLOCK_M), start_n + tl.arange(0, BLOCK_N)
-        mask_n = offs_n < N
-        mask = (offs_m < M)[:, None] & mask_n[None, :]
-        offsets = offs_m.to(tl.int64)[:, None] * N + offs_n[None, :]
-        product = narrow(acc, y_ptr.dtype.element_ty)
-        if STORE_PRODUCT:
-            tl.store(product_ptr + offsets, product, mask=mask)
-        y = product.to(tl.float32)
-        if HAS_BIAS:
-            y += tl.load(bias_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)[None, :]
-        if ACTIVATION is not None:
-            y = activate(y, ACTIVATION)
-        if APPLY_DROPOUT:
-            keep = keep_rows(tl.load(seed_ptr), site, offs_m[:, None], offs_n[None, :], threshold, USE_PTX)
-            y = tl.where(keep, y * keep_scale, 0.0)
-        tl.store(y_ptr + offsets, narrow(y, y_ptr.dtype.element_ty), mask=mask)
+        for part in tl.static_range(PARTS):
+            if PARTS == 1:
+                columns = acc
+            else:
+                halves = tl.split(tl.permute(tl.reshape(acc, (BLOCK_M, 2, BLOCK_N // 2)), (0, 2, 1)))
+                columns = halves[part]
+            _store_columns(
+                columns, bias_ptr, y_ptr, product_ptr, seed_ptr, M, N, start_m, start_n + part * (BLOCK_N // PARTS),
+                site, threshold, keep_scale, HAS_BIAS, ACTIVATION, APPLY_DROPOUT, USE_PTX, STORE_PRODUCT, BLOCK_M,
+                BLOCK_N // PARTS,
+            )  # fmt: skip
+
+
+@triton.jit
+def _store_columns(
+    acc,  # (BLOCK_M, BLOCK_N)
+    bias_ptr,  # (N,)
+    y_ptr,  # (M, N)
+    product_ptr,  # (M, N), if STORE_PRODUCT
+    seed_ptr,  # (1,) int64
+    M,
+    N: tl.constexpr,
+    start_m,
+    start_n,
+    site,
+    threshold,
+    keep_scale,
+    HAS_BIAS: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    APPLY_DROPOUT: tl.constexpr,
+    USE_PTX: tl.constexpr,
+    STORE_PRODUCT: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """The epilogue: y, and the product, of a block whose sums are acc."""
+    offs_m, offs_n = start_m + tl.arange(0, BLOCK_M), start_n + tl.arange(0, BLOCK_N)
+    mask_n = offs_n < N
+    mask = (offs_m < M)[:, None] & mask_n[None, :]
+    offsets = offs_m.to(tl.int64)[:, None] * N + offs_n[None, :]
+    product = narrow(acc, y_ptr.dtype.element_ty)
+    if STORE_PRODUCT:
+        tl.store(product_ptr + offsets, product, mask=mask)
+    y = product.to(tl.float32)
+    if HAS_BIAS:
+        y += tl.load(bias_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)[None, :]
+    if ACTIVATION is not None:
+        y = activate(y, ACTIVATION)
+    if APPLY_DROPOUT:
+        keep = keep_rows(tl.load(seed_ptr), site, offs_m[:, None], offs_n[None, :], threshold, USE_PTX)
+        y = tl.where(keep, y * keep_scale, 0.0)
+    tl.store(y_ptr + offsets, narrow(y, y_ptr.dtype.element_ty), mask=mask)
 
 
 def is_aligned(x: Tensor, weight: Tensor) -> bool:
@@ -149,8 +187,8 @@ def launch_linear(
         _descriptor(x, [config.block_m, config.block_k]),
         _descriptor(weight, [config.block_n, config.block_k]),
         weight if bias is None else bias, y, product, M=m, N=n, K=k, HAS_BIAS=bias is not None, ACTIVATION=activation,
-        STORE_PRODUCT=save, FLATTEN=config.flatten, PRECISION=precision(x.dtype, x.device), BLOCK_M=config.block_m,
-        BLOCK_N=config.block_n, BLOCK_K=config.block_k, **launch_options(config, x.device),
+        STORE_PRODUCT=save, FLATTEN=config.flatten, PARTS=config.parts, PRECISION=precision(x.dtype, x.device),
+        BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k, **launch_options(config, x.device),
         **dropout_arguments(dropout, y),
     )  # fmt: skip
     return y, product

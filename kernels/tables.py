@@ -63,6 +63,7 @@ class LinearConfig:
         flatten: True if the pipeline runs on from one tile into the next.
         max_registers: most registers a thread; 0: no cap.
         programs: programs a multiprocessor, so that one's epilogue hides behind another's products.
+        parts: 1, or 2 for an epilogue that takes one half of a tile's columns after the other.
     """
 
     block_m: int
@@ -73,6 +74,7 @@ class LinearConfig:
     flatten: bool = True
     max_registers: int = 0
     programs: int = 1
+    parts: int = 1
 
 
 ROWS: dict[str, tuple[RowConfig, RowConfig]] = {

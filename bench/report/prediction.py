@@ -161,6 +161,17 @@ class Model:
         part = self.kernels[kernel, f"n{size}"][0]
         return part["issue"] * elements * 32 * part["warps"] / (part["rows"] * min(part["columns"], size))
 
+    def l2(self) -> Iterator[tuple[str, float, float]]:
+        """(what, bytes, seconds): operands that programs ask of L2 over and over, and the time that L2 has for them."""
+        inner, hidden = BASE.intermediate_size, BASE.hidden_size
+        tile = self.kernels["linear_fwd", f"n{inner} gelu"][-1]
+        for rows, columns in {(tile["rows"], tile["columns"]), (128, 256)}:
+            asked = TOKENS / rows * inner / columns * (rows + columns) * hidden * ITEMSIZE
+            yield f"linear1, tiles {rows} x {columns}", asked, 2 * TOKENS * hidden * inner / MATRIX
+        for own in {self.kernels["attn_bwd_dkdv", "d64 tile 128 list"][-1]["columns"], 128}:
+            asked = TOKENS * 512 / own * 2 * hidden * ITEMSIZE  # Q and dO for each block of columns
+            yield f"attention backward, 512, {own} columns a program", asked, self.attention([512] * 128, BACKWARD)
+
     def bars(self) -> Iterator[Bar]:
         """Numbers to reach."""
         long, inner = "d64 tile 128 list", BASE.intermediate_size

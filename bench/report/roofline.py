@@ -120,6 +120,7 @@ def render(results: Path) -> str:
     bars = [
         [bar.what, f"{bar.value:,.4g}", f"at {'least' if bar.least else 'most'} {bar.bar:g}"] for bar in model.bars()
     ]
+    l2 = [[what, f"{asked / 1e9:.1f}", f"{asked / time / 1e12:.1f}"] for what, asked, time in sorted(model.l2())]
     return f"""# Roofline
 
 Made by `python -m bench.report --write`. 64 k tokens, bfloat16; kernels at base width. Bytes and FLOPs are those of the
@@ -145,6 +146,10 @@ a trip the model says 360. Read it as +-20 %, and ratios as better than that. GE
 feed-forward block, which computes its activation again; the embedding's, with the tables' gradients, is not counted.
 
 {markdown(["what", "lengths", "pass", "dropout", "MB", "GFLOP", *floors, "predicted, µs", "measured, µs"], lines)}
+
+What tiles ask of L2, from which the model takes nothing: where it gives less, it is the limit.
+
+{markdown(["what", "GB", "TB/s in the predicted time"], l2)}
 
 Counts and predictions that have a number to reach; `make counted` checks them:
 

@@ -119,7 +119,10 @@ def linear_changes() -> list[dict[str, Any]]:
     """Fields of a linear row that are tried: (block_m, block_n) by the others."""
     tiles = ((64, 128), (128, 64), (128, 128), (128, 256), (256, 128))
     more = all_of(block_k=(32, 64), num_warps=(4, 8), num_stages=(3, 4, 5), flatten=(True, False), programs=(1, 2))
-    return [{"block_m": m, "block_n": n} | change for (m, n), change in product(tiles, more)]
+    halves = all_of(
+        block_m=(128,), block_n=(256,), num_warps=(8,), num_stages=(3, 4), flatten=(True, False), parts=(2,)
+    )
+    return [{"block_m": m, "block_n": n} | change for (m, n), change in product(tiles, more)] + halves
 
 
 def candidates(entry: Entry, row: Any) -> list[Any]:

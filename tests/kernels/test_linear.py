@@ -11,6 +11,7 @@ from helpers.closeness import error
 from helpers.row_cases import dropout_of
 
 from erniem_fast.kernels import activation, linear
+from erniem_fast.kernels.configs import LinearConfig
 
 SHAPES = [(1, 24, 3), (37, 40, 200), (300, 72, 130), (64, 128, 128)]
 """rows, in_features, out_features: below a tile, tails in all directions, several tiles a program, whole tiles."""
@@ -97,3 +98,14 @@ def test_operands_in_odd_places(device: torch.device) -> None:
 def test_no_rows(device: torch.device) -> None:
     x, weight, bias = operands((0, 24, 40), torch.float32, device)
     assert linear.linear(x, weight, bias).shape == (0, 40)
+
+
+def test_an_epilogue_in_halves(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight, bias = operands((70, 40, 100), torch.bfloat16, device)
+    dropout = dropout_of(0.3, device, site=5)
+    results = []
+    for parts in (1, 2):
+        config = LinearConfig(64, 64, 32, 4, 2, False, parts=parts)
+        monkeypatch.setattr(linear, "linear_config", lambda *_, config=config: config)
+        results += [linear.launch_linear(x, weight, bias, "gelu", dropout, save=True)]
+    assert all(torch.equal(one, two) for one, two in zip(*results, strict=True))
