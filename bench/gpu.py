@@ -12,6 +12,7 @@ the call that wrote DIR stopped. Without a GPU nothing is done but a dry run. do
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -78,11 +79,20 @@ def is_whole(folder: Path, part: str, tiny: bool) -> bool:
     return same and not (content["left_out"] or content.get("under_way") or (part == "smoke" and content["failed"]))
 
 
+def is_wrong(folder: Path, part: str) -> bool:
+    """True if a part that is whole has found something of ours wrong."""
+    content = {} if part in TUNED else read(newest(folder, part))
+    if part == "check":
+        return check.is_wrong(content)
+    return any(failure["provider"].startswith(suite.OUR_PROVIDERS) for failure in content.get("failed", []))
+
+
 def run_all(options: argparse.Namespace) -> int:
     """All parts that are not whole yet, as far as the time reaches; the exit code."""
     end, folder = monotonic() + 60 * options.minutes, suite.output_of(options)
     resumed, tiny = bool(options.resume), options.tiny
-    parts, last, codes = ("smoke", "check", *PARTS), () if tiny else tuple(TUNED), {}
+    parts, last = ("smoke", "check", *PARTS), () if tiny else tuple(TUNED)
+    codes: dict[str, int] = {}
     # Each part once, then what was left of them, so that one with many cases does not keep the others waiting.
     turns = sorted(parts, key=lambda part: resumed and part != "smoke" and newest(folder, part) is not None)
     for name in (*turns, *parts, *last):
@@ -91,6 +101,7 @@ def run_all(options: argparse.Namespace) -> int:
             break
         options.resume = resumed or name in codes
         if options.resume and is_whole(folder, name, tiny):
+            codes.setdefault(name, int(is_wrong(folder, name)))
             continue
         print(f"== {name}", flush=True)
         codes[name] = step(name, options, seconds)
@@ -109,7 +120,8 @@ def step(name: str, options: argparse.Namespace, seconds: float) -> int:
         return measure(name, options, min(seconds, suite.SECONDS[name]))
     given = min(seconds, TUNED.get(name, check.SECONDS))
     command = [sys.executable, "-m", "bench.gpu" if name == "check" else "bench.tools.tune", name]
-    command += ["--output", str(options.output), "--seconds", f"{given:.0f}", "--resume", *["--tiny"] * options.tiny]
+    command += ["--output", str(options.output), "--seconds", f"{given:.0f}", *["--tiny"] * options.tiny]
+    command += ["--resume"] * bool(options.resume)
     code = run_for(command, given + MARGIN)
     return 1 if code is None else code
 
@@ -141,4 +153,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that it ends what it has started
     raise SystemExit(main())

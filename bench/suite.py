@@ -146,7 +146,10 @@ def output_of(options: argparse.Namespace) -> Path:
         partial = options.tiny or options.only
         options.output = Path(tempfile.mkdtemp(prefix="bench-")) if partial else RESULTS
     if isinstance(options.resume, Path):
-        carry(options.resume, options.output)
+        try:
+            carry(options.resume, options.output)
+        except FileNotFoundError as error:
+            raise SystemExit(str(error)) from error
         options.resume = True
     return Path(options.output)
 

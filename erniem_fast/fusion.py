@@ -203,12 +203,14 @@ def as_one(tensors: Sequence[Tensor]) -> Tensor | None:
     """The concatenation of plain tensors as a view, where they lie one behind the other in memory; else None.
 
     Looked up by address, so that a tensor that was replaced is noticed. None where gradients are recorded, which a view
-    of the first tensor would not pass on to the others, and where there are no addresses (torch.compile, torch.func).
+    of the first tensor would not pass on to the others, nor their tangents, and where there are no addresses
+    (torch.compile, torch.func).
     """
     if (
         torch.is_grad_enabled()
         or torch.compiler.is_compiling()
         or torch._C._functorch.maybe_current_level() is not None
+        or torch.autograd.forward_ad._current_level >= 0
     ):
         return None
     first, shape = tensors[0], tensors[0].shape

@@ -330,5 +330,7 @@ def attention_arguments(
         **launch_options(config, qkv.device),
         **dropout_arguments(dropout, cu_seqlens),
     }
+    if head_dim < head_block:  # masks of the columns past the last take registers: under a cap they would spill
+        arguments.pop("maxnreg", None)
     slots = tile_slots(tile, total_tokens, num_sequences) if listed else num_sequences + 1
     return arguments, config, slots * programs_per_tile

@@ -34,8 +34,9 @@ def multiply(a, b, acc, PRECISION: tl.constexpr):
 
 
 def uses_ptx(device: torch.device) -> bool:
-    """True if kernels may hold NVIDIA's assembly; not while they are interpreted, nor on AMD."""
-    return not INTERPRETED and configs.architecture(device).startswith("sm_")
+    """True if kernels may hold NVIDIA's assembly of sm_80 and later; not while they are interpreted."""
+    vendor, _, number = configs.architecture(device).partition("_")
+    return not INTERPRETED and vendor == "sm" and int(number) >= 80
 
 
 def cdiv(a: int, b: int) -> int:

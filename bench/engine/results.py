@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-MAY_DIFFER = ("date", "commit", "dirty")
+MAY_DIFFER = ("date", "commit", "dirty", "driver")
 """Fields in which runs of one file may differ: it is the digest of the sources that says what was measured."""
 
 
@@ -87,7 +87,13 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def carry(source: Path, target: Path) -> None:
-    """Copy the result files of a folder, which may be read-only, into another one that lacks them."""
+    """Copy the result files of a folder, which may be read-only, into another one that lacks them.
+
+    Raises:
+        FileNotFoundError: the folder holds none.
+    """
+    if not any(source.glob("*.json")):
+        raise FileNotFoundError(f"--resume must name a folder of result files, got {source}, which holds none")
     target.mkdir(parents=True, exist_ok=True)
     for path in source.glob("*.json"):
         if not (target / path.name).exists():

@@ -12,8 +12,8 @@ from ..inference.progress import progress_bar
 from ..modeling import ErnieMModel
 from ..packing import PackedBatch
 
-BATCHES = ((16, 16, 8), (32, 16), (64, 20), (100, 20, 1), (512,))
-"""Lengths of sequences: one batch for each choice of attention tiles."""
+BATCHES = ((16, 16, 8), (32, 16), (64, 20), (100, 20, 1), (300,), (512,))
+"""Lengths of sequences: one batch for each choice of attention tiles and of the loops over them."""
 
 
 def warm_up(

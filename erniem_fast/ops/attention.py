@@ -98,7 +98,7 @@ def varlen_attention(
         cu_seqlens: (num_sequences + 1,) int32, from 0 to total_tokens. Sequences may be empty.
         max_seqlen: tokens in the longest sequence, or more.
         prefix_lens: (num_sequences,) int32: rows of a sequence before its prefix length p see only columns before
-            p, rows from p on see all. None, 0 and the sequence's length: full attention.
+            p, rows from p on see all. None, 0 and the sequence's length: full attention, unless it is causal.
         causal: True if row i sees columns up to i only, and with prefix_lens all columns before its prefix length.
         dropout: None for none.
         plan: from `attention_plan` of the same offsets; None: made here.

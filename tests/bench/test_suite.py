@@ -371,6 +371,9 @@ class Workers:
             words = dict(pairwise(command))
             folder, part = Path(words["--output"]), "check" if "check" in command else command[3]
             content = {"sources": gpu.digest(*gpu.SOURCES), "tiny": True, "left_out": [], "failed": []}
+            if part == "check":
+                tests = {"passed": 3, "failed": {"one": "wrong"} if end.get("code") else {}}
+                content |= {"tests": tests, "compute_sanitizer": "no errors"}
             folder.mkdir(exist_ok=True)
             path = folder / f"gpu-{part}-cpu-2030-01-02.json"
             path.write_text(json.dumps(content | {"under_way": None} | end.get("content", {})), encoding="utf-8")
@@ -417,16 +420,23 @@ def test_all_runs_every_part_once_and_then_what_is_left(workers: Workers, tmp_pa
     assert len(list((tmp_path / "one").iterdir())) <= 8
     workers.commands.clear()
     another = [*arguments[:3], str(tmp_path / "two"), *arguments[4:], "--resume", str(tmp_path / "one")]
-    assert gpu.main(another) == 0
-    assert workers.commands == [], "all of it is whole"
+    assert gpu.main(another) == 1
+    assert workers.commands == [], "all of it is whole, and what the check found stays wrong"
     kernels = tmp_path / "two" / "gpu-kernels-cpu-2030-01-02.json"
     kernels.write_text(kernels.read_text("utf-8").replace('"left_out": []', '"left_out": ["a"]'), encoding="utf-8")
     (tmp_path / "two" / "gpu-models-cpu-2030-01-02.json").unlink()
-    assert gpu.main([*another[:-1], str(tmp_path / "two")]) == 0
+    assert gpu.main([*another[:-1], str(tmp_path / "two")]) == 1
     assert names(workers) == ["models", "kernels"], "what had no turn comes first"
     workers.commands.clear()
     assert gpu.main(another[:-2]) == 0
     assert names(workers) == ["smoke", "check", "kernels", "models"], "without --resume all of it is done again"
+    assert not any("--resume" in command for command in workers.commands)
+
+
+def test_a_folder_to_resume_from_must_hold_results(workers: Workers, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="--resume must name a folder of result files, got .*nowhere"):
+        gpu.main(["all", "--tiny", "--output", str(tmp_path), "--resume", str(tmp_path / "nowhere")])
+    assert workers.commands == []
 
 
 def test_a_part_that_cannot_begin_is_started_once(workers: Workers, tmp_path: Path) -> None:

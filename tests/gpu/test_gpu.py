@@ -36,7 +36,8 @@ CUDA = torch.device("cuda")
 KERNELS = [
     attention_forward._attn_fwd_kernel, attention_backward._attn_bwd_single_tile_kernel,
     attention_backward._attn_bwd_dq_kernel, attention_backward._attn_bwd_dkdv_kernel,
-    attention_tiles._attn_tiles_kernel, layer_norm._layer_norm_fwd_kernel, layer_norm._layer_norm_bwd_kernel,
+    attention_tiles._attn_tile_sums_kernel, attention_tiles._attn_tiles_kernel,
+    layer_norm._layer_norm_fwd_kernel, layer_norm._layer_norm_bwd_kernel,
     activation._activation_fwd_kernel, activation._activation_bwd_kernel, embedding._embedding_fwd_kernel,
     embedding._embedding_bwd_kernel, segment_sum._segment_sum_chunks_kernel, segment_sum._segment_sum_merge_kernel,
 ]  # fmt: skip
@@ -193,7 +194,7 @@ def _no_sync() -> Iterator[None]:
 
 def test_packed_input_never_waits(request: pytest.FixtureRequest) -> None:
     model = make(torch.bfloat16).train()
-    batch = random_batch(10_000)  # long enough for the sort that large inputs take
+    batch = random_batch(10_000)  # long enough for the sort that a table's gradient takes
     model(batch).last_hidden_state.sum().backward()
     request.getfixturevalue("_no_sync")
     model(batch).last_hidden_state.sum().backward()

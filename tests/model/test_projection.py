@@ -22,7 +22,8 @@ from helpers.pairs import (
     make,
     real,
 )
-from torch import nn
+from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from erniem_fast import fusion, join_projections
 
@@ -340,3 +341,29 @@ def test_neighbours_by_chance_are_not_one() -> None:
         assert torch.equal(fusion.as_one(list(memory.view(3, 2, 4))), memory.view(6, 4))
         assert fusion.as_one(list(memory.view(3, 2, 4))[::-1]) is None
     assert fusion.as_one(list(memory.view(3, 2, 4))) is None  # gradients are recorded
+
+
+class Projections(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(6, 6) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return fusion.project_qkv(self.q_proj, self.k_proj, self.v_proj, x)
+
+
+def test_joined_projections_pass_tangents_on() -> None:
+    module, x = Projections().double(), torch.randn(4, 6).double()
+    tangents = {name: torch.randn_like(parameter) for name, parameter in module.named_parameters()}
+
+    def tangent() -> Tensor:
+        with torch.no_grad(), forward_ad.dual_level():
+            duals = {
+                name: forward_ad.make_dual(parameter.detach(), tangents[name])
+                for name, parameter in module.named_parameters()
+            }
+            return forward_ad.unpack_dual(torch.func.functional_call(module, duals, x)).tangent.clone()
+
+    apart = tangent()
+    assert join_projections(module) == 1
+    torch.testing.assert_close(tangent(), apart)

@@ -147,7 +147,7 @@ def test_some_local_memory_is_known_outside_loops(stack: int, looped: int, known
 def compiled_two(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """The command compiles a good kernel, a faulty one and one with a known fault, and writes to this file."""
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    faulty = changed(case="d64 tile 32", stack=40, registers=255)
+    faulty = changed(case="d64 tile 32", stack=40, looped_spills=1, registers=255)
     known = changed(
         architecture="sm_120", kernel="attn_bwd_dq_kernel", case="d128 tile 64 list", stack=8, spills=2, hgmma=0
     )
