@@ -434,7 +434,7 @@ def test_all_runs_every_part_once_and_then_what_is_left(workers: Workers, tmp_pa
 
 
 def test_a_folder_to_resume_from_must_hold_results(workers: Workers, tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="--resume must name a folder of result files, got .*nowhere"):
+    with pytest.raises(SystemExit, match=r"--resume must name a folder of result files, got .*nowhere"):
         gpu.main(["all", "--tiny", "--output", str(tmp_path), "--resume", str(tmp_path / "nowhere")])
     assert workers.commands == []
 
