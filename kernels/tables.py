@@ -80,7 +80,7 @@ class LinearConfig:
 ROWS: dict[str, tuple[RowConfig, RowConfig]] = {
     # on every architecture; rows of up to 1024 columns, each within a warp, and wider ones, each a program
     "layer_norm_fwd": (RowConfig(2, 1), RowConfig(1, 8)),
-    "layer_norm_bwd": (RowConfig(1, 1, 1056, 16, num_stages=2), RowConfig(1, 8, num_stages=3)),
+    "layer_norm_bwd": (RowConfig(1, 1, 1056, 16, num_stages=2), RowConfig(1, 8, num_stages=2)),
     "embedding_fwd": (RowConfig(2, 1), RowConfig(1, 8)),
     "embedding_bwd": (RowConfig(1, 1, 1056, 16, num_stages=2), RowConfig(1, 8, num_stages=2)),
     "activation_fwd": (RowConfig(2, 4, block_n=1024), RowConfig(2, 4, block_n=1024)),
@@ -132,7 +132,8 @@ ATTENTION: dict[str, dict[AttentionKey, AttentionConfig]] = {
         # 16 bits, head_dim to 128
         ("fwd", "16x128", 16): AttentionConfig(16, 16, 4, heads_per_tile=4),
         ("fwd", "16x128", 32): AttentionConfig(32, 32, 4, heads_per_tile=2),
-        ("fwd", "16x128", 64): AttentionConfig(64, 64, 8, 2),
+        ("fwd", "16x128", 64): AttentionConfig(64, 32, 8, 2),
+        ("fwd", "16x128", 64, "dropout"): AttentionConfig(64, 64, 8, 2),
         ("fwd", "16x128", 128): AttentionConfig(128, 32, 8),
         ("bwd_single_tile", "16x128", 16): AttentionConfig(16, 16, 4, heads_per_tile=4),
         ("bwd_single_tile", "16x128", 32): AttentionConfig(32, 32, 4, heads_per_tile=2),
@@ -226,8 +227,10 @@ ATTENTION: dict[str, dict[AttentionKey, AttentionConfig]] = {
         ("bwd_single_tile", "32x64", 128): AttentionConfig(32, 32, 4),
         ("bwd_dq", "32x64", 64): AttentionConfig(64, 32, 4, 2),
         ("bwd_dq", "32x64", 128): AttentionConfig(128, 64, 8, 2),
+        ("bwd_dq", "32x64", 128, "dropout"): AttentionConfig(128, 32, 8, 2),
         ("bwd_dkdv", "32x64", 64): AttentionConfig(16, 64, 4),
-        ("bwd_dkdv", "32x64", 128): AttentionConfig(32, 128, 8, 2),
+        ("bwd_dkdv", "32x64", 128): AttentionConfig(16, 128, 8, 2),
+        ("bwd_dkdv", "32x64", 128, "dropout"): AttentionConfig(32, 128, 8, 2),
         # float32, head_dim to 128
         ("fwd", "32x128", 16): AttentionConfig(16, 16, 8),
         ("fwd", "32x128", 32): AttentionConfig(16, 16, 8),
@@ -254,7 +257,8 @@ ATTENTION: dict[str, dict[AttentionKey, AttentionConfig]] = {
         ("fwd", "16x64", 32): AttentionConfig(32, 32, 4, heads_per_tile=2),
         ("fwd", "16x64", 64): AttentionConfig(64, 64, 4, 2),
         ("fwd", "16x64", 64, "dropout"): AttentionConfig(64, 64, 4),
-        ("fwd", "16x64", 128): AttentionConfig(128, 64, 8, 2),
+        ("fwd", "16x64", 128): AttentionConfig(128, 32, 8, 2),
+        ("fwd", "16x64", 128, "dropout"): AttentionConfig(128, 64, 8, 2),
         ("bwd_single_tile", "16x64", 16): AttentionConfig(16, 16, 4, heads_per_tile=4),
         ("bwd_single_tile", "16x64", 32): AttentionConfig(32, 32, 4, heads_per_tile=2),
         ("bwd_single_tile", "16x64", 64): AttentionConfig(64, 64, 4),
@@ -269,7 +273,7 @@ ATTENTION: dict[str, dict[AttentionKey, AttentionConfig]] = {
         ("fwd", "16x128", 16): AttentionConfig(16, 16, 4, heads_per_tile=4),
         ("fwd", "16x128", 32): AttentionConfig(32, 32, 4, heads_per_tile=2),
         ("fwd", "16x128", 64): AttentionConfig(64, 64, 8, 2),
-        ("fwd", "16x128", 64, "dropout"): AttentionConfig(64, 32, 8, 2),
+        ("fwd", "16x128", 64, "dropout"): AttentionConfig(64, 64, 4),
         ("fwd", "16x128", 128): AttentionConfig(128, 64, 8, 2),
         ("bwd_single_tile", "16x128", 16): AttentionConfig(16, 16, 4, heads_per_tile=4),
         ("bwd_single_tile", "16x128", 32): AttentionConfig(32, 32, 4, heads_per_tile=2),
@@ -359,7 +363,9 @@ ATTENTION: dict[str, dict[AttentionKey, AttentionConfig]] = {
         ("bwd_dkdv", "32x64", 16): AttentionConfig(16, 16, 4),
         ("bwd_dkdv", "32x64", 32): AttentionConfig(16, 16, 4),
         ("bwd_dkdv", "32x64", 64): AttentionConfig(16, 16, 4),
+        ("bwd_dkdv", "32x64", 64, "dropout"): AttentionConfig(16, 16, 8),
         ("bwd_dkdv", "32x64", 128): AttentionConfig(16, 16, 4),
+        ("bwd_dkdv", "32x64", 128, "dropout"): AttentionConfig(32, 16, 8),
         # float32, head_dim to 128
         ("fwd", "32x128", 16): AttentionConfig(16, 16, 8),
         ("fwd", "32x128", 32): AttentionConfig(16, 16, 8),
@@ -375,8 +381,11 @@ ATTENTION: dict[str, dict[AttentionKey, AttentionConfig]] = {
         ("bwd_dq", "32x128", 128): AttentionConfig(16, 32, 8),
         ("bwd_dkdv", "32x128", 16): AttentionConfig(32, 16, 8),
         ("bwd_dkdv", "32x128", 32): AttentionConfig(32, 16, 8),
+        ("bwd_dkdv", "32x128", 32, "dropout"): AttentionConfig(16, 16, 8),
         ("bwd_dkdv", "32x128", 64): AttentionConfig(32, 16, 8),
+        ("bwd_dkdv", "32x128", 64, "dropout"): AttentionConfig(16, 16, 8),
         ("bwd_dkdv", "32x128", 128): AttentionConfig(32, 16, 8),
+        ("bwd_dkdv", "32x128", 128, "dropout"): AttentionConfig(16, 16, 8),
     },
     # AMD CDNA3: matrix cores for 16 bits and float32 alike.
     # AttentionConfig(block_m, block_n, num_warps, num_stages)
