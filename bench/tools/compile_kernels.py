@@ -53,6 +53,7 @@ KNOWN = {
     r"sm_90 \S+ attn_(fwd|bwd_single_tile)_kernel, d(16|26|64) .*: spills: \d\d? bytes .*, 0 of them in loops": (
         "under a cap that makes room for another program; in no loop (`counts.md` has the bytes)"
     ),
+    r"sm_90 \S+ attn_tiles_kernel, any: spills: 8 bytes .*, 0 of them in loops": "once a forward (Triton 3.9)",
     r"gfx942 float32 attn_bwd_single_tile_kernel, d128 .* dropout.*: spills: 0 bytes .*, 0 of them in loops": (
         "to accumulators, not to memory; in no loop"
     ),
