@@ -135,7 +135,8 @@ def environment() -> dict[str, str]:
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     variables = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "TRITON_INTERPRET": "0"}
     variables.pop("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", None)  # some images set it: float32 products would be TF32
-    return variables
+    # The process that starts tests is no worker, even if a worker of pytest-xdist has started it.
+    return {name: value for name, value in variables.items() if not name.startswith("PYTEST_XDIST")}
 
 
 def main(folder: Path = RESULTS, seconds: float = SECONDS, resume: bool = False, tiny: bool = False) -> int:
