@@ -126,7 +126,12 @@ def measure(part: str, options: argparse.Namespace) -> int:
     print(f"{len(content['rows'])} figures, {len(failed)} failures, {left} cases left out: {file.path}", flush=True)
     if lost and left:
         return LOST
-    return int(any(failure["provider"].startswith(OUR_PROVIDERS) for failure in failed))
+    return int(is_wrong(content))
+
+
+def is_wrong(content: dict[str, Any]) -> bool:
+    """True if a result file names a failure of this project's."""
+    return any(failure["provider"].startswith(OUR_PROVIDERS) for failure in content["failed"])
 
 
 def _file(part: str, options: argparse.Namespace, about: dict[str, Any]) -> ResultFile | None:

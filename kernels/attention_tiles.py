@@ -193,9 +193,7 @@ def _attn_tile_sums_kernel(
 ):
     """Tiles of BLOCK sequences by class."""
     block = tl.program_id(0)
-    _, _, _, _, tiles = _tiles_of_block(
-        cu_seqlens_ptr, block, total_tokens, num_sequences, TILE, CLASSES, BLOCK
-    )  # fmt: skip
+    _, _, _, _, tiles = _tiles_of_block(cu_seqlens_ptr, block, total_tokens, num_sequences, TILE, CLASSES, BLOCK)
     tl.store(sums_ptr + block * CLASSES + tl.arange(0, CLASSES), tl.sum(tiles, 0))
 
 
@@ -311,7 +309,6 @@ def attention_arguments(
     head_block = max(16, next_power_of_2(head_dim))
     config = attention_config(kernel, qkv.device, tile, qkv.dtype, head_block, drops(dropout))
     owned = config.block_n if kernel == "bwd_dkdv" else config.block_m
-    programs_per_tile = 1 if kernel == "bwd_single_tile" else tile // owned
     arguments = {
         "cu_seqlens_ptr": cu_seqlens,
         "prefix_lens_ptr": cu_seqlens if prefix_lens is None else prefix_lens,
@@ -327,10 +324,9 @@ def attention_arguments(
         "PRECISION": precision(qkv.dtype, qkv.device),
         "TILE": tile,
         "BLOCK_D": head_block,
-        **launch_options(config, qkv.device),
+        # Masks of the columns past head_dim take registers: under a cap they would spill.
+        **launch_options(config, qkv.device, capped=head_dim == head_block),
         **dropout_arguments(dropout, cu_seqlens),
     }
-    if head_dim < head_block:  # masks of the columns past the last take registers: under a cap they would spill
-        arguments.pop("maxnreg", None)
     slots = tile_slots(tile, total_tokens, num_sequences) if listed else num_sequences + 1
-    return arguments, config, slots * programs_per_tile
+    return arguments, config, slots * (tile // owned)

@@ -200,10 +200,12 @@ def precision(dtype: torch.dtype, device: torch.device) -> str:
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "tf32x3"
 
 
-def launch_options(config: configs.AttentionConfig | configs.LinearConfig, device: torch.device) -> dict[str, int]:
-    """Warps, stages and the cap of registers, which AMD's compiler does not take."""
+def launch_options(
+    config: configs.AttentionConfig | configs.LinearConfig, device: torch.device, capped: bool = True
+) -> dict[str, int]:
+    """Warps, stages and, if capped, the cap of registers, which AMD's compiler does not take."""
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
-    if config.max_registers and configs.architecture(device).startswith("sm_"):
+    if capped and config.max_registers and configs.architecture(device).startswith("sm_"):
         options["maxnreg"] = config.max_registers
     return options
 

@@ -39,7 +39,7 @@ from erniem_fast.kernels import activation, attention, common, configs, embeddin
 from erniem_fast.kernels.dropout import Dropout
 from erniem_fast.kernels.jit import HeldKernel
 
-from .machine_code import read_amd, read_nvidia
+from .machine_code import disassemble, read_amd, read_nvidia
 
 REPORT = RESULTS / "compiled.md"
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942")
@@ -297,7 +297,7 @@ def compile_case(case: CompileCase) -> list[Compiled]:
 def inspect(launch: Launch, kernel: Any) -> Compiled:
     """Read a compiled kernel."""
     amd = "amdgcn" in kernel.asm
-    code = read_amd(kernel.asm["amdgcn"]) if amd else read_nvidia(kernel.asm["cubin"])
+    code = read_amd(kernel.asm["amdgcn"]) if amd else read_nvidia(disassemble(kernel.asm["cubin"]))
     code |= {"shared": kernel.metadata.shared, "tensor_memory": getattr(kernel.metadata, "tmem_size", None) or 0}
     return Compiled(**vars(launch), matrix="tt.dot" in kernel.asm["ttir"], code=code)
 

@@ -59,8 +59,8 @@ def count_case(case: CompileCase) -> list[Count]:
 
     def record(kernel: JITFunction, options: dict[str, Any], make: Any) -> None:
         launch, compiled = describe(case, kernel, options), make()
-        cubin = compiled.asm["cubin"]
-        read_out, parts = read_nvidia(cubin), parts_of(instructions_of(disassemble(cubin)))
+        text = disassemble(compiled.asm["cubin"])
+        read_out, parts = read_nvidia(text), parts_of(instructions_of(text))
         block_m, block_n, chunks, heads = map(options.get, ("BLOCK_M", "BLOCK_N", "CHUNKS", "HEADS_PER_TILE"))
         block = (block_m or 0, (block_n or 0) * (chunks or 1), heads or 1, options["grid"][0], launch.warps)
         same = dict(zip(LAUNCH, block, strict=True)) | {name: read_out[name] for name in ("registers", "stack")}

@@ -19,10 +19,11 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor
-from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 
 from bench.engine.environment import ROOT
+
+from .compile_kernels import a_driver
 
 TOKENS, LONG, HEADS, HIDDEN, INTERMEDIATE, EPS = 64, 512, 12, 128, 512, 1e-5
 Calls = dict[str, Callable[[], Any]]
@@ -31,12 +32,7 @@ Calls = dict[str, Callable[[], Any]]
 def silent_driver() -> Any:
     """A driver of an H100 that launches nothing."""
     return SimpleNamespace(
-        is_active=lambda: True,
-        get_current_target=lambda: GPUTarget("cuda", 90, 32),
-        get_active_torch_device=lambda: torch.device("cpu"),
-        get_current_device=lambda: 0,
-        get_current_stream=lambda device=None: 0,
-        map_python_to_cpp_type=lambda name: name,
+        **vars(a_driver("sm_90")),
         launcher_cls=lambda source, metadata: lambda *args: None,
         utils=SimpleNamespace(
             get_device_properties=lambda device: {"max_shared_mem": 232448},

@@ -124,9 +124,8 @@ def count(part: Sequence[Instruction]) -> dict[str, int]:
     }
 
 
-def read_nvidia(cubin: bytes) -> dict[str, int]:
-    """Read a cubin by cuobjdump."""
-    text = disassemble(cubin)
+def read_nvidia(text: str) -> dict[str, int]:
+    """Read a disassembled cubin."""
     registers, stack = re.search(r"REG:(\d+)", text), re.search(r"STACK:(\d+)", text)
     code = instructions_of(text)
     if registers is None or stack is None or not code:
