@@ -5,6 +5,8 @@ from typing import Any, ClassVar
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
+from .adapters import register_targets
+
 POSITION_OFFSET = 2
 """Rows of the position table before position 0: position p reads row p + 2 (as in PaddleNLP)."""
 
@@ -150,6 +152,11 @@ class ErnieMConfig(PreTrainedConfig):
                     f"pruned_heads must map layers below {self.num_hidden_layers} to some, not all, of "
                     f"{self.num_attention_heads} heads, got {{{layer}: {heads}}}"
                 )
+
+    def to_dict(self) -> dict[str, Any]:
+        # peft reads the configuration here before it looks up default target modules, and has no other door.
+        register_targets()
+        return super().to_dict()
 
     @property
     def max_tokens(self) -> int:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from datasets import Dataset
 from helpers.embedders import assert_same_gradients, embedder, gradients, padded
 from helpers.paths import ROOT
 from sentence_transformers import (
-    CrossEncoder,
     SentenceTransformer,
     SentenceTransformerTrainer,
     SentenceTransformerTrainingArguments,
@@ -25,20 +25,19 @@ from sentence_transformers.sentence_transformer.losses import (
     CachedMultipleNegativesRankingLoss,
     MultipleNegativesRankingLoss,
 )
-from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
+from sentence_transformers.sentence_transformer.modules import Normalize
 from sentence_transformers.sparse_encoder.modules import SpladePooling
 from transformers import BertConfig, BertModel
 
-from erniem_fast import ErnieMForMaskedLM
 from erniem_fast.inference.embed import embed, tokenize
 from erniem_fast.sentence_transformers import Transformer
 
 MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 LONG = "Ein sehr langer Text, der niemals endet. " * 100
 LOSSES = {
-    "plain": lambda model: MultipleNegativesRankingLoss(model),
-    "cached": lambda model: CachedMultipleNegativesRankingLoss(model, mini_batch_size=5),
-    "cached by tokens": lambda model: CachedMultipleNegativesRankingLoss(model, mini_batch_num_tokens=60),
+    "plain": MultipleNegativesRankingLoss,
+    "cached": partial(CachedMultipleNegativesRankingLoss, mini_batch_size=5),
+    "cached by tokens": partial(CachedMultipleNegativesRankingLoss, mini_batch_num_tokens=60),
 }
 
 
@@ -61,7 +60,7 @@ def test_nothing_is_padded_from_the_tokenizer_to_the_pooling(both: Any, texts: l
     assert seen == [(1, sum(lengths), 32)]
 
 
-@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@pytest.mark.parametrize("pooling", ["mean", pytest.param("cls", marks=pytest.mark.slow)])
 def test_vectors_are_those_of_embed(pooling: str, folder: str, texts: list[str]) -> None:
     model = embedder(Transformer(folder), pooling)
     sequences, _ = tokenize(texts, model.tokenizer, 512)
@@ -71,6 +70,7 @@ def test_vectors_are_those_of_embed(pooling: str, folder: str, texts: list[str])
     assert_close(model.encode(texts, batch_size=16), wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [*MODES, ("mean", "max", "cls")], ids=str)
 def test_every_pooling(mode: Any, folder: str, texts: list[str]) -> None:
     """Also without the prompt's tokens, and of texts that are empty or too long."""
@@ -90,6 +90,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_options_of_encode(options: dict[str, Any], both: Any, texts: list[str]) -> None:
     packed, plain = both
@@ -102,9 +103,12 @@ def test_options_of_encode(options: dict[str, Any], both: Any, texts: list[str])
         # Bits of values that are almost 0 may differ.
         assert (np.unpackbits(one, axis=1) == np.unpackbits(other, axis=1)).mean() > 0.99
     else:
-        assert_close(np.stack([*one]).astype(float), np.stack([*other]).astype(float), 0.01 if "precision" in options else 1e-6)
+        # A step of int8 where a value lies on its edge.
+        tolerance = 1 / 127 if "precision" in options else 1e-6
+        assert_close(np.stack([*one]).astype(float), np.stack([*other]).astype(float), tolerance)
 
 
+@pytest.mark.slow
 def test_queries_documents_and_a_single_text(both: Any) -> None:
     packed, plain = both
     for model in both:
@@ -116,6 +120,7 @@ def test_queries_documents_and_a_single_text(both: Any) -> None:
     assert packed.encode([]).shape == plain.encode([]).shape
 
 
+@pytest.mark.slow
 def test_long_texts_are_cut(folder: str, both: Any) -> None:
     packed, _ = both
     plain = SentenceTransformer(folder, device="cpu")
@@ -126,6 +131,7 @@ def test_long_texts_are_cut(folder: str, both: Any) -> None:
     assert_close(packed.encode(LONG), plain.encode(LONG))
 
 
+@pytest.mark.slow
 def test_lowercase(folder: str) -> None:
     lower = embedder(Transformer(folder, do_lower_case=True))
     plain = embedder(Transformer(folder))
@@ -133,21 +139,24 @@ def test_lowercase(folder: str) -> None:
     assert np.abs(lower.encode("ÉCOLE") - plain.encode("ÉCOLE")).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_padded_on_request(folder: str, both: Any, texts: list[str]) -> None:
     """For what reads an attention mask, such as the vectors of single tokens."""
-    packed, plain = both
+    packed = both[0]
     packed[0].unpad_inputs = False
     one, other = (model.encode(texts[:6], output_value="token_embeddings") for model in both)
     for found, wanted in zip(one, other, strict=True):
-        assert_close(found, wanted, 1e-5)
+        assert_close(found.numpy(), wanted.numpy(), 1e-5)
     packed[0].unpad_inputs = None
     assert "cu_seq_lens_q" in packed.preprocess(["a"])
 
 
-@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
-def test_gradients_are_those_of_the_padded_computation(loss: Any, both: Any, pairs: dict[str, list[str]]) -> None:
+@pytest.mark.parametrize("name", ["plain", *(pytest.param(name, marks=pytest.mark.slow) for name in list(LOSSES)[1:])])
+def test_gradients_are_those_of_the_padded_computation(name: str, both: Any, pairs: dict[str, list[str]]) -> None:
     columns = [column[8:40] for column in pairs.values()]
-    (value, found), (wanted, expected) = (gradients(model, loss(model), columns) for model in both)
+    (value, found), (wanted, expected) = (
+        gradients(model, LOSSES[name](model), [model.preprocess(column) for column in columns]) for model in both
+    )
     assert value == pytest.approx(wanted, rel=1e-9)
     assert_same_gradients(found, expected)
 
@@ -182,6 +191,7 @@ def test_a_saved_model_loads(folder: str, texts: list[str], tmp_path: Path) -> N
     assert_close(again.encode_query(texts[:9]), model.encode_query(texts[:9]), 0)
 
 
+@pytest.mark.slow
 def test_a_folder_of_sentence_transformers_loads_as_before(folder: str, texts: list[str], tmp_path: Path) -> None:
     """And gets our module by one assignment, which keeps the rest."""
     SentenceTransformer(folder, device="cpu", prompts={"query": "query: "}).save(str(tmp_path))
@@ -194,6 +204,7 @@ def test_a_folder_of_sentence_transformers_loads_as_before(folder: str, texts: l
     assert "cu_seq_lens_q" in model.preprocess(["a"])
 
 
+@pytest.mark.slow
 def test_another_model_is_refused(folder: str, tmp_path: Path) -> None:
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
     BertModel(BertConfig(vocab_size=9, **sizes)).save_pretrained(tmp_path)
@@ -249,6 +260,5 @@ def test_sparse_encoder(save: Any, texts: list[str]) -> None:
         SparseEncoder(modules=[module, SpladePooling("max")], device="cpu").encode(texts[:12]).to_dense()
         for module in (Transformer(folder, transformer_task="fill-mask"), padded(folder, "ErnieMForMaskedLM"))
     )
-    assert isinstance(ErnieMForMaskedLM.from_pretrained(folder), ErnieMForMaskedLM)
     assert float(other.max()) > 0.1
     assert_close(one.numpy(), other.numpy(), 1e-5)

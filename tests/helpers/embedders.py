@@ -27,10 +27,10 @@ def embedder(module: modules.Transformer, mode: Any = "mean", *more: torch.nn.Mo
     return SentenceTransformer(modules=[module, pooling, *more], device="cpu", **options).eval()
 
 
-def gradients(model: Any, loss: Any, columns: list[list[Any]], labels: Any = None) -> tuple[float, dict[str, Any]]:
+def gradients(model: Any, loss: Any, inputs: list[Any], labels: Any = None) -> tuple[float, dict[str, Any]]:
     """The loss of a batch in float64, and its gradients."""
     model.double().train().zero_grad()
-    value = loss([model.preprocess(column) for column in columns], labels)
+    value = loss(inputs, labels)
     value.backward()
     return value.item(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
