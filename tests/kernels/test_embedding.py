@@ -20,8 +20,7 @@ pytestmark = pytest.mark.usefixtures("_poisoned", "_few_programs")
 
 
 QUICK = {
-    ("input_ids", torch.float32, 0.3), ("inputs_embeds", torch.float32, 0.3), ("input_ids", torch.bfloat16, 0.0),
-    ("inputs_embeds", torch.float16, 0.0),
+    ("input_ids", torch.float32, 0.3), ("inputs_embeds", torch.bfloat16, 0.0),
 }  # fmt: skip
 
 
@@ -116,6 +115,7 @@ def test_few_rows(rows: int, device: torch.device) -> None:
     assert rows or all((grad == 0).all() for grad in grads)
 
 
+@pytest.mark.slow
 def test_runs_are_bitwise_equal(device: torch.device) -> None:
     rows = 70_000 if device.type == "cuda" else 70
     weight, bias = (torch.randn(32, device=device, requires_grad=True) for _ in range(2))

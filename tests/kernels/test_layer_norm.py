@@ -143,6 +143,7 @@ def test_few_rows(rows: int, device: torch.device) -> None:
     assert rows or all((grad == 0).all() for grad in grads)
 
 
+@pytest.mark.slow
 def test_runs_are_bitwise_equal(device: torch.device) -> None:
     rows = 70_000 if device.type == "cuda" else 70
     x, residual = (torch.randn(rows, 32, device=device, requires_grad=True) for _ in range(2))

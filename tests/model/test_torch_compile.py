@@ -146,7 +146,7 @@ def test_weights_may_change_between_calls() -> None:
     "name",
     [
         pytest.param("ErnieMForSequenceClassification", marks=pytest.mark.slow),
-        "ErnieMForTokenClassification",
+        pytest.param("ErnieMForTokenClassification", marks=pytest.mark.slow),
         pytest.param("ErnieMForQuestionAnswering", marks=pytest.mark.slow),
         pytest.param("ErnieMForInformationExtraction", marks=pytest.mark.slow),
         pytest.param("ErnieMForMaskedLM", marks=pytest.mark.slow),
@@ -188,7 +188,8 @@ def test_prefix_lens() -> None:
     check(make(num_hidden_layers=1), inputs)
 
 
-@pytest.mark.parametrize("name", [pytest.param("ErnieMModel", marks=pytest.mark.slow), "ErnieMForTokenClassification"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ErnieMModel", "ErnieMForTokenClassification"])
 def test_dropout(name: str) -> None:
     """Another mask each call, governed by manual_seed; the encoder's masks are those of eager mode."""
     # Masks outside attention are many operations to compile.
