@@ -22,7 +22,8 @@ LAYERS = [
     "checkpoints", "pretrained", "modules", "losses", "heads", "reference", "modeling",
     "inference.__init__", "inference.batch_invariance", "inference.projections", "inference.graphs", "__init__",
     "sentence_transformers", "inference.progress", "inference.batching", "inference.pooling", "inference.embed",
-    "cli.__init__", "cli.errors", "cli.files", "cli.loading", "cli.verify", "cli.demo", "cli.warm_up", "cli.main",
+    "cli.__init__", "cli.errors", "cli.atomic", "cli.files", "cli.loading", "cli.options", "cli.verify", "cli.demo",
+    "cli.warm_up", "cli.embed", "cli.main",
 ]  # fmt: skip
 MODULES = sorted(p for p in PACKAGE.rglob("*.py")) + sorted((ROOT / "kernels").glob("*.py"))
 
