@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from helpers.pairs import as_fast, assert_close, batch, make, real
@@ -71,6 +72,25 @@ def test_gradients_pass_through_quantised_layers(config: Any) -> None:
     assert any("norm1" in name for name in trained)
     for name in trained:
         assert_close(quantised.get_parameter(name).grad, plain.get_parameter(name).grad, 2e-5)
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_lora_on_quantised_layers(config: Any) -> None:
+    _, quantised, plain = models(config, PARTS["value only"])
+    inputs = batch() | {"labels": torch.tensor([0, 1, 1, 0])}
+    settings = peft.LoraConfig(task_type="SEQ_CLS", lora_dropout=0.0, init_lora_weights=False)
+    one, other = (peft.get_peft_model(model, settings).eval() for model in (quantised, plain))
+    other.load_state_dict({name: value for name, value in one.state_dict().items() if "lora_" in name}, strict=False)
+    for model in (one, other):
+        model(**inputs).loss.backward()
+    for name, parameter in other.named_parameters():
+        if parameter.grad is not None:
+            assert_close(one.get_parameter(name).grad, parameter.grad, 2e-5)
+    with torch.no_grad():
+        logits = one(**inputs).logits
+        assert_close(logits, other(**inputs).logits, 2e-5)
+        with one.disable_adapter():
+            assert float((one(**inputs).logits - logits).abs().max()) > 1e-3
 
 
 @pytest.mark.slow
