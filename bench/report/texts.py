@@ -42,7 +42,9 @@ def _part(folder: Path, operation: str, head: list[str], line: Any) -> str:
         return NOT_MEASURED
     rows = [row for row in file.content["rows"] if row["operation"] == operation]
     weights = "random weights" if file.content["checkpoint"] is None else f"weights of {file.content['checkpoint']}"
-    model = f"{rows[0]['layers']} layers of {rows[0]['hidden_size']}, {weights}."
+    first = rows[0]
+    model = f"{first['layers']} layers of {first['hidden_size']}, {weights}"
+    model += f", a batch of {first['tokens']:,} tokens." if "tokens" in first else "."
     return "\n\n".join(
         [markdown(head, map(line, rows)), f"{Result(file.path, file.content).describe('../bench/results')} {model}"]
     )

@@ -14,6 +14,7 @@ import torch
 from datasets import Dataset
 from helpers.embedders import assert_same_gradients, embedder, gradients, padded
 from helpers.paths import ROOT
+from peft import LoraConfig
 from sentence_transformers import (
     SentenceTransformer,
     SentenceTransformerTrainer,
@@ -189,6 +190,21 @@ def test_a_saved_model_loads(folder: str, texts: list[str], tmp_path: Path) -> N
     assert type(again[0]) is Transformer
     assert again.max_seq_length == 100
     assert_close(again.encode_query(texts[:9]), model.encode_query(texts[:9]), 0)
+
+
+@pytest.mark.slow
+def test_an_adapter(folder: str, texts: list[str], tmp_path: Path) -> None:
+    """Of peft, with its default target modules; saved, and loaded from the folder that holds nothing but it."""
+    model = embedder(Transformer(folder))
+    before = model.encode(texts[:9])
+    model.add_adapter(LoraConfig(init_lora_weights=False))
+    wanted = model.encode(texts[:9])
+    assert np.abs(wanted - before).max() > 1e-3
+    model.save(str(tmp_path))
+    assert not (tmp_path / "model.safetensors").exists()
+    again = SentenceTransformer(str(tmp_path), device="cpu", trust_remote_code=True)
+    assert "cu_seq_lens_q" in again.preprocess(["a"])
+    assert_close(again.encode(texts[:9]), wanted, 0)
 
 
 @pytest.mark.slow

@@ -111,6 +111,19 @@ def test_from_pretrained_quantises_saves_and_loads(config: Any, tmp_path: Path) 
             assert_close(model.eval()(**inputs).logits, wanted, 1e-6)
 
 
+@pytest.mark.slow
+def test_loading_leaves_a_tied_decoder_alone(tmp_path: Path) -> None:
+    """A row of zeros, as the word table has for [PAD], has no scale in fp8."""
+    _, model = make("ErnieMForMaskedLM", torch.float32, noise=0.0)
+    model.save_pretrained(tmp_path)
+    config = TorchAoConfig(Float8WeightOnlyConfig())
+    loaded = type(model).from_pretrained(tmp_path, quantization_config=config).eval()
+    assert loaded.lm_head.decoder.weight is loaded.ernie_m.embeddings.word_embeddings.weight
+    assert not fusion.is_plain(loaded.ernie_m.encoder.layers[0].linear1, nn.Linear)
+    with torch.no_grad():
+        assert loaded(**batch()).logits.isfinite().all()
+
+
 def test_the_dtype_comes_first() -> None:
     """bfloat16 weights, then quantised: close to the same in float32."""
     before, _, _ = models(Int8WeightOnlyConfig, PARTS["all"])
