@@ -13,6 +13,13 @@ from .modeling import ErnieMModel
 from .pretrained import ErnieMPreTrainedModel
 
 
+class PackedFeatures(dict[str, Any]):
+    """Features of a packed batch, which say what to do where a module asks for padded ones."""
+
+    def __missing__(self, name: str) -> Any:
+        raise KeyError(f"packed features hold no {name}; for what needs padded ones, set model[0].unpad_inputs = False")
+
+
 class Transformer(modules.Transformer):
     """ErnieM for SentenceTransformer, CrossEncoder and SparseEncoder, on packed rows.
 
@@ -44,6 +51,11 @@ class Transformer(modules.Transformer):
             kwargs["processor_kwargs"] = {"do_lower_case": True} | (kwargs.get("processor_kwargs") or {})
         super().__init__(model_name_or_path, **kwargs)
         self.do_lower_case = do_lower_case
+
+    def preprocess(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Make the features of texts or pairs, as sentence-transformers' own module does."""
+        features = super().preprocess(*args, **kwargs)
+        return PackedFeatures(features) if "cu_seq_lens_q" in features else features
 
     def _can_flatten_inputs(self) -> bool:
         """True: ErnieM takes packed rows. The base class asks for an attention with "flash" in its name."""

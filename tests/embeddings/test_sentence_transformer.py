@@ -144,6 +144,8 @@ def test_lowercase(folder: str) -> None:
 def test_padded_on_request(folder: str, both: Any, texts: list[str]) -> None:
     """For what reads an attention mask, such as the vectors of single tokens."""
     packed = both[0]
+    with pytest.raises(KeyError, match=r"no attention_mask; .* set model\[0\].unpad_inputs = False"):
+        packed.encode(texts[:6], output_value="token_embeddings")
     packed[0].unpad_inputs = False
     one, other = (model.encode(texts[:6], output_value="token_embeddings") for model in both)
     for found, wanted in zip(one, other, strict=True):
