@@ -39,8 +39,13 @@ from .validation import check_device, check_integers, check_shape
 class _HeadBase(ErnieMPreTrainedModel):
     base_model_class: Any
 
-    def encode(self, **inputs: Any) -> tuple[Any, Layout]:
-        """The encoder's output, with last_hidden_state as rows, and the layout of those rows."""
+    def encode(self, pooled_only: bool = False, **inputs: Any) -> tuple[Any, Layout]:
+        """The encoder's output, with last_hidden_state as rows, and the layout of those rows.
+
+        Args:
+            pooled_only: the head reads pooler_output only; last_hidden_state may be None.
+            inputs: arguments of the encoder.
+        """
         raise NotImplementedError
 
     def _output(self, cls: type[ModelOutput], outputs: Any, return_dict: bool | None, **fields: Any) -> Any:
@@ -117,6 +122,7 @@ class SequenceClassification(_HeadBase):
         problem = None if labels is None else self._problem_type(check_labels("labels", labels))
         classes = labels if problem == "single_label_classification" else None
         outputs, _ = self.encode(
+            pooled_only=True,
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, head_mask=head_mask,
             inputs_embeds=inputs_embeds, past_key_values=past_key_values, use_cache=use_cache,
             output_hidden_states=output_hidden_states, output_attentions=output_attentions,
@@ -198,6 +204,7 @@ class MultipleChoice(_HeadBase):
             return tensor.flatten(0, 1) if isinstance(tensor, Tensor) and tensor.dim() > 2 else tensor
 
         outputs, layout = self.encode(
+            pooled_only=True,
             input_ids=flat(input_ids), attention_mask=flat(attention_mask), position_ids=flat(position_ids),
             head_mask=head_mask, inputs_embeds=flat(inputs_embeds), output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,

@@ -224,7 +224,7 @@ class _OnRows:
     base_model_class = ErnieMModel
     ernie_m: ErnieMModel
 
-    def encode(self, **inputs: Any) -> tuple[Any, PaddedLayout]:
+    def encode(self, pooled_only: bool = False, **inputs: Any) -> tuple[Any, PaddedLayout]:
         outputs = self.ernie_m(return_dict=True, **inputs)
         batch, seq_len = outputs.last_hidden_state.shape[:2]
         return outputs, PaddedLayout((batch, seq_len))
