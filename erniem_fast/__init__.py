@@ -26,6 +26,7 @@ from .configuration import ErnieMConfig
 from .inference.batch_invariance import batch_invariant
 from .inference.graphs import GraphedEncoder
 from .inference.projections import join_projections
+from .inference.zero_shot import zero_shot_classification
 from .modeling import (
     ErnieMForInformationExtraction,
     ErnieMForMaskedLM,
@@ -56,6 +57,7 @@ __all__ = [
     "__version__",
     "batch_invariant",
     "join_projections",
+    "zero_shot_classification",
 ]
 
 AutoConfig.register("ernie_m", ErnieMConfig, exist_ok=True)
