@@ -363,7 +363,7 @@ class PackedBatch:
 
     def first_rows(self) -> Tensor:
         """(num_sequences,) int64, the first row of each sequence; of an empty one any row. There must be rows."""
-        return self.cu_seqlens[:-1].long().clamp(0, self.total_tokens - 1)
+        return self.cu_seqlens[:-1].long().clamp(max=self.total_tokens - 1).clamp(min=0)
 
     def zero_empty(self, values: Tensor) -> Tensor:
         """Zero the values (num_sequences, ...) of empty sequences."""
