@@ -35,22 +35,12 @@ class Transformer(modules.Transformer):
 
     Args:
         model_name_or_path: folder or name of an ErnieM checkpoint.
-        do_lower_case: lowercase the texts, as the tokenizer's own argument does.
         kwargs: those of sentence-transformers' Transformer. `transformer_task` is "feature-extraction", or
             "sequence-classification" for a CrossEncoder, or "fill-mask" for a SparseEncoder.
 
     Raises:
-        ValueError: the checkpoint holds another kind of model, or `backend` is not "torch".
+        ValueError: the checkpoint holds another kind of model.
     """
-
-    def __init__(self, model_name_or_path: str, *, do_lower_case: bool = False, **kwargs: Any) -> None:
-        if kwargs.get("backend", "torch") != "torch":
-            raise ValueError(f"backend must be 'torch', got {kwargs['backend']!r}")
-        if do_lower_case:
-            # The base class would ask the tokenizer for its Rust normaliser, which ErnieM's has not.
-            kwargs["processor_kwargs"] = {"do_lower_case": True} | (kwargs.get("processor_kwargs") or {})
-        super().__init__(model_name_or_path, **kwargs)
-        self.do_lower_case = do_lower_case
 
     def preprocess(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Make the features of texts or pairs, as sentence-transformers' own module does."""

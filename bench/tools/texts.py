@@ -52,8 +52,10 @@ Rows = list[dict[str, Any]]
 
 def formats(model: ErnieMModel, texts: list[str], tokenizer: ErnieMTokenizer, seconds: float) -> Rows:
     """Forwards of the first texts in one packed batch; errors are relative ones of all last hidden states."""
-    batch = PackedBatch.from_sequences(tokenize(texts[:FEW], tokenizer, model.config.max_tokens).sequences)
-    sizes, runs = {}, {}
+    sequences = tokenize(texts[:FEW], tokenizer, model.config.max_tokens).sequences
+    batch = PackedBatch.from_sequences([torch.from_numpy(sequence) for sequence in sequences])
+    sizes: dict[str, int] = {}
+    runs: Runs = {}
     for name, (dtype, config) in FORMATS.items():
         changed = copy.deepcopy(model).to(dtype)
         if config is not None:
