@@ -10,6 +10,8 @@ from bench.engine.registry import OURS
 
 PARTS = ("cpu", "kernels", "models")
 PACKAGES = ("torch", "transformers", "sentence-transformers", "torchao")
+TRUSTED = 0.2
+"""Cores that other processes may keep busy while a CPU is measured."""
 BASE_LAYERS, LARGE_LAYERS = 12, 24
 
 
@@ -81,6 +83,8 @@ class Result:
                 f" In the same run PyTorch reached {reached['matrix_tflops']:,.3g} TFLOP/s in a matrix product and "
                 f"{reached['copy_gbps']:,.0f} GB/s in a copy."
             )
+        if run.get("others_busy_cores", 0) > TRUSTED:
+            text += f" Other processes kept {run['others_busy_cores']:.1f} cores busy: its times are preliminary."
         lacks = [f"{len(content[key])} {what}" for key, what in (("left_out", "cases left out"), ("failed", "failures"))
                  if content[key]]  # fmt: skip
         return text + (f" There were {' and '.join(lacks)}." if lacks else "")

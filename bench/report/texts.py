@@ -41,7 +41,8 @@ def _part(folder: Path, operation: str, head: list[str], line: Any) -> str:
     if file is None:
         return NOT_MEASURED
     rows = [row for row in file.content["rows"] if row["operation"] == operation]
-    weights = "random weights" if file.content["checkpoint"] is None else f"weights of {file.content['checkpoint']}"
+    random = "random weights and the demo's small vocabulary"
+    weights = random if file.content["checkpoint"] is None else f"weights of {file.content['checkpoint']}"
     first = rows[0]
     model = f"{first['layers']} layers of {first['hidden_size']}, {weights}"
     model += f", a batch of {first['tokens']:,} tokens." if "tokens" in first else "."

@@ -12,13 +12,13 @@ from bench.engine.results import dump
 from bench.report import readme, texts
 
 
-def a_file(folder: Path, date: str, time_s: float) -> None:
+def a_file(folder: Path, date: str, time_s: float, busy: float) -> None:
     row = {"layers": 12, "hidden_size": 768, "texts": 96, "time_s": time_s, "ratio": 0.25}
     sizes = {"relative_error": 0.0123, "tokens": 1234, "model_bytes": 3 * 2**20}
     content = {
         "suite": "texts", "date": date, "commit": None, "dirty": False, "device": "cpu", "processor": "Abacus",
         "cores": 2, "threads": 1, "versions": {"torch": "2.13", "transformers": "5.23", "torchao": "0.18"},
-        "checkpoint": None, "runs": [{}], "left_out": [], "failed": [],
+        "checkpoint": None, "runs": [{"others_busy_cores": busy}], "left_out": [], "failed": [],
         "rows": [
             row | {"operation": "formats", "provider": "int8 weights, float32"} | sizes,
             row | {"operation": "sentence-transformers", "provider": "packed"},
@@ -29,15 +29,17 @@ def a_file(folder: Path, date: str, time_s: float) -> None:
 
 def test_tables_show_the_newest_file(tmp_path: Path) -> None:
     assert texts.formats(tmp_path) == texts.embedders(tmp_path) == texts.NOT_MEASURED
-    a_file(tmp_path, "2030-01-01T00:00:00+00:00", 1.0)
-    a_file(tmp_path, "2030-01-02T00:00:00+00:00", 2.0)
+    a_file(tmp_path, "2030-01-01T00:00:00+00:00", 1.0, 1.5)
+    assert "Other processes kept 1.5 cores busy: its times are preliminary." in texts.formats(tmp_path)
+    a_file(tmp_path, "2030-01-02T00:00:00+00:00", 2.0, 0.1)
     table = texts.formats(tmp_path)
     assert table.splitlines()[2] == "| int8 weights, float32 | 1.23% | 0.25 | 3 MiB |"
     assert "by `python -m bench.tools.texts` ([texts-2030-01-02.json](../bench/results/texts-2030-01-02.json))" in table
     assert "Abacus, 2 cores, 1 threads, torch 2.13, transformers 5.23, torchao 0.18, commit unknown." in table
-    assert table.endswith("12 layers of 768, random weights, a batch of 1,234 tokens.")
+    assert "busy" not in table
+    assert table.endswith("12 layers of 768, random weights and the demo's small vocabulary, a batch of 1,234 tokens.")
     assert texts.embedders(tmp_path).splitlines()[2].endswith("| 48 | 0.25 |")
-    assert texts.embedders(tmp_path).endswith("12 layers of 768, random weights.")
+    assert texts.embedders(tmp_path).endswith("12 layers of 768, random weights and the demo's small vocabulary.")
 
 
 @pytest.mark.parametrize("name", ["quantisation.md", "sentence_embeddings.md"])
