@@ -165,6 +165,22 @@ def test_gradients_are_those_of_the_padded_computation(name: str, both: Any, pai
 
 
 @pytest.mark.slow
+def test_cached_gradients_belong_to_the_same_dropout(save: Any, pairs: dict[str, list[str]]) -> None:
+    """Mini-batches are embedded twice, without gradients and with them, under the same masks."""
+    model = embedder(Transformer(save())).train()
+    seen: list[torch.Tensor] = []
+    model.register_forward_hook(lambda module, inputs, output: seen.append(output["sentence_embedding"].detach()))
+    inputs = [model.preprocess(column[:12]) for column in pairs.values()]
+    LOSSES["cached"](model)(inputs, None).backward()
+    first, second = seen[: len(seen) // 2], seen[len(seen) // 2 :]
+    assert len(first) == 6
+    for one, other in zip(first, second, strict=True):
+        assert_close(one.numpy(), other.numpy())
+    again = model(dict(inputs[0]))["sentence_embedding"].detach()
+    assert float((again[:5] - first[0]).abs().max()) > 1e-3
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 def test_an_epoch_on_sentence_pairs(loss: Any, save: Any, pairs: dict[str, list[str]], tmp_path: Path) -> None:
     model = embedder(Transformer(save()), "mean", Normalize())
