@@ -81,7 +81,6 @@ def test_from_stdin_to_stdout(nli):
         (["--labels", "a", "--out", "v.csv"], ["--out", ".csv is not written", ".jsonl"]),
         (["--labels", "a " * 50], ["Error: --labels: candidate_labels must leave room"]),
     ],
-    ids=str,
 )
 def test_bad_options(nli, texts, tmp_path, options, parts):
     result = run_zero_shot(texts, nli, *options)
