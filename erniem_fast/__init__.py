@@ -26,6 +26,7 @@ from .configuration import ErnieMConfig
 from .inference.batch_invariance import batch_invariant
 from .inference.graphs import GraphedEncoder
 from .inference.projections import join_projections
+from .inference.question_answering import question_answering
 from .modeling import (
     ErnieMForInformationExtraction,
     ErnieMForMaskedLM,
@@ -56,6 +57,7 @@ __all__ = [
     "__version__",
     "batch_invariant",
     "join_projections",
+    "question_answering",
 ]
 
 AutoConfig.register("ernie_m", ErnieMConfig, exist_ok=True)
