@@ -28,7 +28,7 @@ SENTENCES = [
         "김민수/P 씨는/o 부산에/L 살아요/o ./o",
         "สมชาย/P อยู่/o ที่/o เชียงใหม่/L",
         "ნინო/P ცხოვრობს/o თბილისში/L ./o",
-        "Zażółć/P 100%/o ﬁnal/o ①②/o Ｔｏｋｙｏ/L İstanbul/L …/o",
+        "Zażółć/P 100%/o ﬁnal/o ①②/o Ｔｏｋｙｏ/L \u200b/o İstanbul/L …/o",
     )
 ]
-"""Words and tags of each sentence; the last one holds characters that normalisation changes."""
+"""Words and tags of each sentence; the last one holds characters that normalisation changes, or leaves out."""

@@ -11,7 +11,7 @@ import torch
 from helpers import golden_tokenizer, pairs
 from helpers.documents import document
 from helpers.xquad import ROWS
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import erniem_fast
@@ -180,6 +180,35 @@ def test_best_spans_orders_ties_and_merges_equal_characters(data):
     expected = sorted((Span(score, *span) for span, score in best.items()), key=lambda s: (-s.score, s.start, s.end))
     assert found == expected[:top_k]
     assert none == p[0] * q[0]
+
+
+@pytest.fixture(scope="module")
+def answer_anything(tokenizer):
+    _, fast = pairs.make("ErnieMForQuestionAnswering", vocab_size=len(tokenizer), **SIZE)
+    return question_answering(fast, tokenizer)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(max_size=30), st.text(max_size=60), st.integers(1, 5))
+@example("a", "[SEP] [MASK]", 3)
+@example("[CLS]", "ﷺ\x00\u200b ﷺ", 3)
+@example("a", "İ\ud800", 1)
+def test_any_text_is_answered_within_it_or_named(answer_anything, question, context, top_k):
+    refusal, found = "", []
+    try:
+        found = answer_anything([question], context, top_k=top_k)[0]
+    except ValueError as error:
+        refusal = str(error)
+    if refusal:
+        assert re.match(r"(question|context)\[0\] must hold text|text=.*surrogate", refusal, re.DOTALL)
+        return
+    answers = [found] if top_k == 1 else found
+    spans = [(answer["start"], answer["end"]) for answer in answers]
+    assert 0 < len(set(spans)) == len(spans) <= top_k
+    for answer, (start, end) in zip(answers, spans, strict=True):
+        assert 0 <= start < end <= len(context)
+        assert answer["answer"] == context[start:end]
+        assert 0 <= answer["score"] <= 1
 
 
 @given(st.integers(1, 300), st.integers(1, 60), st.integers(0, 70))
