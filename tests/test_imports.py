@@ -23,7 +23,8 @@ LAYERS = [
     "inference.__init__", "inference.batch_invariance", "inference.projections", "inference.graphs",
     "inference.progress", "inference.batching", "inference.question_answering", "__init__",
     "inference.pooling", "inference.embed",
-    "cli.__init__", "cli.errors", "cli.files", "cli.loading", "cli.verify", "cli.demo", "cli.warm_up", "cli.main",
+    "cli.__init__", "cli.errors", "cli.atomic", "cli.files", "cli.loading", "cli.options", "cli.verify", "cli.demo",
+    "cli.warm_up", "cli.embed", "cli.main",
 ]  # fmt: skip
 MODULES = sorted(p for p in PACKAGE.rglob("*.py")) + sorted((ROOT / "kernels").glob("*.py"))
 

@@ -87,95 +87,6 @@ def pipeline_model(name: str, tokenizer: ErnieMTokenizer, **changes: Any) -> Any
     return make(name, vocab_size=len(tokenizer), max_position_embeddings=130, **changes)
 
 
-def run_alone(plain: Any, tokenizer: ErnieMTokenizer, *text: str) -> Any:
-    with torch.no_grad():
-        return plain(**tokenizer(*text, return_tensors="pt"))
-
-
-def test_text_classification(tokenizer: ErnieMTokenizer) -> None:
-    plain, fast = pipeline_model("ErnieMForSequenceClassification", tokenizer, id2label={0: "no", 1: "yes", 2: "may"})
-    pipe = pipeline("text-classification", fast, tokenizer=tokenizer, device="cpu", top_k=None)
-    for batch_size in (1, 3):
-        for text, scores in zip(TEXTS, pipe(TEXTS, batch_size=batch_size), strict=True):
-            expected = run_alone(plain, tokenizer, text).logits.softmax(-1)[0]
-            found = {score["label"]: score["score"] for score in scores}
-            assert_close(torch.tensor([found[label] for label in ("no", "yes", "may")]), expected)
-    (pair,) = pipe([{"text": TEXTS[0], "text_pair": TEXTS[2]}])
-    best = max(pair, key=lambda score: score["score"])
-    expected = run_alone(plain, tokenizer, TEXTS[0], TEXTS[2]).logits.softmax(-1)[0]
-    assert best["label"] == ("no", "yes", "may")[int(expected.argmax())]
-    assert_close(torch.tensor(best["score"]), expected.max())
-
-
-def test_zero_shot_classification(tokenizer: ErnieMTokenizer) -> None:
-    names = {0: "entailment", 1: "neutral", 2: "contradiction"}
-    plain, fast = pipeline_model(
-        "ErnieMForSequenceClassification", tokenizer, id2label=names, label2id={v: k for k, v in names.items()}
-    )
-    pipe = pipeline("zero-shot-classification", fast, tokenizer=tokenizer, device="cpu")
-    candidates = ["politique", "économie et finances", "sport"]
-    logits = [run_alone(plain, tokenizer, TEXTS[2], f"Ce texte parle de {one}.").logits[0] for one in candidates]
-    for batch_size in (1, 3):
-        result = pipe(TEXTS[2], candidates, hypothesis_template="Ce texte parle de {}.", batch_size=batch_size)
-        scores = dict(zip(result["labels"], result["scores"], strict=True))
-        expected = torch.stack([row[0] for row in logits]).softmax(0)
-        assert_close(torch.tensor([scores[one] for one in candidates]), expected)
-        result = pipe(
-            TEXTS[2], candidates, hypothesis_template="Ce texte parle de {}.", multi_label=True, batch_size=batch_size
-        )
-        scores = dict(zip(result["labels"], result["scores"], strict=True))
-        expected = torch.stack([row[[2, 0]].softmax(0)[1] for row in logits])
-        assert_close(torch.tensor([scores[one] for one in candidates]), expected)
-
-
-def test_token_classification(tokenizer: ErnieMTokenizer) -> None:
-    names = {0: "O", 1: "B-PER", 2: "I-PER", 3: "B-LOC", 4: "I-LOC"}
-    plain, fast = pipeline_model("ErnieMForTokenClassification", tokenizer, id2label=names)
-    pipe = pipeline(
-        "token-classification", fast, tokenizer=tokenizer, device="cpu", ignore_labels=[], aggregation_strategy="none"
-    )
-    for batch_size in (1, 3):
-        for text, found in zip(TEXTS, pipe(TEXTS, batch_size=batch_size), strict=True):
-            scores = run_alone(plain, tokenizer, text).logits.softmax(-1)[0, 1:-1]
-            assert [token["word"] for token in found] == tokenizer.tokenize(text)
-            assert [token["entity"] for token in found] == [names[i] for i in scores.argmax(-1).tolist()]
-            assert_close(torch.tensor([token["score"] for token in found]), scores.amax(-1))
-    simple = pipeline(
-        "token-classification", fast, tokenizer=tokenizer, device="cpu", aggregation_strategy="simple", ignore_labels=[]
-    )
-    for text, groups in zip(TEXTS, simple(TEXTS), strict=True):
-        tokens = pipe(text)
-        # Neighbouring tokens of one entity form a group; B- starts a new one.
-        expected: list[list[Any]] = []
-        for token in tokens:
-            entity = token["entity"].split("-")[-1]
-            if not expected or expected[-1][0] != entity or token["entity"].startswith("B-"):
-                expected.append([entity, []])
-            expected[-1][1].append(float(token["score"]))
-        assert [group["entity_group"] for group in groups] == [entity for entity, _ in expected]
-        means = torch.tensor([sum(scores) / len(scores) for _, scores in expected])
-        assert_close(torch.tensor([float(group["score"]) for group in groups]), means)
-
-
-def test_feature_extraction(tokenizer: ErnieMTokenizer) -> None:
-    plain, fast = pipeline_model("ErnieMModel", tokenizer)
-    pipe = pipeline("feature-extraction", fast, tokenizer=tokenizer, device="cpu")
-    for text, found in zip(TEXTS, pipe(TEXTS), strict=True):
-        assert_close(torch.tensor(found), run_alone(plain, tokenizer, text).last_hidden_state)
-
-
-def test_fill_mask(tokenizer: ErnieMTokenizer) -> None:
-    plain, fast = pipeline_model("ErnieMForMaskedLM", tokenizer)
-    pipe = pipeline("fill-mask", fast, tokenizer=tokenizer, device="cpu", top_k=4)
-    texts = ["The [MASK] sat on the mat.", "Où est la gare la plus [MASK], s'il vous plaît ?"]
-    for batch_size in (1, 2):
-        for text, found in zip(texts, pipe(texts, batch_size=batch_size), strict=True):
-            place = tokenizer(text)["input_ids"].index(tokenizer.mask_token_id)
-            expected = run_alone(plain, tokenizer, text).logits[0, place].softmax(-1).topk(4)
-            assert [candidate["token"] for candidate in found] == expected.indices.tolist()
-            assert_close(torch.tensor([candidate["score"] for candidate in found]), expected.values)
-
-
 def test_texts_longer_than_the_model_takes_are_cut(tmp_path: Path, tokenizer: ErnieMTokenizer) -> None:
     """A folder of 4.x sets no limit; pipelines and sentence-transformers read `model_max_length`."""
     _, model = pipeline_model("ErnieMForTokenClassification", tokenizer)
@@ -342,7 +253,8 @@ def test_no_cache(models: Any) -> None:
         model = getattr(models, name)(ErnieMConfig(**SIZES)).eval()
         given = {key: value[None] for key, value in inputs.items()} if "Choice" in name else inputs
         for value in (past, transformers.DynamicCache()):
-            with pytest.raises(ValueError, match="past_key_values"):
+            # As in 4.40.2, not every head has the argument.
+            with pytest.raises((TypeError, ValueError), match="past_key_values"):
                 model(**given, past_key_values=value)
 
 
