@@ -106,8 +106,8 @@ class QuestionAnswering:
                 "context", or an iterable of such dicts, as a dataset in SQuAD's form is. Other keys are ignored.
             context: a context, or a list of one for each question. A str beside a list serves all of it.
             top_k: most answers to a question.
-            doc_stride: tokens of the context that two windows in a row share; None: 128, or half of `max_seq_len`
-                where that is less.
+            doc_stride: tokens of the context that two windows in a row share; None: 128, or half of those that the
+                question leaves to the context where that is less.
             max_answer_len: most tokens of an answer.
             max_seq_len: most tokens of a window, its question and 4 special tokens included; None: 384, or what the
                 model takes where that is less.
@@ -128,8 +128,8 @@ class QuestionAnswering:
         limit = self.model.config.max_tokens
         max_seq_len = min(MAX_SEQ_LEN, limit) if max_seq_len is None else max_seq_len
         _check_integer("max_seq_len", max_seq_len, SPECIAL_TOKENS + 2, limit)
-        doc_stride = min(DOC_STRIDE, max_seq_len // 2) if doc_stride is None else doc_stride
-        _check_integer("doc_stride", doc_stride, 0)
+        if doc_stride is not None:
+            _check_integer("doc_stride", doc_stride, 0)
         _check_integer("top_k", top_k, 1)
         _check_integer("max_answer_len", max_answer_len, 1)
         if self.model.training:
@@ -158,7 +158,7 @@ class QuestionAnswering:
         return results[0] if is_single else results
 
     def _windows(
-        self, pairs: Sequence[tuple[str, str]], is_single: bool, max_seq_len: int, doc_stride: int
+        self, pairs: Sequence[tuple[str, str]], is_single: bool, max_seq_len: int, doc_stride: int | None
     ) -> list[Window]:
         """The windows of every pair, in order."""
         questions = self._tokenize("question", [question for question, _ in pairs], is_single)
@@ -173,12 +173,13 @@ class QuestionAnswering:
                     f"{name} must leave room for the context, in max_seq_len={max_seq_len} at most "
                     f"{max_seq_len - SPECIAL_TOKENS - 1} tokens, got {len(asked)}: {question[:50]!r}"
                 )
-            if len(read.ids) > room <= doc_stride:
+            stride = min(DOC_STRIDE, room // 2) if doc_stride is None else doc_stride
+            if len(read.ids) > room <= stride:
                 raise ValueError(
                     f"doc_stride must be less than the {room} tokens that max_seq_len={max_seq_len} leaves to the "
-                    f"context beside {name}, got {doc_stride}"
+                    f"context beside {name}, got {stride}"
                 )
-            for first in window_starts(len(read.ids), room, doc_stride):
+            for first in window_starts(len(read.ids), room, stride):
                 part = slice(first, first + room)
                 ids = self.tokenizer.build_inputs_with_special_tokens(asked.tolist(), read.ids[part].tolist())
                 windows.append(Window(pair, np.array(ids, dtype=np.int32), read.offsets[part]))

@@ -322,6 +322,17 @@ def test_a_short_context_needs_no_stride(models, tokenizer):
     assert answer("Who?", "I am.", doc_stride=400) == answer("Who?", "I am.")
 
 
+def test_a_question_that_leaves_few_tokens(models, tokenizer):
+    """By default windows overlap by half of the room at most."""
+    plain, fast = models
+    question = "Who? " * 20
+    room = 64 - 4 - len(tokenizer(question, add_special_tokens=False)["input_ids"])
+    assert 0 < room < 32
+    found = question_answering(fast, tokenizer)(question, ROWS[0]["context"], top_k=2, max_seq_len=64)
+    expected, _ = by_hand(plain, tokenizer, question, ROWS[0]["context"], 64, room // 2)
+    assert_answers(found, expected[:2], ROWS[0]["context"])
+
+
 def test_bad_models_are_named(models, tokenizer):
     plain, fast = models
     with pytest.raises(TypeError, match=r"ErnieMForQuestionAnswering, got erniem_fast.reference"):
