@@ -281,6 +281,7 @@ def test_more_windows_than_64_show_a_progress_bar(models, tokenizer, capsys):
         (("", "I."), {}, ["question must hold text", "''"]),
         (("Who?", " \n\u3000"), {}, ["context must hold text"]),
         ((["Who?", "Who?"], ["I.", ""]), {}, ["context[1] must hold text"]),
+        ((["Who?", "Why?", "What?"], ["I.", "", ""]), {}, ["context[1] must hold text"]),
         (({"question": "\u200b", "context": "I."},), {}, ["question must hold text"]),
         ((["Who?"], ["I.", "You."]), {}, ["question and context", "1 and 2"]),
         (("Who?",), {}, ["context must be given"]),
@@ -320,6 +321,10 @@ def test_a_short_context_needs_no_stride(models, tokenizer):
     """Only windows that follow one another overlap."""
     answer = question_answering(models[1], tokenizer)
     assert answer("Who?", "I am.", doc_stride=400) == answer("Who?", "I am.")
+    room = 40 - 4 - len(tokenizer("Who?", add_special_tokens=False)["input_ids"])
+    answer("Who?", "I am. " * 50, max_seq_len=40, doc_stride=room - 1)
+    with pytest.raises(ValueError, match=f"doc_stride must be less than the {room} tokens .* got {room}"):
+        answer("Who?", "I am. " * 50, max_seq_len=40, doc_stride=room)
 
 
 def test_a_question_that_leaves_few_tokens(models, tokenizer):
