@@ -22,13 +22,15 @@ from ..modeling import ErnieMForQuestionAnswering
 from ..packing import PackedBatch
 from ..tokenization import ErnieMTokenizer
 from .batching import as_completed
+from .progress import progress_bar
 
 MAX_SEQ_LEN, DOC_STRIDE, MAX_ANSWER_LEN = 384, 128, 15
 """Defaults of transformers 4.x, all in tokens."""
 SPECIAL_TOKENS = 4
 """[CLS] and three [SEP] in each window."""
-MANY_WINDOWS = 64
-"""More windows than these show a progress bar unless told otherwise."""
+MANY = 64
+"""More texts or windows than these show a progress bar unless told otherwise."""
+TEXTS_PER_CALL = 256
 
 
 class Answer(TypedDict):
@@ -112,7 +114,7 @@ class QuestionAnswering:
             max_seq_len: most tokens of a window, its question and 4 special tokens included; None: 384, or what the
                 model takes where that is less.
             handle_impossible_answer: let no answer, the `Answer` of no characters, compete with the spans.
-            progress: show a progress bar on stderr; None: with more than 64 windows.
+            progress: show progress bars on stderr; None: with more than 64 texts or windows.
 
         Returns:
             To one question (a str with a str, or a dict): an `Answer`, or with `top_k` above 1 a list of them. To
@@ -136,11 +138,11 @@ class QuestionAnswering:
             raise ValueError("model must be in eval mode, or dropout makes the answers random; got training mode")
 
         pairs, is_single = _pairs(question, context)
-        windows = self._windows(pairs, is_single, max_seq_len, doc_stride)
+        tokens = self._tokenize(pairs, is_single, progress)
+        windows = self._windows(pairs, tokens, is_single, max_seq_len, doc_stride)
         spans: list[list[Span]] = [[] for _ in pairs]
         no_answer = [1.0] * len(pairs)
-        shown = len(windows) > MANY_WINDOWS if progress is None else progress
-        for window, start, end in self._logits(windows, shown):
+        for window, start, end in self._logits(windows, progress):
             if not (np.isfinite(start).all() and np.isfinite(end).all()):
                 name = _item("question", window.pair, is_single)
                 raise ValueError(f"model must give finite scores, got NaN or infinity for {name}")
@@ -157,15 +159,41 @@ class QuestionAnswering:
         results = [some[0] for some in answers] if top_k == 1 else answers
         return results[0] if is_single else results
 
+    def _tokenize(self, pairs: Sequence[tuple[str, str]], is_single: bool, progress: bool | None) -> dict[str, Tokens]:
+        """Tokens of each different text."""
+        names: dict[str, str] = {}
+        for place, (question, context) in enumerate(pairs):
+            names.setdefault(question, _item("question", place, is_single))
+            names.setdefault(context, _item("context", place, is_single))
+        texts, tokens = list(names), {}
+        with progress_bar(len(texts), "Tokenizing", " texts", _is_shown(progress, len(texts))) as bar:
+            for first in range(0, len(texts), TEXTS_PER_CALL):
+                some = texts[first : first + TEXTS_PER_CALL]
+                # verbose: the tokenizer would warn of texts longer than the model, which are cut into windows.
+                encoded = self.tokenizer(
+                    some, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False,
+                    verbose=False,
+                )  # fmt: skip
+                for text, ids, spans in zip(some, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+                    offsets = np.array(spans, dtype=np.int64).reshape(-1, 2)
+                    if not (offsets[:, 0] < offsets[:, 1]).any():
+                        raise ValueError(f"{names[text]} must hold text, got {text[:50]!r}")
+                    tokens[text] = Tokens(np.array(ids, dtype=np.int32), offsets)
+                bar.update(len(some))
+        return tokens
+
     def _windows(
-        self, pairs: Sequence[tuple[str, str]], is_single: bool, max_seq_len: int, doc_stride: int | None
+        self,
+        pairs: Sequence[tuple[str, str]],
+        tokens: Mapping[str, Tokens],
+        is_single: bool,
+        max_seq_len: int,
+        doc_stride: int | None,
     ) -> list[Window]:
         """The windows of every pair, in order."""
-        questions = self._tokenize("question", [question for question, _ in pairs], is_single)
-        contexts = self._tokenize("context", [context for _, context in pairs], is_single)
         windows = []
         for pair, (question, context) in enumerate(pairs):
-            asked, read = questions[question].ids, contexts[context]
+            asked, read = tokens[question].ids, tokens[context]
             room = max_seq_len - SPECIAL_TOKENS - len(asked)
             name = _item("question", pair, is_single)
             if room < 1:
@@ -185,25 +213,9 @@ class QuestionAnswering:
                 windows.append(Window(pair, np.array(ids, dtype=np.int32), read.offsets[part]))
         return windows
 
-    def _tokenize(self, name: str, texts: Sequence[str], is_single: bool) -> dict[str, Tokens]:
-        """Tokens of each text; a text that comes several times is tokenized once."""
-        places = {text: place for place, text in reversed(list(enumerate(texts)))}
-        if not places:
-            return {}
-        # verbose: the tokenizer would warn of texts longer than the model, which are cut into windows.
-        encoded = self.tokenizer(
-            list(places), add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False,
-            verbose=False,
-        )  # fmt: skip
-        tokens = {}
-        for text, ids, offsets in zip(places, encoded["input_ids"], encoded["offset_mapping"], strict=True):
-            characters = np.array(offsets, dtype=np.int64).reshape(-1, 2)
-            if not (characters[:, 0] < characters[:, 1]).any():
-                raise ValueError(f"{_item(name, places[text], is_single)} must hold text, got {text[:50]!r}")
-            tokens[text] = Tokens(np.array(ids, dtype=np.int32), characters)
-        return tokens
-
-    def _logits(self, windows: Sequence[Window], progress: bool) -> Iterable[tuple[Window, np.ndarray, np.ndarray]]:
+    def _logits(
+        self, windows: Sequence[Window], progress: bool | None
+    ) -> Iterable[tuple[Window, np.ndarray, np.ndarray]]:
         """Each window, batch by batch, with its start and end logits: of [CLS], then of the tokens of its context."""
 
         def compute(batch: PackedBatch) -> list[np.ndarray]:
@@ -213,7 +225,7 @@ class QuestionAnswering:
 
         batches = as_completed(
             [window.ids for window in windows], compute, self.batch_tokens, self.model.device,
-            "Answering" if progress else None,
+            "Answering" if _is_shown(progress, len(windows)) else None,
         )  # fmt: skip
         for indices, logits in batches:
             for index, scores in zip(indices, logits, strict=True):
@@ -292,6 +304,10 @@ def merge(spans: Iterable[Span], top_k: int) -> list[Span]:
         if len(best) == top_k:
             break
     return list(best.values())
+
+
+def _is_shown(progress: bool | None, count: int) -> bool:
+    return count > MANY if progress is None else progress
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:

@@ -230,7 +230,8 @@ def test_windows_are_those_of_the_tokenizer(models, tokenizer):
             row["question"], row["context"], truncation="only_second", max_length=56, stride=9,
             return_overflowing_tokens=True, return_offsets_mapping=True,
         )  # fmt: skip
-        windows = answer._windows([(row["question"], row["context"])], True, 56, 9)
+        pair = [(row["question"], row["context"])]
+        windows = answer._windows(pair, answer._tokenize(pair, True, False), True, 56, 9)
         assert [window.ids.tolist() for window in windows] == encoded["input_ids"]
         for number, window in enumerate(windows):
             inside = [i for i, side in enumerate(encoded.sequence_ids(number)) if side == 1]
@@ -273,6 +274,8 @@ def test_more_windows_than_64_show_a_progress_bar(models, tokenizer, capsys):
     for many, progress, shown in ((65, None, True), (64, None, False), (65, False, False), (1, True, True)):
         answer(["Who?"] * many, "I.", progress=progress)
         assert ("Answering" in capsys.readouterr().err) == shown
+    answer([f"Who is {number}?" for number in range(65)], "I.")
+    assert "Tokenizing" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
