@@ -18,7 +18,9 @@ def spans(text: str, tokens: Sequence[str]) -> list[tuple[int, int]] | None:
     line, at, found = "".join(letters), 0, []
     for token in tokens:
         piece = token.replace("▁", "")
-        begin = at + len(line[at:]) - len(line[at:].lstrip())
+        begin = at
+        while begin < len(line) and line[begin].isspace():
+            begin += 1
         if not line.startswith(piece, begin) or begin == len(line):
             return None
         at = begin + len(piece)

@@ -44,19 +44,17 @@ def by_hand(model, tokenizer, question, context, size=384, stride=128, longest=1
         window = [CLS, *asked, SEP, SEP, *ids[first : first + room], SEP]
         with torch.inference_mode():
             output = model(torch.tensor([window]))
-        start, end = output.start_logits[0].tolist(), output.end_logits[0].tolist()
-        begin = len(asked) + 3
-        places = [0, *range(begin, len(window) - 1)]
-        start_sum = sum(np.exp(start[place]) for place in places)
-        end_sum = sum(np.exp(end[place]) for place in places)
-        none = min(none, np.exp(start[0]) / start_sum * np.exp(end[0]) / end_sum)
-        for i in places[1:]:
-            for j in places[1:]:
-                if i <= j < i + longest:
-                    score = np.exp(start[i]) / start_sum * np.exp(end[j]) / end_sum
-                    span = (offsets[first + i - begin][0], offsets[first + j - begin][1])
-                    if all(offsets[first + k - begin][0] < offsets[first + k - begin][1] for k in (i, j)):
-                        best[span] = max(score, best.get(span, 0.0))
+        begin, behind = len(asked) + 3, len(window) - 1
+        places = [0, *range(begin, behind)]
+        start, end = np.exp(output.start_logits[0].tolist()), np.exp(output.end_logits[0].tolist())
+        start, end = start / sum(start[places]), end / sum(end[places])
+        none = min(none, start[0] * end[0])
+        for i in range(begin, behind):
+            for j in range(i, min(i + longest, behind)):
+                one, other = offsets[first + i - begin], offsets[first + j - begin]
+                if one[0] < one[1] and other[0] < other[1]:
+                    span = (one[0], other[1])
+                    best[span] = max(start[i] * end[j], best.get(span, 0.0))
         if first + room >= len(ids):
             break
         first += room - stride

@@ -24,7 +24,7 @@ def assert_labels(found, labels, probabilities):
     )
 
 
-@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("batch_size", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_text_classification(make_pipeline, tokenizer, long_text, batch_size):
     classify, plain = make_pipeline("text-classification", "ErnieMForSequenceClassification", LABELS)
     texts = [*TEXTS[:4], long_text]

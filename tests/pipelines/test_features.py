@@ -18,7 +18,7 @@ def states_of(plain, ids):
         return plain(torch.tensor([ids]))[0][0]
 
 
-@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("batch_size", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_feature_extraction(make_pipeline, tokenizer, long_text, batch_size):
     extract, plain = make_pipeline("feature-extraction", "ErnieMModel")
     texts = [*TEXTS[:4], long_text]
@@ -46,7 +46,7 @@ def assert_filled(rows, tokenizer, ids, place, probabilities, candidates):
         assert row["sequence"] == tokenizer.decode(filled, skip_special_tokens=ids.count(MASK) == 1)
 
 
-@pytest.mark.parametrize("batch_size", [1, 2])
+@pytest.mark.parametrize("batch_size", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_fill_mask_in_several_places(make_pipeline, tokenizer, long_text, batch_size):
     fill, plain = make_pipeline("fill-mask", "ErnieMForMaskedLM")
     texts = ["Paris is the [MASK] of France.", "[MASK] 是 [MASK]。", f"Das [MASK] ist lang. {long_text}"]
