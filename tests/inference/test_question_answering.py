@@ -339,6 +339,22 @@ def test_a_question_that_leaves_few_tokens(models, tokenizer):
     assert_answers(found, expected[:2], ROWS[0]["context"])
 
 
+@pytest.mark.slow
+def test_adapters_take_part(models, tokenizer):
+    peft = pytest.importorskip("peft")
+    adapters = peft.LoraConfig(target_modules=["q_proj", "v_proj"], r=4, init_lora_weights=False)
+    adapted = peft.get_peft_model(models[1], adapters).eval()
+    with pytest.raises(TypeError, match="got peft"):
+        question_answering(adapted, tokenizer)
+    row = ROWS[0]
+    with_adapters = question_answering(adapted.get_base_model(), tokenizer)(row)
+    with adapted.disable_adapter():
+        without = question_answering(adapted.get_base_model(), tokenizer)(row)
+    merged = question_answering(adapted.merge_and_unload(), tokenizer)(row)
+    assert with_adapters["score"] == pytest.approx(merged["score"], rel=1e-6)
+    assert with_adapters["score"] != pytest.approx(without["score"], rel=1e-3)
+
+
 def test_bad_models_are_named(models, tokenizer):
     plain, fast = models
     with pytest.raises(TypeError, match=r"ErnieMForQuestionAnswering, got erniem_fast.reference"):
