@@ -1,32 +1,31 @@
-"""Files of the command line: texts in, vectors out.
+"""Files of the command line: texts in; vectors or records out, whole or not at all.
 
 with vector_file("vectors.npy") as file:
     file.allocate(len(texts), hidden_size)
     file.write(indices, vectors)
+
+with record_file("labels.jsonl") as file:
+    file.write({"text": text, "label": label})
 """
 
 import errno
+import json
 import os
-import re
-import secrets
-import stat
 import sys
-import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
+from .atomic import STANDARD_STREAM, naming, whole_file
 from .errors import InputError
 
-STANDARD_STREAM = "-"
 TEXT_ENDINGS = (".txt", "")
 VECTOR_ENDINGS = (".npy", "")
+RECORD_ENDINGS = (".jsonl", "")
 ACCEPTED_TEXTS = "expected a UTF-8 text file, one text a line"
-ACCEPTED_VECTORS = "expected the path of a file that can be written"
-TEMPORARY = re.compile(r"\.erniem-fast-vectors-[0-9a-f]{16}\.tmp")
 
 
 def check_texts(source: str) -> None:
@@ -43,22 +42,26 @@ def check_texts(source: str) -> None:
         )
 
 
-def check_vectors(out: str) -> None:
-    """Refuse a name that promises another format than .npy.
+def check_out(out: str, endings: Sequence[str]) -> None:
+    """Refuse a name that promises another format than the one that is written.
+
+    Args:
+        out: path of a file, or "-" for stdout.
+        endings: the ending of the format, and "" for none.
 
     Raises:
-        InputError: the ending is neither .npy nor none.
+        InputError: another ending.
     """
     ending = Path(out).suffix
-    if ending.lower() not in VECTOR_ENDINGS:
+    if ending.lower() not in endings:
         raise InputError(
-            f"--out {out!r}: the ending {ending} is not written; expected a file that ends in .npy or has no ending, "
-            f"or - for stdout"
+            f"--out {out!r}: the ending {ending} is not written; expected a file that ends in {endings[0]} or has no "
+            f"ending, or - for stdout"
         )
 
 
 def check_distinct(texts: str, out: str) -> None:
-    """Refuse to replace the texts by their vectors.
+    """Refuse to replace the texts by their results.
 
     Raises:
         InputError: both are one file.
@@ -127,7 +130,7 @@ class VectorFile:
             InputError: it doesn't fit.
         """
         size = vectors * hidden_size * 4
-        with _naming(self.out, f"expected room for {size:,} bytes"):
+        with naming(self.out, f"expected room for {size:,} bytes"):
             header = {"descr": "<f4", "fortran_order": False, "shape": (vectors, hidden_size)}
             np.lib.format.write_array_header_1_0(self.file, header)
             self._start = self.file.tell()
@@ -142,52 +145,36 @@ class VectorFile:
         Raises:
             InputError: the disk is full.
         """
-        with _naming(self.out, "expected room for the vectors"):
+        with naming(self.out, "expected room for the vectors"):
             for index, vector in zip(indices, np.ascontiguousarray(vectors, dtype="<f4"), strict=True):
                 self.file.seek(self._start + index * vector.nbytes)
                 self.file.write(vector)
 
-    def flush(self) -> None:
-        """Hand everything to the operating system.
+
+class RecordFile:
+    """A JSON Lines file: one object a line, UTF-8.
+
+    Args:
+        file: an empty file, open for writing.
+        out: its name in messages.
+    """
+
+    def __init__(self, file: BinaryIO, out: str) -> None:
+        self.file, self.out = file, out
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Write one object as the next line.
 
         Raises:
             InputError: the disk is full.
         """
-        with _naming(self.out, "expected room for the vectors"):
-            self.file.flush()
-
-    def copy_to(self, target: BinaryIO) -> None:
-        """Copy the file to a stream.
-
-        Raises:
-            BrokenPipeError: the stream is a pipe without a reader.
-            InputError: the stream can't be written.
-        """
-        with _naming(self.out, "expected a stream that can be written"):
-            self.file.seek(0)
-            while chunk := memoryview(self.file.read(2**20)):
-                # A raw stream, as PYTHONUNBUFFERED makes stdout, may write a part only.
-                while chunk:
-                    chunk = chunk[target.write(chunk) :]
-            target.flush()
-
-
-@contextmanager
-def _naming(out: str, accepted: str) -> Iterator[None]:
-    """Turn an OSError of the output into an InputError, except that of a pipe without a reader."""
-    try:
-        yield
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise InputError(f"--out {out!r}: {error.strerror}; {accepted}") from error
+        with naming(self.out, "expected room for the records"):
+            self.file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
 
 
 @contextmanager
 def vector_file(out: str) -> Iterator[VectorFile]:
-    """Open the output of a command, in place as a whole at the end, or not at all if anything is raised.
-
-    A file that is replaced keeps its mode. Temporary files that killed runs left in the folder are removed.
+    """Open a .npy file, in place as a whole at the end, or not at all if anything is raised.
 
     Args:
         out: path of a .npy file, or "-" for stdout.
@@ -195,115 +182,21 @@ def vector_file(out: str) -> Iterator[VectorFile]:
     Raises:
         InputError: no such file can be written. Known at once, before any work.
     """
-    check_vectors(out)
-    with _to_stdout() if out == STANDARD_STREAM else _to_file(out) as file:
-        yield file
+    check_out(out, VECTOR_ENDINGS)
+    with whole_file(out, terminal=False) as file:
+        yield VectorFile(file, out)
 
 
 @contextmanager
-def _to_stdout() -> Iterator[VectorFile]:
-    if sys.stdout is None:
-        raise InputError("--out '-': stdout is closed; expected a file or a pipe")
-    if sys.stdout.isatty():
-        raise InputError("--out '-': stdout is a terminal; expected a file or a pipe")
-    with _closing(tempfile.TemporaryFile()) as temporary:
-        file = VectorFile(temporary, STANDARD_STREAM)
-        yield file
-        file.copy_to(sys.stdout.buffer)
+def record_file(out: str) -> Iterator[RecordFile]:
+    """Open a JSON Lines file, in place as a whole at the end, or not at all if anything is raised.
 
+    Args:
+        out: path of a .jsonl file, or "-" for stdout.
 
-@contextmanager
-def _to_file(out: str) -> Iterator[VectorFile]:
-    target = Path(os.path.realpath(out))
-    with ExitStack() as stack:
-        with _naming(out, ACCEPTED_VECTORS):
-            replaced = _status_if_replaceable(target)
-            remove_abandoned(target.parent)
-            path, temporary = _create(target.parent, 0o666 if replaced is None else 0o600, stack)
-            if replaced is not None:
-                _keep_owner_and_mode(path, replaced)
-        file = VectorFile(temporary, out)
-        yield file
-        file.flush()
-        with _naming(out, ACCEPTED_VECTORS):
-            if sys.platform == "win32":
-                temporary.close()  # Windows replaces no open file; elsewhere closing would unlock it too early
-            os.replace(path, target)
-
-
-@contextmanager
-def _closing(file: BinaryIO) -> Iterator[BinaryIO]:
-    """Close a file at the end, without a second error where a full disk was the first."""
-    try:
-        yield file
-    finally:
-        with suppress(OSError):
-            file.close()
-
-
-def _status_if_replaceable(target: Path) -> os.stat_result | None:
-    """Status of the file that is to be replaced, or None; an OSError where replacing would fail or do harm."""
-    try:
-        status = target.stat()
-    except FileNotFoundError:
-        return None
-    if not stat.S_ISREG(status.st_mode):  # a folder; a device, which a file would replace
-        raise OSError(errno.EINVAL, "Not a regular file")
-    if not os.access(target, os.W_OK):
-        raise PermissionError(errno.EACCES, "Write-protected")
-    return status
-
-
-def _create(folder: Path, mode: int, stack: ExitStack) -> tuple[Path, BinaryIO]:
-    """Create and lock a temporary file, which `stack` closes and removes."""
-    while True:
-        path = folder / f".erniem-fast-vectors-{secrets.token_hex(8)}.tmp"
-        stack.callback(path.unlink, missing_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), mode)
-        file = stack.enter_context(_closing(os.fdopen(descriptor, "r+b")))
-        try:
-            _lock(descriptor)
-        except BlockingIOError:
-            continue  # another run is about to remove it
-        except OSError:
-            pass  # a file system without locks, where nothing is removed either
-        if path.exists():
-            return path, file
-
-
-def _keep_owner_and_mode(path: Path, replaced: os.stat_result) -> None:
-    if hasattr(os, "chown"):
-        with suppress(OSError):
-            os.chown(path, replaced.st_uid, replaced.st_gid)
-    os.chmod(path, stat.S_IMODE(replaced.st_mode))
-
-
-def remove_abandoned(folder: Path) -> None:
-    """Remove the temporary files of killed runs: files of our name and this user that no process holds locked."""
-    with suppress(OSError):
-        for entry in list(os.scandir(folder)):
-            if TEMPORARY.fullmatch(entry.name):
-                with suppress(OSError):
-                    _remove_if_abandoned(Path(entry.path))
-
-
-def _remove_if_abandoned(path: Path) -> None:
-    if sys.platform == "win32":
-        path.unlink()  # fails for an open file
-        return
-    descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
-    try:
-        status = os.fstat(descriptor)
-        if stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid():
-            _lock(descriptor)  # BlockingIOError: its run is alive
-            path.unlink()
-    finally:
-        os.close(descriptor)
-
-
-def _lock(descriptor: int) -> None:
-    """Lock a file until it is closed, or its process ends, however it ends."""
-    if sys.platform != "win32":
-        import fcntl
-
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    Raises:
+        InputError: no such file can be written. Known at once, before any work.
+    """
+    check_out(out, RECORD_ENDINGS)
+    with whole_file(out, terminal=True) as file:
+        yield RecordFile(file, out)

@@ -127,7 +127,31 @@ def load_encoder(name: str, dtype: torch.dtype, device: torch.device, pooler: bo
     Raises:
         InputError: weights can't be read, are missing, or have other shapes or more layers than config.json says.
     """
-    loaded = load(name, ErnieMModel, dtype, add_pooling_layer=pooler)
+    return _complete(name, load(name, ErnieMModel, dtype, add_pooling_layer=pooler)).to(device)
+
+
+def load_head(name: str, cls: Any, config: ErnieMConfig, dtype: torch.dtype, device: torch.device) -> Any:
+    """Load a padding-free model with its head, in eval mode.
+
+    Args:
+        name: a folder, or an id on the Hub.
+        cls: the class in `modeling`.
+        config: of the checkpoint.
+        dtype: dtype of the weights.
+        device: device of the model.
+
+    Raises:
+        InputError: the checkpoint is of another class; weights can't be read, are missing, or have other shapes or
+            more layers than config.json says.
+    """
+    architectures = config.architectures or []
+    if cls.__name__ not in architectures:
+        held = ", ".join(architectures) or "no architecture"
+        raise InputError(f"--model {name!r}: config.json names {held}; expected {cls.__name__}")
+    return _complete(name, load(name, cls, dtype)).to(device)
+
+
+def _complete(name: str, loaded: Loaded) -> Any:
     beyond = [key for key in loaded.unexpected if "encoder.layers." in key]
     for problem, keys in (
         ("lack", loaded.missing),
@@ -135,12 +159,12 @@ def load_encoder(name: str, dtype: torch.dtype, device: torch.device, pooler: bo
         ("hold more layers:", beyond),
     ):
         if keys:
-            # Parameters would be random, or layers skipped: better no vectors than those.
+            # Parameters would be random, or layers skipped: better no result than that.
             raise InputError(
                 f"--model {name!r}: the weights {problem} {listing(keys)}; "
-                f"expected every parameter of the encoder in config.json's sizes"
+                f"expected every parameter of the model in config.json's sizes"
             )
-    return loaded.model.to(device)
+    return loaded.model
 
 
 def listing(keys: list[str]) -> str:

@@ -12,7 +12,7 @@ import pytest
 from helpers.command_line import TEXTS, run_embed
 from helpers.paths import ROOT
 
-from erniem_fast.cli import main as cli
+from erniem_fast.cli import embed as cli
 from erniem_fast.cli.main import app
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]

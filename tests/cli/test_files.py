@@ -1,6 +1,7 @@
 """Texts in, vectors out: what is refused, what is replaced, what is left behind."""
 
 import io
+import json
 import os
 import stat
 import sys
@@ -11,7 +12,7 @@ import pytest
 from helpers.command_line import assert_one_line, run, run_embed
 
 from erniem_fast.cli.errors import InputError
-from erniem_fast.cli.files import read_texts, vector_file
+from erniem_fast.cli.files import read_texts, record_file, vector_file
 
 
 def test_line_ends_and_byte_order_mark(checkpoint, tmp_path):
@@ -137,7 +138,7 @@ def test_a_new_file_has_the_mode_of_any_new_file(tmp_path):
 
 
 def test_what_killed_runs_left_is_removed_and_nothing_else(tmp_path):
-    name = ".erniem-fast-vectors-{}.tmp"
+    name = ".erniem-fast-{}.tmp"
     others = {name.format("readme"), name.format("0" * 16) + ".npy", "x" + name.format("0" * 16), "other.tmp"}
     for other in others:
         (tmp_path / other).touch()
@@ -222,3 +223,21 @@ def test_a_closed_stdin(monkeypatch):
     monkeypatch.setattr(sys, "stdin", None)
     with pytest.raises(InputError, match="TEXTS '-': stdin is closed"):
         read_texts("-")
+
+
+def test_records_are_lines_of_json(tmp_path):
+    records = [{"text": "我們\u2028試試", "score": 0.25}, {"text": 'a "b"\n', "labels": [1, None]}]
+    with record_file(str(tmp_path / "out.jsonl")) as file:
+        for record in records:
+            file.write(record)
+        assert not (tmp_path / "out.jsonl").exists()
+    written = (tmp_path / "out.jsonl").read_bytes().decode()
+    assert [json.loads(line) for line in written.split("\n")[:-1]] == records
+    assert "我們" in written
+
+
+def test_records_end_in_jsonl_or_have_no_ending(tmp_path):
+    expected = r"ending \.csv is not written; expected a file that ends in \.jsonl"
+    with pytest.raises(InputError, match=expected), record_file(str(tmp_path / "out.csv")):
+        raise AssertionError("opened")
+    assert not list(tmp_path.iterdir())

@@ -6,7 +6,7 @@ import torch
 from helpers.command_line import MAX_TOKENS, TEXTS, assert_one_line, run, run_embed
 
 import erniem_fast
-from erniem_fast.cli import main as cli
+from erniem_fast.cli import embed as cli
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])

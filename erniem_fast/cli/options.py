@@ -1,0 +1,62 @@
+"""Options that several commands share, and the parsing of their values."""
+
+from typing import Annotated
+
+import torch
+import typer
+
+from .errors import InputError
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+TextsArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="TEXTS", help="UTF-8, one text a line: .txt or no ending, or - for stdin.", show_default=False
+    ),
+]
+ModelOption = Annotated[
+    str,
+    typer.Option(
+        metavar="DIR|ID",
+        help="Folder with config.json, the weights and the tokenizer, or the id of such a model on the Hugging Face "
+        "Hub (user/name).",
+        show_default=False,
+    ),
+]
+BatchTokensOption = Annotated[
+    str, typer.Option(metavar="N", help="Most tokens of a batch; a longer text makes a batch alone.")
+]
+DtypeOption = Annotated[str, typer.Option(metavar="TYPE", help=f"What to compute in: {', '.join(DTYPES)}.")]
+DeviceOption = Annotated[str, typer.Option(metavar="auto|cpu|cuda[:N]", help="auto: a GPU if there is one.")]
+
+
+def parse_count(name: str, value: str) -> int:
+    """Parse a whole number of at least 1.
+
+    Raises:
+        InputError: the value is anything else.
+    """
+    number = int(value) if value.isascii() and value.isdigit() and len(value) < 19 else 0
+    if number < 1:
+        raise InputError(f"{name} {value!r}: expected a whole number of at least 1")
+    return number
+
+
+def parse_device(name: str) -> torch.device:
+    """Parse the name of a device that this machine has; "auto" is a GPU if there is one.
+
+    Raises:
+        InputError: there is no such device, or it is neither a CPU nor a CUDA device.
+    """
+    cuda = torch.cuda.is_available()
+    if name == "auto":
+        return torch.device("cuda" if cuda else "cpu")
+    number = name.removeprefix("cuda:")
+    numbered = name != number and number.isascii() and number.isdigit()
+    if name not in ("cpu", "cuda") and not numbered:
+        raise InputError(f"--device {name!r}: expected auto, cpu, cuda or cuda:N")
+    if name != "cpu" and not (cuda and (not numbered or int(number) < torch.cuda.device_count())):
+        there = f"{torch.cuda.device_count()} CUDA devices" if cuda else "no CUDA device"
+        raise InputError(f"--device {name!r}: there is {there}; expected auto, cpu or a device that is there")
+    return torch.device(name)
