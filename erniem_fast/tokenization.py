@@ -18,6 +18,7 @@ from transformers.tokenization_utils_base import LARGE_INTEGER, TruncationStrate
 from transformers.utils import PaddingStrategy, TensorType
 
 from .alignment import UNDERLINE
+from .auto_map import SelfLoadingTokenizer
 from .configuration import POSITION_OFFSET
 from .encodings import Encodings, SpecialTokens, Truncation, Window, frame
 from .parts import AddedTokens, Part
@@ -85,7 +86,7 @@ def _max_length_of_folder(files: dict[str, str | None]) -> int:
     return limit if given is None else min(given, limit)
 
 
-class ErnieMTokenizer(PreTrainedTokenizer):
+class ErnieMTokenizer(SelfLoadingTokenizer, PreTrainedTokenizer):
     """Tokenizer of ErnieM: ids of `[CLS] A [SEP]`, or of `[CLS] A [SEP] [SEP] B [SEP]` for a pair.
 
     The ids are those of transformers 4.40.2. Unlike there, `attention_mask` is returned by default.
