@@ -15,10 +15,7 @@ from transformers import (
 
 CLS, SEP, MASK = 0, 2, 16001
 WINDOW = {"max_length": 72, "stride": 24}
-SCRIPT = pytest.param(
-    of_script, id="script", marks=pytest.mark.skipif(EXAMPLES is None, reason="TRANSFORMERS_EXAMPLES is not set")
-)
-SOURCES = [pytest.param(ours, id="ours"), SCRIPT]
+SOURCES = [pytest.param(ours, id="ours"), *([pytest.param(of_script, id="script")] if EXAMPLES else [])]
 
 
 def columns(rows):
