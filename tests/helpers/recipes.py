@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 Recipe = Callable[[dict[str, list[Any]]], Any]
-EXAMPLES = os.environ.get("TRANSFORMERS_EXAMPLES")
+EXAMPLES = os.environ.get("TRANSFORMERS_EXAMPLES") or None
 SCRIPTS = {
     "prepare_train_features": "question-answering/run_qa.py",
     "prepare_validation_features": "question-answering/run_qa.py",
