@@ -19,6 +19,7 @@ from .configuration import ErnieMConfig
 from .inference.batch_invariance import batch_invariant
 from .inference.graphs import GraphedEncoder
 from .inference.projections import join_projections
+from .inference.question_answering import question_answering
 from .inference.zero_shot import zero_shot_classification
 from .modeling import (
     ErnieMForInformationExtraction,
@@ -50,6 +51,7 @@ __all__ = [
     "__version__",
     "batch_invariant",
     "join_projections",
+    "question_answering",
     "zero_shot_classification",
 ]
 

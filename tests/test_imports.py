@@ -11,7 +11,8 @@ from helpers.paths import ROOT
 PACKAGE = ROOT / "erniem_fast"
 # Each may import from those before it.
 LAYERS = [
-    "version", "adapters", "auto_map", "configuration", "tokenization",
+    "version", "adapters", "auto_map", "configuration",
+    "alignment", "parts", "segmentation", "encodings", "samples", "tokenization",
     "kernels.dropout", "kernels.tables", "kernels.configs", "kernels.jit", "kernels.common",
     "kernels.attention_tiles", "kernels.attention_forward", "kernels.attention_backward", "kernels.attention",
     "kernels.segment_sum", "kernels.layer_norm", "kernels.activation", "kernels.embedding",
@@ -21,7 +22,7 @@ LAYERS = [
     "validation", "packing", "fusion", "encoder", "outputs",
     "checkpoints", "pretrained", "modules", "losses", "heads", "reference", "modeling",
     "inference.__init__", "inference.batch_invariance", "inference.projections", "inference.graphs",
-    "inference.progress", "inference.batching", "inference.zero_shot", "__init__",
+    "inference.progress", "inference.batching", "inference.question_answering", "inference.zero_shot", "__init__",
     "sentence_transformers", "inference.pooling", "inference.embed",
     "cli.__init__", "cli.errors", "cli.atomic", "cli.files", "cli.loading", "cli.options", "cli.verify", "cli.demo",
     "cli.warm_up", "cli.embed", "cli.zero_shot", "cli.main",

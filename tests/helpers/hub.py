@@ -14,14 +14,20 @@ from helpers.paths import GOLDEN_TOKENIZER
 REVISION = "0" * 40
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 LABELS = ("entailment", "neutral", "contradiction")
+TAGS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
 CHECKPOINTS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "susnato/ernie-m-base_pytorch": ("ErnieMModel", {}),
     "MoritzLaurer/ernie-m-base-mnli-xnli": (
         "ErnieMForSequenceClassification",
         {"id2label": dict(enumerate(LABELS)), "label2id": {label: index for index, label in enumerate(LABELS)}},
     ),
+    "your-org/ernie-m-base-squad": ("ErnieMForQuestionAnswering", {}),
+    "your-org/ernie-m-base-ner": (
+        "ErnieMForTokenClassification",
+        {"id2label": dict(enumerate(TAGS)), "label2id": {tag: index for index, tag in enumerate(TAGS)}},
+    ),
 }
-"""Class and further configuration of each public checkpoint that the documentation names."""
+"""Class and further configuration of each checkpoint that the documentation names: public ones, and a reader's own."""
 
 
 def fill_cache(cache: Path) -> None:
