@@ -24,6 +24,7 @@ from transformers import (
 
 from .configuration import ErnieMConfig
 from .inference.batch_invariance import batch_invariant
+from .inference.extraction import information_extraction
 from .inference.graphs import GraphedEncoder
 from .inference.projections import join_projections
 from .modeling import (
@@ -55,6 +56,7 @@ __all__ = [
     "PackedBatch",
     "__version__",
     "batch_invariant",
+    "information_extraction",
     "join_projections",
 ]
 

@@ -20,8 +20,9 @@ LAYERS = [
     "ops.embedding", "ops.linear", "ops.__init__",
     "validation", "packing", "fusion", "encoder", "outputs",
     "checkpoints", "pretrained", "modules", "losses", "heads", "reference", "modeling",
-    "inference.__init__", "inference.batch_invariance", "inference.projections", "inference.graphs", "__init__",
-    "inference.progress", "inference.batching", "inference.pooling", "inference.embed",
+    "inference.__init__", "inference.batch_invariance", "inference.projections", "inference.graphs",
+    "inference.progress", "inference.batching", "inference.schema", "inference.spans", "inference.extraction", "__init__",
+    "inference.pooling", "inference.embed",
     "cli.__init__", "cli.errors", "cli.atomic", "cli.files", "cli.loading", "cli.options", "cli.verify", "cli.demo",
     "cli.warm_up", "cli.embed", "cli.main",
 ]  # fmt: skip
