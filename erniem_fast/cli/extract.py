@@ -1,6 +1,9 @@
 """`erniem-fast extract`: what a schema names, found in texts."""
 
 import json
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,7 +11,7 @@ import torch
 import typer
 
 from ..inference.extraction import information_extraction
-from ..inference.schema import LANGUAGES
+from ..inference.schema import LANGUAGES, parse_schema
 from ..modeling import ErnieMForInformationExtraction
 from .errors import InputError
 from .files import check_distinct, check_texts, read_texts, record_file
@@ -74,13 +77,67 @@ def extract_command(
         tokenizer = load_tokenizer(model, config)
         head = load_head(model, ErnieMForInformationExtraction, config, getattr(torch, dtype), place)
         extractor = information_extraction(head, tokenizer)
-        try:
+        with _naming(f"--schema {schema!r:.80}"):
             results = extractor.stream(
                 lines, names, language=language, threshold=least, batch_tokens=tokens_per_batch, progress=True
             )
+        with _naming(f"--dtype {dtype!r}"):
             for result in results:
                 file.write(result)
-        except InputError:
-            raise
-        except (TypeError, ValueError) as error:
-            raise InputError(f"--schema {schema!r:.200}: {error}") from error
+
+
+def parse_threshold(value: str) -> float:
+    """Parse a probability below 1.
+
+    Raises:
+        InputError: the value is anything else.
+    """
+    try:
+        threshold = float(value)
+    except ValueError:
+        threshold = -1.0
+    if not 0 <= threshold < 1:  # nor NaN
+        raise InputError(f"--threshold {value!r}: expected a number of at least 0 and below 1")
+    return threshold
+
+
+def read_schema(value: str) -> Any:
+    """Read a schema from JSON, or from the JSON file that it names.
+
+    Raises:
+        InputError: no such file, no JSON, a name twice in one object, or no schema.
+    """
+    text = value.strip()
+    if not text.startswith(("{", "[", '"')):
+        try:
+            text = Path(value).read_text(encoding="utf-8-sig")
+        except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a path with NUL
+            reason = getattr(error, "strerror", None) or "the file is not UTF-8"
+            raise InputError(f"--schema {value!r:.80}: {reason}; {ACCEPTED_SCHEMA}") from error
+    try:
+        schema = json.loads(text, object_pairs_hook=_without_repeats)
+    except InputError as error:
+        raise InputError(f"--schema {value!r:.80}: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"--schema {value!r:.80}: is not JSON ({error}); {ACCEPTED_SCHEMA}") from error
+    with _naming(f"--schema {value!r:.80}"):
+        parse_schema(schema)
+    return schema
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    repeated = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
+    if repeated:
+        raise InputError(f"an object holds the name {repeated[0]!r} twice; expected each name once on a level")
+    return dict(pairs)
+
+
+@contextmanager
+def _naming(option: str) -> Iterator[None]:
+    """Turn an error of the arguments into an InputError that names the option."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{option}: {error}") from error

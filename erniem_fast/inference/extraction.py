@@ -7,7 +7,7 @@ Each level of the schema is one pass: its questions about all texts go through t
 Behaviour: PaddleNLP's Taskflow("information_extraction").
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -152,7 +152,11 @@ class Extractor:
 
         Args, Raises: those of the call, whose arguments are checked at once.
         """
-        texts = [texts] if isinstance(texts, str) else list(texts)
+        if isinstance(texts, str):
+            texts = [texts]
+        elif not isinstance(texts, Iterable):
+            raise TypeError(f"texts must be a str or a sequence of str, got {type(texts).__name__}")
+        texts = list(texts)
         for index, text in enumerate(texts):
             if not isinstance(text, str):
                 raise TypeError(f"texts[{index}] must be a str, got {type(text).__name__}")
@@ -226,9 +230,7 @@ class Extractor:
             text, prompt_tokens = tokens[place.text], tokenized[prompt]
             room = self.max_tokens - SPECIAL_TOKENS - len(prompt_tokens.ids)
             if len(prompt_tokens.ids) > self.longest_prompt:
-                warn_once(
-                    f"Nothing was asked about a span so long that its prompt has more than {self.longest_prompt} tokens."
-                )
+                warn_once(f"Spans whose prompts would have more than {self.longest_prompt} tokens are not asked about.")
             elif len(text.ids) and (place.text, prompt) not in questions:
                 parts = windows(len(text.ids), room, settings.stride)
                 questions[place.text, prompt] = Question(text, prompt, prompt_tokens, parts, settings.threshold)
