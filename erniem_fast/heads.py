@@ -2,11 +2,13 @@
 
 A head computes on rows: all positions of a padded batch (reference) or the real tokens only (padding-free). The model
 mixed into it provides `encode`, which returns the encoder's output and the layout of its rows.
-The arguments of `forward` and their order are those of transformers 4.40.2; further keywords go to the encoder.
+The arguments of `forward` and their order are those of transformers 4.40.2; further ones of the encoder follow.
+With `return_dict=False` a head returns a tuple of the output's values that are not None, as in 4.40.2. The annotations
+leave that out: a union of both would keep editors from completing `.logits`.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -31,9 +33,12 @@ from .losses import (
     span_loss,
     token_loss,
 )
+from .outputs import called_as
 from .packing import PackedBatch
 from .pretrained import ErnieMPreTrainedModel
 from .validation import check_device, check_integers, check_shape
+
+Output = TypeVar("Output", bound=ModelOutput)
 
 
 class _HeadBase(ErnieMPreTrainedModel):
@@ -43,9 +48,9 @@ class _HeadBase(ErnieMPreTrainedModel):
         """The encoder's output, with last_hidden_state as rows, and the layout of those rows."""
         raise NotImplementedError
 
-    def _output(self, cls: type[ModelOutput], outputs: Any, return_dict: bool | None, **fields: Any) -> Any:
-        """`fields` and the encoder's hidden states and attentions, as a `cls` or as its tuple."""
-        output = cls(**fields, hidden_states=outputs.hidden_states, attentions=outputs.attentions)
+    def _output(self, cls: type[Output], outputs: Any, return_dict: bool | None, **fields: Any) -> Output:
+        """`fields` and the encoder's hidden states and attentions, as a `cls` or, unannotated, as its tuple."""
+        output: Any = cls(**fields, hidden_states=outputs.hidden_states, attentions=outputs.attentions)
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
     def _span_output(
@@ -58,7 +63,7 @@ class _HeadBase(ErnieMPreTrainedModel):
         loss_of: Callable[[str, Tensor, Tensor, Layout], Tensor],
         start_positions: Tensor | None,
         end_positions: Tensor | None,
-    ) -> Any:
+    ) -> QuestionAnsweringModelOutput:
         """Scores of starts and ends with the mean of their losses, if both labels are given."""
         loss = None
         if start_positions is not None and end_positions is not None:
@@ -90,7 +95,7 @@ class SequenceClassification(_HeadBase):
 
     def forward(
         self,
-        input_ids: Tensor | None = None,
+        input_ids: Tensor | PackedBatch | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         head_mask: Tensor | None = None,
@@ -101,8 +106,13 @@ class SequenceClassification(_HeadBase):
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
         labels: Tensor | None = None,
-        **inputs: Any,
-    ) -> Any:
+        token_type_ids: Tensor | None = None,
+        cu_seq_lens_q: Tensor | None = None,
+        cu_seq_lens_k: Tensor | None = None,
+        max_length_q: int | None = None,
+        max_length_k: int | None = None,
+        validate: bool = False,
+    ) -> SequenceClassifierOutput:
         """Classify sequences; arguments not listed are those of `ErnieMModel`.
 
         Args:
@@ -120,11 +130,18 @@ class SequenceClassification(_HeadBase):
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, head_mask=head_mask,
             inputs_embeds=inputs_embeds, past_key_values=past_key_values, use_cache=use_cache,
             output_hidden_states=output_hidden_states, output_attentions=output_attentions,
-            value_checks=class_checks("labels", classes, self.num_labels, "num_labels"), **inputs,
+            value_checks=class_checks("labels", classes, self.num_labels, "num_labels"),
+            token_type_ids=token_type_ids, cu_seq_lens_q=cu_seq_lens_q, cu_seq_lens_k=cu_seq_lens_k,
+            max_length_q=max_length_q, max_length_k=max_length_k, validate=validate,
         )  # fmt: skip
         logits = self.classifier(self.dropout(outputs.pooler_output))
         loss = None if labels is None or problem is None else self._loss(problem, logits, labels)
         return self._output(SequenceClassifierOutput, outputs, return_dict, loss=loss, logits=logits)
+
+    if TYPE_CHECKING:
+
+        @called_as(forward)
+        def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 
     def _problem_type(self, labels: Tensor) -> str:
         # Derived on every call: 4.40.2 writes its first guess into the configuration, where it sticks.
@@ -171,8 +188,8 @@ class MultipleChoice(_HeadBase):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-        **inputs: Any,
-    ) -> Any:
+        token_type_ids: Tensor | None = None,
+    ) -> MultipleChoiceModelOutput:
         """Score choices; arguments not listed are those of `ErnieMModel`, with a dimension for the choices.
 
         Args:
@@ -201,7 +218,8 @@ class MultipleChoice(_HeadBase):
             input_ids=flat(input_ids), attention_mask=flat(attention_mask), position_ids=flat(position_ids),
             head_mask=head_mask, inputs_embeds=flat(inputs_embeds), output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
-            value_checks=class_checks("labels", labels, num_choices, "num_choices"), **inputs,
+            value_checks=class_checks("labels", labels, num_choices, "num_choices"),
+            token_type_ids=token_type_ids,
         )  # fmt: skip
         if layout.num_sequences != batch * num_choices:
             raise ValueError(
@@ -214,6 +232,11 @@ class MultipleChoice(_HeadBase):
             check_shape("labels", labels, (batch,), "batch")
             loss = cross_entropy(logits, labels)
         return self._output(MultipleChoiceModelOutput, outputs, return_dict, loss=loss, logits=logits)
+
+    if TYPE_CHECKING:
+
+        @called_as(forward)
+        def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 
 
 class TokenClassification(_HeadBase):
@@ -229,7 +252,7 @@ class TokenClassification(_HeadBase):
 
     def forward(
         self,
-        input_ids: Tensor | None = None,
+        input_ids: Tensor | PackedBatch | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         head_mask: Tensor | None = None,
@@ -239,8 +262,13 @@ class TokenClassification(_HeadBase):
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
         labels: Tensor | None = None,
-        **inputs: Any,
-    ) -> Any:
+        token_type_ids: Tensor | None = None,
+        cu_seq_lens_q: Tensor | None = None,
+        cu_seq_lens_k: Tensor | None = None,
+        max_length_q: int | None = None,
+        max_length_k: int | None = None,
+        validate: bool = False,
+    ) -> TokenClassifierOutput:
         """Classify tokens; arguments not listed are those of `ErnieMModel`.
 
         Args:
@@ -253,11 +281,18 @@ class TokenClassification(_HeadBase):
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, head_mask=head_mask,
             inputs_embeds=inputs_embeds, past_key_values=past_key_values, output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
-            value_checks=class_checks("labels", labels, self.num_labels, "num_labels"), **inputs,
+            value_checks=class_checks("labels", labels, self.num_labels, "num_labels"),
+            token_type_ids=token_type_ids, cu_seq_lens_q=cu_seq_lens_q, cu_seq_lens_k=cu_seq_lens_k,
+            max_length_q=max_length_q, max_length_k=max_length_k, validate=validate,
         )  # fmt: skip
         logits = self.classifier(self.dropout(outputs.last_hidden_state))
         loss = None if labels is None else token_loss(logits, labels, layout)
         return self._output(TokenClassifierOutput, outputs, return_dict, loss=loss, logits=layout.output(logits))
+
+    if TYPE_CHECKING:
+
+        @called_as(forward)
+        def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 
 
 class QuestionAnswering(_HeadBase):
@@ -272,7 +307,7 @@ class QuestionAnswering(_HeadBase):
 
     def forward(
         self,
-        input_ids: Tensor | None = None,
+        input_ids: Tensor | PackedBatch | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         head_mask: Tensor | None = None,
@@ -282,8 +317,13 @@ class QuestionAnswering(_HeadBase):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-        **inputs: Any,
-    ) -> Any:
+        token_type_ids: Tensor | None = None,
+        cu_seq_lens_q: Tensor | None = None,
+        cu_seq_lens_k: Tensor | None = None,
+        max_length_q: int | None = None,
+        max_length_k: int | None = None,
+        validate: bool = False,
+    ) -> QuestionAnsweringModelOutput:
         """Score answer spans; arguments not listed are those of `ErnieMModel`. `num_labels` must be 2.
 
         Args:
@@ -303,11 +343,18 @@ class QuestionAnswering(_HeadBase):
         outputs, layout = self.encode(
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, head_mask=head_mask,
             inputs_embeds=inputs_embeds, output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states, **inputs,
+            output_hidden_states=output_hidden_states,
+            token_type_ids=token_type_ids, cu_seq_lens_q=cu_seq_lens_q, cu_seq_lens_k=cu_seq_lens_k,
+            max_length_q=max_length_q, max_length_k=max_length_k, validate=validate,
         )  # fmt: skip
         logits = self.qa_outputs(outputs.last_hidden_state)
         start, end = logits[..., 0].contiguous(), logits[..., 1].contiguous()
         return self._span_output(outputs, return_dict, layout, start, end, span_loss, start_positions, end_positions)
+
+    if TYPE_CHECKING:
+
+        @called_as(forward)
+        def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 
 
 class InformationExtraction(_HeadBase):
@@ -324,7 +371,7 @@ class InformationExtraction(_HeadBase):
 
     def forward(
         self,
-        input_ids: Tensor | None = None,
+        input_ids: Tensor | PackedBatch | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         head_mask: Tensor | None = None,
@@ -334,8 +381,13 @@ class InformationExtraction(_HeadBase):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-        **inputs: Any,
-    ) -> Any:
+        token_type_ids: Tensor | None = None,
+        cu_seq_lens_q: Tensor | None = None,
+        cu_seq_lens_k: Tensor | None = None,
+        max_length_q: int | None = None,
+        max_length_k: int | None = None,
+        validate: bool = False,
+    ) -> QuestionAnsweringModelOutput:
         """Score span boundaries; arguments not listed are those of `ErnieMModel`.
 
         Args:
@@ -351,13 +403,20 @@ class InformationExtraction(_HeadBase):
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, head_mask=head_mask,
             inputs_embeds=inputs_embeds, output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
-            value_checks=boundary_checks(start_positions=start_positions, end_positions=end_positions), **inputs,
+            value_checks=boundary_checks(start_positions=start_positions, end_positions=end_positions),
+            token_type_ids=token_type_ids, cu_seq_lens_q=cu_seq_lens_q, cu_seq_lens_k=cu_seq_lens_k,
+            max_length_q=max_length_q, max_length_k=max_length_k, validate=validate,
         )  # fmt: skip
         start = self.linear_start(outputs.last_hidden_state).squeeze(-1)
         end = self.linear_end(outputs.last_hidden_state).squeeze(-1)
         return self._span_output(
             outputs, return_dict, layout, start, end, boundary_loss, start_positions, end_positions
         )
+
+    if TYPE_CHECKING:
+
+        @called_as(forward)
+        def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 
 
 class ErnieMLMHead(nn.Module):
@@ -402,7 +461,7 @@ class MaskedLM(_HeadBase):
 
     def forward(
         self,
-        input_ids: Tensor | None = None,
+        input_ids: Tensor | PackedBatch | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         head_mask: Tensor | None = None,
@@ -411,8 +470,13 @@ class MaskedLM(_HeadBase):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-        **inputs: Any,
-    ) -> Any:
+        token_type_ids: Tensor | None = None,
+        cu_seq_lens_q: Tensor | None = None,
+        cu_seq_lens_k: Tensor | None = None,
+        max_length_q: int | None = None,
+        max_length_k: int | None = None,
+        validate: bool = False,
+    ) -> MaskedLMOutput:
         """Predict tokens; arguments not listed are those of `ErnieMModel`.
 
         Args:
@@ -425,8 +489,15 @@ class MaskedLM(_HeadBase):
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, head_mask=head_mask,
             inputs_embeds=inputs_embeds, output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
-            value_checks=class_checks("labels", labels, self.config.vocab_size, "vocab_size"), **inputs,
+            value_checks=class_checks("labels", labels, self.config.vocab_size, "vocab_size"),
+            token_type_ids=token_type_ids, cu_seq_lens_q=cu_seq_lens_q, cu_seq_lens_k=cu_seq_lens_k,
+            max_length_q=max_length_q, max_length_k=max_length_k, validate=validate,
         )  # fmt: skip
         logits = self.lm_head(outputs.last_hidden_state)
         loss = None if labels is None else token_loss(logits, labels, layout)
         return self._output(MaskedLMOutput, outputs, return_dict, loss=loss, logits=layout.output(logits))
+
+    if TYPE_CHECKING:
+
+        @called_as(forward)
+        def __call__(self, *args: Any, **kwargs: Any) -> Any: ...

@@ -4,7 +4,7 @@ It has the reference's parameters under the same names and computes on `(total_t
 """
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAtte
 from . import encoder, fusion, heads, modules, ops
 from .configuration import POSITION_OFFSET
 from .encoder import AttentionParts, LayerParts, PackedContext, PackedModelOutput
-from .outputs import Encoded, OutputOptions, base_tuple
+from .outputs import Encoded, OutputOptions, base_tuple, called_as
 from .packing import PackedBatch, pack_input
 from .validation import (
     Limits,
@@ -142,7 +142,7 @@ class ErnieMModel(modules.ErnieMModules):
         validate: bool = False,
         return_packed: bool = False,
         value_checks: tuple[ValueCheck, ...] = (),
-    ) -> Any:
+    ) -> BaseModelOutputWithPoolingAndCrossAttentions:
         """Encode a batch: padded, flattened (with `cu_seq_lens_q`) or a PackedBatch.
 
         Args:
@@ -159,7 +159,8 @@ class ErnieMModel(modules.ErnieMModules):
             use_cache: accepted and ignored.
             output_hidden_states: return the embeddings and every layer's output.
             output_attentions: return every layer's probabilities, 0 at padding. Calls for dense attention.
-            return_dict: a ModelOutput or a tuple; None: as the configuration says.
+            return_dict: False: a tuple, which the annotation leaves out for the sake of completion; None: as the
+                configuration says.
             token_type_ids: ignored with a warning.
             cu_seq_lens_q: (num_sequences + 1,) int32 offsets of flattened sequences, as transformers'
                 DataCollatorWithFlattening makes them. Every token is real; sequences may be empty.
@@ -208,7 +209,13 @@ class ErnieMModel(modules.ErnieMModules):
         if return_packed:
             output.batch = batch
             return output
-        return BaseModelOutputWithPoolingAndCrossAttentions(**output) if options.return_dict else base_tuple(output)
+        result: Any = BaseModelOutputWithPoolingAndCrossAttentions(**output)
+        return result if options.return_dict else base_tuple(result)
+
+    if TYPE_CHECKING:
+
+        @called_as(forward)
+        def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 
     def _context(self, batch: PackedBatch, mask: Tensor | None, dense: bool) -> PackedContext:
         config, device, dtype = self.config, batch.position_ids.device, self.embeddings.position_embeddings.weight.dtype

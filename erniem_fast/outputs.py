@@ -1,9 +1,21 @@
 """The outputs of an encoder that its caller asked for, in the forms of transformers 4.40.2."""
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def called_as(forward: Callable[P, R]) -> Callable[[Callable[..., Any]], Callable[P, R]]:
+    """Give a `__call__` the arguments and the result of `forward`, for type checkers and completion only.
+
+    torch declares that calling a module takes and gives anything, so a module that is called needs its own declaration.
+    """
+    return lambda call: call
 
 
 class OutputOptions(NamedTuple):

@@ -27,8 +27,6 @@ class ErnieMPreTrainedModel(PreTrainedModel):
     config_class = ErnieMConfig
     base_model_prefix = "ernie_m"
     supports_gradient_checkpointing = True
-    # Trainer would take the heads' **inputs for support of num_items_in_batch.
-    accepts_loss_kwargs = False
     _no_split_modules = ["ErnieMEncoderLayer", "ErnieMEmbeddings"]
 
     def _init_weights(self, module: Any) -> None:

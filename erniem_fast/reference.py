@@ -5,7 +5,7 @@ corrupts its arguments, this model gives what was meant.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAtte
 
 from . import heads, modules
 from .configuration import POSITION_OFFSET, ErnieMConfig
-from .outputs import Encoded, OutputOptions, base_tuple
+from .outputs import Encoded, OutputOptions, base_tuple, called_as
 from .pretrained import ErnieMPreTrainedModel
 from .validation import (
     Limits,
@@ -158,7 +158,7 @@ class ErnieMModel(modules.ErnieMModules):
         return_dict: bool | None = None,
         token_type_ids: Tensor | None = None,
         value_checks: tuple[ValueCheck, ...] = (),
-    ) -> BaseModelOutputWithPoolingAndCrossAttentions | tuple[Any, ...]:
+    ) -> BaseModelOutputWithPoolingAndCrossAttentions:
         """Encode a padded batch.
 
         Args:
@@ -172,7 +172,8 @@ class ErnieMModel(modules.ErnieMModules):
             use_cache: accepted and ignored.
             output_hidden_states: return the embeddings and every layer's output.
             output_attentions: return every layer's probabilities (batch, num_heads, seq_len, seq_len).
-            return_dict: a ModelOutput or a tuple; None: as the configuration says.
+            return_dict: False: a tuple, which the annotation leaves out for the sake of completion; None: as the
+                configuration says.
             token_type_ids: ignored with a warning.
             value_checks: further values to check along with the input.
 
@@ -192,13 +193,18 @@ class ErnieMModel(modules.ErnieMModules):
         options = OutputOptions.of(self.config, output_hidden_states, output_attentions, return_dict)
         encoded = self.encoder(self.embeddings(inputs), mask, head_masks, options)
         hidden_states = encoded.last_hidden_state
-        output = BaseModelOutputWithPoolingAndCrossAttentions(
+        output: Any = BaseModelOutputWithPoolingAndCrossAttentions(
             last_hidden_state=hidden_states,
             pooler_output=None if self.pooler is None else self.pooler(hidden_states[:, 0]),
             hidden_states=encoded.hidden_states,
             attentions=encoded.attentions,
         )
         return output if options.return_dict else base_tuple(output)
+
+    if TYPE_CHECKING:
+
+        @called_as(forward)
+        def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 
 
 class PaddedLayout(NamedTuple):
@@ -224,7 +230,22 @@ class _OnRows:
     base_model_class = ErnieMModel
     ernie_m: ErnieMModel
 
-    def encode(self, **inputs: Any) -> tuple[Any, PaddedLayout]:
+    def encode(
+        self,
+        cu_seq_lens_q: None = None,
+        cu_seq_lens_k: None = None,
+        max_length_q: None = None,
+        max_length_k: None = None,
+        validate: bool = False,
+        **inputs: Any,
+    ) -> tuple[Any, PaddedLayout]:
+        """Refuse packed input; `validate` changes nothing, since values are always checked."""
+        for name, value in (
+            ("cu_seq_lens_q", cu_seq_lens_q), ("cu_seq_lens_k", cu_seq_lens_k), ("max_length_q", max_length_q),
+            ("max_length_k", max_length_k),
+        ):  # fmt: skip
+            if value is not None:
+                raise ValueError(f"{name} must be None: the reference takes padded batches only")
         outputs = self.ernie_m(return_dict=True, **inputs)
         batch, seq_len = outputs.last_hidden_state.shape[:2]
         return outputs, PaddedLayout((batch, seq_len))

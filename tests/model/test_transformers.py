@@ -342,7 +342,8 @@ def test_no_cache(models: Any) -> None:
         model = getattr(models, name)(ErnieMConfig(**SIZES)).eval()
         given = {key: value[None] for key, value in inputs.items()} if "Choice" in name else inputs
         for value in (past, transformers.DynamicCache()):
-            with pytest.raises(ValueError, match="past_key_values"):
+            # As in 4.40.2, not every head has the argument.
+            with pytest.raises((TypeError, ValueError), match="past_key_values"):
                 model(**given, past_key_values=value)
 
 

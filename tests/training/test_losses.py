@@ -141,16 +141,17 @@ def test_multiple_choice_refuses_packed_input() -> None:
     packed = PackedBatch.from_sequences(sequences)
     with pytest.raises(ValueError, match=r"input_ids must be a padded tensor of shape .*, got a PackedBatch"):
         model(packed)
-    ids, offsets = packed.input_ids, packed.cu_seqlens
-    with pytest.raises(ValueError, match=r"input_ids must be a padded tensor of shape .*, got shape \(1, 9\)"):
-        model(ids[None], cu_seq_lens_q=offsets)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'cu_seq_lens_q'"):
+        model(packed.input_ids[None], cu_seq_lens_q=packed.cu_seqlens)
+    # Positions that restart make a lone row a packed one, too.
+    ids, positions = packed.input_ids[None, None], packed.position_ids[None, None]
     for inputs in (
-        {"input_ids": ids[None, None]},
-        {"inputs_embeds": model.ernie_m.embeddings.word_embeddings(ids)[None, None]},
+        {"input_ids": ids},
+        {"inputs_embeds": model.ernie_m.embeddings.word_embeddings(ids)},
     ):
         (name,) = inputs
         with pytest.raises(ValueError, match=rf"{name} must hold one sequence a choice, 1 in all.* got 3 sequences"):
-            model(**inputs, cu_seq_lens_q=offsets, max_length_q=4)
+            model(**inputs, position_ids=positions)
 
 
 # Gradients
