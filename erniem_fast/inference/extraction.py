@@ -249,12 +249,10 @@ class Extractor:
             start = 0
             for index in indices:
                 question, window = rows[index]
-                prompt_end = start + 1 + len(question.prompt_tokens.ids)
-                end = start + lengths[index]
-                question.take(
-                    window, probabilities[:, start + 1 : prompt_end], probabilities[:, prompt_end + 2 : end - 1]
-                )
-                start = end
+                row = probabilities[:, start : start + lengths[index]]
+                prompt_end = 1 + len(question.prompt_tokens.ids)
+                question.take(window, row[:, 1:prompt_end], row[:, prompt_end + 2 : -1])
+                start += lengths[index]
             yield batch.total_tokens / total
 
     def _row(self, question: Question, window: Window) -> torch.Tensor:

@@ -158,7 +158,7 @@ def test_options(starts: dict, ends: dict, expected: tuple | None) -> None:
 @pytest.mark.parametrize(
     ("votes", "expected"),
     [
-        ([("坏", 0.75), ("好的", 0.6), ("好的", 0.7)], ("好的", 0.65)),
+        ([("坏", 0.75), ("好的", 0.3), ("好的", 0.4)], ("好的", 0.35)),
         ([("坏", 0.75), ("好的", 0.6)], ("坏", 0.75)),
         ([("坏", 0.75), None, None], ("坏", 0.75)),
         ([("坏", 0.75), ("so so", 0.75)], None),
@@ -171,7 +171,8 @@ def test_windows_vote(votes: list, expected: tuple | None) -> None:
         places = {"好的": (2, 3), "坏": (5, 5), "so so": (7, 11)}
         for window, vote in zip(asked.windows, order, strict=False):
             first, last = places[vote[0]] if vote else (0, 0)
-            prompt = row(len(asked.prompt.text), {first: vote[1] if vote else 0.5}, {last: 1.0})
+            chance = vote[1] ** 0.5 if vote else 0.0
+            prompt = row(len(asked.prompt.text), {first: chance}, {last: chance})
             asked.take(window, prompt, row(4, {}, {}))
         answers.append(asked.answers())
     assert answers[0] == answers[1]
