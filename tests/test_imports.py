@@ -11,7 +11,7 @@ from helpers.paths import ROOT
 PACKAGE = ROOT / "erniem_fast"
 # Each may import from those before it.
 LAYERS = [
-    "version", "configuration", "tokenization",
+    "version", "auto_map", "configuration", "tokenization",
     "kernels.dropout", "kernels.tables", "kernels.configs", "kernels.jit", "kernels.common",
     "kernels.attention_tiles", "kernels.attention_forward", "kernels.attention_backward", "kernels.attention",
     "kernels.segment_sum", "kernels.layer_norm", "kernels.activation", "kernels.embedding",
@@ -21,10 +21,10 @@ LAYERS = [
     "validation", "packing", "fusion", "encoder", "outputs",
     "checkpoints", "pretrained", "modules", "losses", "heads", "reference", "modeling",
     "inference.__init__", "inference.batch_invariance", "inference.projections", "inference.graphs",
-    "inference.progress", "inference.batching", "inference.schema", "inference.spans", "inference.extraction",
-    "__init__", "inference.pooling", "inference.embed",
+    "inference.progress", "inference.batching", "inference.zero_shot", "inference.schema", "inference.spans",
+    "inference.extraction", "__init__", "inference.pooling", "inference.embed",
     "cli.__init__", "cli.errors", "cli.atomic", "cli.files", "cli.loading", "cli.options", "cli.verify", "cli.demo",
-    "cli.warm_up", "cli.embed", "cli.extract", "cli.main",
+    "cli.warm_up", "cli.embed", "cli.extract", "cli.zero_shot", "cli.main",
 ]  # fmt: skip
 MODULES = sorted(p for p in PACKAGE.rglob("*.py")) + sorted((ROOT / "kernels").glob("*.py"))
 
