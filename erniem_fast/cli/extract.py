@@ -76,11 +76,9 @@ def extract_command(
         config = load_config(model)
         tokenizer = load_tokenizer(model, config)
         head = load_head(model, ErnieMForInformationExtraction, config, getattr(torch, dtype), place)
-        extractor = information_extraction(head, tokenizer)
+        extract = information_extraction(head, tokenizer, batch_tokens=tokens_per_batch)
         with _naming(f"--schema {schema!r:.80}"):
-            results = extractor.stream(
-                lines, names, language=language, threshold=least, batch_tokens=tokens_per_batch, progress=True
-            )
+            results = extract.stream(lines, names, language=language, threshold=least, progress=True)
         with _naming(f"--dtype {dtype!r}"):
             for result in results:
                 file.write(result)

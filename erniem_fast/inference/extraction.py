@@ -7,14 +7,15 @@ Each level of the schema is one pass: its questions about all texts go through t
 Behaviour: PaddleNLP's Taskflow("information_extraction").
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import torch
 
 from ..modeling import ErnieMModel
 from ..packing import PackedBatch
+from ..tokenization import ErnieMTokenizer
 from ..validation import warn_once
 from .batching import plan
 from .progress import progress_bar
@@ -28,20 +29,8 @@ SPECIAL_TOKENS = 4
 """Of [CLS] prompt [SEP] [SEP] text [SEP]."""
 TEXTS_PER_PASS = 256
 CHARACTERS_PER_PASS = 2**20
-
-
-def information_extraction(model: Any, tokenizer: Any) -> "Extractor":
-    """Make a function `extract(texts, schema)` of a UIE model and its tokenizer.
-
-    Args:
-        model: an ErnieMForInformationExtraction in eval mode; it may carry adapters.
-        tokenizer: its ErnieMTokenizer.
-
-    Raises:
-        TypeError: another model, or one of `erniem_fast.reference`.
-        ValueError: the model is in training mode, in which dropout changes its answers.
-    """
-    return Extractor(model, tokenizer)
+MANY_CHARACTERS = 10_000
+"""Longer texts, taken together, show a progress bar unless told otherwise."""
 
 
 class Settings(NamedTuple):
@@ -50,7 +39,6 @@ class Settings(NamedTuple):
     language: str
     threshold: float
     stride: int
-    batch_tokens: int
 
 
 class Place(NamedTuple):
@@ -73,31 +61,38 @@ Asked = tuple[Place, Node, Prompt]
 Questions = dict[tuple[int, Prompt], Question]
 
 
-class Extractor:
-    """A UIE model with its tokenizer; `information_extraction` says which."""
+class InformationExtraction:
+    """Callable that finds spans in texts; made by `information_extraction`."""
 
-    def __init__(self, model: Any, tokenizer: Any) -> None:
+    def __init__(self, model: Any, tokenizer: ErnieMTokenizer, batch_tokens: int) -> None:
         # A wrapper with adapters passes these attributes on.
         if not (isinstance(getattr(model, "ernie_m", None), ErnieMModel) and hasattr(model, "linear_start")):
-            raise TypeError(f"model must be an ErnieMForInformationExtraction, got {type(model).__name__}")
-        if model.training:
-            raise ValueError("model must be in eval mode, got training mode: call model.eval()")
-        self.model, self.tokenizer = model, tokenizer
-        self.max_tokens: int = model.config.max_tokens
-        # Half of the model's input is left to the text.
-        self.longest_prompt = self.max_tokens // 2 - SPECIAL_TOKENS
+            raise TypeError(f"model must be an erniem_fast.ErnieMForInformationExtraction, got {type(model).__name__}")
+        if not isinstance(tokenizer, ErnieMTokenizer):
+            raise TypeError(f"tokenizer must be an erniem_fast.ErnieMTokenizer, got {type(tokenizer).__name__}")
+        _check_whole("batch_tokens", batch_tokens, 1)
+        self.model, self.tokenizer, self.batch_tokens = model, tokenizer, batch_tokens
 
+    @overload
+    def __call__(  # type: ignore[overload-overlap]  # a str is an iterable of str, too
+        self, texts: str, schema: Any, *, language: str = ..., threshold: float = ..., stride: int = ...,
+        progress: bool | None = ...,
+    ) -> Result: ...  # fmt: skip
+    @overload
+    def __call__(
+        self, texts: Iterable[str], schema: Any, *, language: str = ..., threshold: float = ..., stride: int = ...,
+        progress: bool | None = ...,
+    ) -> list[Result]: ...  # fmt: skip
     def __call__(
         self,
-        texts: str | Sequence[str],
+        texts: str | Iterable[str],
         schema: Any,
         *,
         language: str = "zh",
         threshold: float = 0.5,
         stride: int = 128,
-        batch_tokens: int = 8192,
-        progress: bool = False,
-    ) -> list[Result]:
+        progress: bool | None = None,
+    ) -> Result | list[Result]:
         """Find in each text what a schema names.
 
         The model reads a prompt and the text, and gives each token the probabilities that an answer starts and ends
@@ -117,45 +112,42 @@ class Extractor:
             language: of the prompts, "zh" or "en".
             threshold: what the probabilities of a start and of an end must exceed, in [0, 1).
             stride: tokens that consecutive windows share at least; at most half a window is.
-            batch_tokens: most tokens of a batch.
-            progress: show a progress bar on stderr.
+            progress: show a progress bar on stderr; None: with more than 10,000 characters.
 
         Returns:
-            A dict for each text, from the names that have answers, in the schema's order, to these, in the text's
-            order. An answer is a dict: `text`, `start` and `end` with text == texts[i][start:end], `probability`, the
-            product of both boundaries', and `relations`, where names below have answers, a dict like the whole. The
-            answer to a name with options has neither `start` nor `end`.
+            A dict for each text; to a str the dict itself. It leads from the names that have answers, in the schema's
+            order, to these, in the text's order. An answer is a dict: `text`, `start` and `end` with text ==
+            texts[i][start:end], `probability`, the product of both boundaries', and `relations`, where names below
+            have answers, a dict like the whole. The answer to a name with options has neither `start` nor `end`.
 
         Raises:
             TypeError, ValueError: an argument that is not as described; a name without tokens, or of more than nearly
-                half of the model's; NaN as a probability.
+                half of the model's; a model in training mode, or one that gives NaN.
         """
-        return list(
-            self.stream(
-                texts, schema, language=language, threshold=threshold, stride=stride, batch_tokens=batch_tokens,
-                progress=progress,
-            )
-        )  # fmt: skip
+        results = self.stream(texts, schema, language=language, threshold=threshold, stride=stride, progress=progress)
+        found = list(results)
+        return found[0] if isinstance(texts, str) else found
 
     def stream(
         self,
-        texts: str | Sequence[str],
+        texts: str | Iterable[str],
         schema: Any,
         *,
         language: str = "zh",
         threshold: float = 0.5,
         stride: int = 128,
-        batch_tokens: int = 8192,
-        progress: bool = False,
+        progress: bool | None = None,
     ) -> Iterator[Result]:
-        """Yield the results of the call one by one, so that they need not fit into memory.
+        """Yield the result of each text, of one text too, so that the results need not fit into memory.
 
-        Args, Raises: those of the call, whose arguments are checked at once.
+        Args, Raises: see `__call__`; arguments are checked at once.
         """
+        if self.model.training:
+            raise ValueError("model must be in eval mode, or dropout changes what it finds; got training mode")
         if isinstance(texts, str):
             texts = [texts]
         elif not isinstance(texts, Iterable):
-            raise TypeError(f"texts must be a str or a sequence of str, got {type(texts).__name__}")
+            raise TypeError(f"texts must be a str, or any number of them, got {type(texts).__name__}")
         texts = list(texts)
         for index, text in enumerate(texts):
             if not isinstance(text, str):
@@ -164,12 +156,22 @@ class Extractor:
             raise ValueError(f"language must be one of {', '.join(LANGUAGES)}, got {language!r}")
         if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 <= threshold < 1:
             raise ValueError(f"threshold must be a number of at least 0 and below 1, got {threshold!r}")
-        for name, value, least in (("stride", stride, 0), ("batch_tokens", batch_tokens, 1)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+        _check_whole("stride", stride, 0)
         nodes = parse_schema(schema)
         self._check_names(nodes)
-        return self._results(texts, nodes, Settings(language, float(threshold), stride, batch_tokens), progress)
+        shown = sum(map(len, texts)) > MANY_CHARACTERS if progress is None else progress
+        return self._results(texts, nodes, Settings(language, float(threshold), stride), shown)
+
+    @property
+    def max_tokens(self) -> int:
+        """Most tokens of a row."""
+        most: int = min(self.model.config.max_tokens, self.tokenizer.model_max_length)
+        return most
+
+    @property
+    def longest_prompt(self) -> int:
+        """Most tokens of a prompt: half of a row is left to the text."""
+        return self.max_tokens // 2 - SPECIAL_TOKENS
 
     def _check_names(self, nodes: tuple[Node, ...]) -> None:
         for node, tokens in zip(nodes, self._tokenize([node.name for node in nodes]), strict=True):
@@ -218,7 +220,7 @@ class Extractor:
                 for node in place.nodes
             ]
             questions = self._questions(asked, tokens, settings)
-            yield from self._ask(list(questions.values()), settings.batch_tokens)
+            yield from self._ask(list(questions.values()))
             places = list(_give(asked, questions))
 
     def _questions(self, asked: list[Asked], tokens: list[Tokens], settings: Settings) -> Questions:
@@ -236,14 +238,14 @@ class Extractor:
                 questions[place.text, prompt] = Question(text, prompt, prompt_tokens, parts, settings.threshold)
         return questions
 
-    def _ask(self, questions: list[Question], batch_tokens: int) -> Iterator[float]:
+    def _ask(self, questions: list[Question]) -> Iterator[float]:
         """Put questions to the model. Yields each batch's share of all tokens."""
         rows = [(question, window) for question in questions for window in question.windows]
         lengths = [
             SPECIAL_TOKENS + len(question.prompt_tokens.ids) + window.stop - window.start for question, window in rows
         ]
         total = sum(lengths)
-        for indices in plan(lengths, batch_tokens):
+        for indices in plan(lengths, self.batch_tokens):
             batch = PackedBatch.from_sequences((self._row(*rows[i]) for i in indices), self.model.device)
             probabilities = self._probabilities(batch)
             start = 0
@@ -270,6 +272,11 @@ class Extractor:
         if np.isnan(probabilities).any():
             raise ValueError("model gives NaN; expected finite weights, and a dtype that holds what it computes")
         return probabilities
+
+
+def _check_whole(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
 
 
 def _parts(texts: list[str]) -> Iterator[list[str]]:
@@ -300,3 +307,26 @@ def _give(asked: list[Asked], questions: Questions) -> Iterator[Place]:
             owner[node.name] = answers
         if node.children:
             yield from (Place(place.text, answer, answer["text"], node.children) for answer in answers)
+
+
+def information_extraction(
+    model: Any, tokenizer: ErnieMTokenizer, *, batch_tokens: int = 8192
+) -> InformationExtraction:
+    """Make a callable that finds in texts what a schema names, by a UIE model.
+
+        extract = information_extraction(model, tokenizer)
+        extract(texts, {"Person": ["Birthplace", "Friend"]}, language="en")
+
+    Args:
+        model: an ErnieMForInformationExtraction in eval mode, on any device; it may carry adapters.
+        tokenizer: of the model.
+        batch_tokens: most tokens of a batch.
+
+    Returns:
+        The callable; `InformationExtraction.__call__` describes its arguments.
+
+    Raises:
+        TypeError: another model or tokenizer; models of `erniem_fast.reference` do not take packed batches.
+        ValueError: `batch_tokens` is below 1.
+    """
+    return InformationExtraction(model, tokenizer, batch_tokens)

@@ -1,5 +1,6 @@
 """Extraction with schemas: against slow code on the reference model, and against spans that a model is told to find."""
 
+import copy
 import unicodedata
 from collections.abc import Iterator
 from typing import Any
@@ -189,9 +190,10 @@ def test_spans_are_those_of_slow_code(pair: Any, tokenizer: Any, language: str) 
         "Tom was born in 1987.",
     ]
     slow = Slow(plain, tokenizer, language, 0.5, 128)
-    extract = information_extraction(fast, tokenizer)
+    extract = information_extraction(fast, tokenizer, batch_tokens=150)
     expected = [slow.extract(text, SCHEMA) for text in texts]
-    assert_equal(extract(texts, SCHEMA, language=language, batch_tokens=150), expected)
+    assert_equal(extract(texts, SCHEMA, language=language), expected)
+    assert_equal(extract(texts[0], SCHEMA, language=language), expected[0])
     assert expected[1] == expected[3] == {}
 
 
@@ -308,7 +310,7 @@ CASES = {
 def test_characters_of_known_spans(tell: Any, case: str) -> None:
     text, part = CASES[case]
     expected = [{"名": [answer(text, part)]}] if part in text else [{}]
-    assert_equal(tell({"名": [part]})(text, "名"), expected)
+    assert_equal(tell({"名": [part]})([text], "名"), expected)
 
 
 def test_relations_of_each_span(tell: Any) -> None:
@@ -348,7 +350,7 @@ def test_opinions(tell: Any) -> None:
         "店面的情感倾向[正向,负向]": ["正向"], "服务的情感倾向[正向,负向]": ["负向", ("正向", 0.75, 0.75)],
     })  # fmt: skip
     name = "情感倾向[正向，负向]"
-    (found,) = extract(text, {"评价维度": ["观点词", name]})
+    found = extract(text, {"评价维度": ["观点词", name]})
     expected = [
         answer(text, "店面", **{"观点词": [answer(text, "很好")], name: [{"text": "正向", "probability": 0.65625}]}),
         answer(text, "服务", **{"观点词": [answer(text, "很慢")], name: [{"text": "负向", "probability": 0.65625}]}),
@@ -371,9 +373,9 @@ def test_options_in_english_and_names_below_them(tell: Any) -> None:
 def test_each_boundary_must_exceed_the_threshold(tell: Any) -> None:
     text = "Tom met Mary and John."
     extract = tell({"名": [("Tom", 0.5, 0.9), ("Mary", 0.9, 0.5), ("John", 0.625, 0.625)]})
-    assert_equal(extract(text, "名"), [{"名": [answer(text, "John", probability=0.625**2)]}])
-    assert_equal(extract(text, "名", threshold=0.625), [{}])
-    assert_equal(extract(text, "名", threshold=0.49)[0]["名"][0], answer(text, "Tom", probability=0.45))
+    assert_equal(extract([text], "名"), [{"名": [answer(text, "John", probability=0.625**2)]}])
+    assert_equal(extract([text], "名", threshold=0.625), [{}])
+    assert_equal(extract(text, "名", threshold=0.49)["名"][0], answer(text, "Tom", probability=0.45))
 
 
 @pytest.mark.parametrize("stride", [6, 20])
@@ -389,7 +391,7 @@ def test_a_text_of_a_million_characters(tell: Any) -> None:
     extract = tell({"名": ["Tom"]})
     filler = "a " * 250_000
     text = filler + "Tom " + filler + "Tom"
-    assert_equal(extract(text, "名", stride=2), [{"名": [answer(text, "Tom"), answer(text, "Tom", 1)]}])
+    assert_equal(extract([text], "名", stride=2), [{"名": [answer(text, "Tom"), answer(text, "Tom", 1)]}])
 
 
 def test_a_span_too_long_for_a_prompt_is_not_asked_about(tell: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -400,7 +402,7 @@ def test_a_span_too_long_for_a_prompt_is_not_asked_about(tell: Any, monkeypatch:
     extract = tell({"名": [long.strip(), "John"], "John的名": ["John"], long + "的名": ["John"]})
     john = [answer(text, "John")]
     expected = [answer(text, long.strip()), answer(text, "John", **{"名": john})]
-    assert_equal(extract(text, {"名": "名"}), [{"名": expected}])
+    assert_equal(extract([text], {"名": "名"}), [{"名": expected}])
     assert said == ["Spans whose prompts would have more than 28 tokens are not asked about."]
 
 
@@ -446,10 +448,10 @@ def test_any_text(random_extractor: Any, texts: list[str], data: st.DataObject) 
     results = random_extractor(texts, schema, threshold=0.5)
     for text, result in zip(texts, results, strict=True):
         assert_sound(text, result, 0.5)
+    other = copy.copy(random_extractor)
+    other.batch_tokens = data.draw(st.sampled_from((1, 99)))
     order = data.draw(st.permutations(range(len(texts))))
-    others = random_extractor(
-        [texts[i] for i in order], schema, threshold=0.5, batch_tokens=data.draw(st.sampled_from((1, 99)))
-    )
+    others = other([texts[i] for i in order], schema, threshold=0.5)
     assert_equal(others, [results[i] for i in order])
 
 
@@ -469,14 +471,19 @@ def test_texts_come_a_part_at_a_time(tell: Any, monkeypatch: pytest.MonkeyPatch)
             assert list(results) == whole[2:]
 
 
-def test_a_progress_bar_that_ends(tell: Any, capsys: pytest.CaptureFixture) -> None:
+def test_a_progress_bar_that_ends(tell: Any, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     extract = tell({"名": ["Tom"], "Tom的名": ["Mary"]})
     extract(["Tom", "Mary", ""], {"名": {"名": "名"}}, progress=True)
     shown = capsys.readouterr().err
     assert "Extracting: 100%" in shown
     assert "3.00/3.00" in shown
-    extract(["Tom"], "名")
-    assert capsys.readouterr().err == ""
+    for asked, is_shown in ((None, False), (True, True), (False, False)):
+        extract(["Tom"], "名", progress=asked)
+        assert bool(capsys.readouterr().err) == is_shown
+    monkeypatch.setattr(extraction, "MANY_CHARACTERS", 4)
+    for asked, is_shown in ((None, True), (False, False)):
+        extract(["Tom", "Tom"], "名", progress=asked)
+        assert bool(capsys.readouterr().err) == is_shown
 
 
 @pytest.mark.parametrize(
@@ -496,7 +503,6 @@ def test_a_progress_bar_that_ends(tell: Any, capsys: pytest.CaptureFixture) -> N
         ({"threshold": True}, ValueError, "threshold must be"),
         ({"stride": -1}, ValueError, "stride must be a whole number of at least 0, got -1"),
         ({"stride": 1.5}, ValueError, "stride must be a whole number"),
-        ({"batch_tokens": 0}, ValueError, "batch_tokens must be a whole number of at least 1, got 0"),
         ({"schema": ["a", "a"]}, ValueError, "schema holds the name 'a' twice"),
         ({"schema": {"a": "\u200b"}}, ValueError, "name '\\\\u200b', of 0 tokens; expected names of 1 to 28 tokens"),
         ({"schema": "Tom " * 40}, ValueError, "tokens; expected names of 1 to 28 tokens"),
@@ -511,15 +517,23 @@ def test_arguments_that_are_refused(tell: Any, arguments: dict, error: type[Exce
 
 @pytest.mark.parametrize("name", ["ErnieMForQuestionAnswering", "ErnieMForTokenClassification", "ErnieMModel"])
 def test_models_without_the_head(tiny_config: Any, tokenizer: Any, name: str) -> None:
-    with pytest.raises(TypeError, match=f"model must be an ErnieMForInformationExtraction, got {name}"):
+    with pytest.raises(TypeError, match=rf"model must be an erniem_fast\.ErnieMForInformationExtraction, got {name}"):
         information_extraction(getattr(erniem_fast, name)(tiny_config()).eval(), tokenizer)
 
 
-def test_the_reference_and_a_model_in_training(tiny_config: Any, tokenizer: Any) -> None:
+def test_what_is_no_pair_of_model_and_tokenizer(tiny_config: Any, tokenizer: Any) -> None:
+    model = ErnieMForInformationExtraction(tiny_config())
     with pytest.raises(TypeError, match="model must be"):
-        information_extraction(reference.ErnieMForInformationExtraction(tiny_config()).eval(), tokenizer)
-    with pytest.raises(ValueError, match=r"model must be in eval mode, got training mode: call model.eval\(\)"):
-        information_extraction(ErnieMForInformationExtraction(tiny_config()).train(), tokenizer)
+        information_extraction(reference.ErnieMForInformationExtraction(tiny_config()), tokenizer)
+    with pytest.raises(TypeError, match=r"tokenizer must be an erniem_fast\.ErnieMTokenizer, got str"):
+        information_extraction(model, "uie-m-base")
+    for batch_tokens in (0, 1.5, True, None):
+        with pytest.raises(ValueError, match="batch_tokens must be a whole number of at least 1, got"):
+            information_extraction(model, tokenizer, batch_tokens=batch_tokens)
+    extract = information_extraction(model.eval(), tokenizer)
+    model.train()
+    with pytest.raises(ValueError, match="model must be in eval mode, or dropout changes what it finds; got training"):
+        extract.stream(["Tom"], "名")
 
 
 def test_weights_that_give_nan(pair: Any, tokenizer: Any) -> None:
