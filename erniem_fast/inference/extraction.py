@@ -19,7 +19,7 @@ from ..tokenization import ErnieMTokenizer
 from ..validation import warn_once
 from .batching import plan
 from .progress import progress_bar
-from .schema import LANGUAGES, Node, Prompt, parse_schema, prompt_of
+from .schema import LANGUAGES, Node, Prompt, check_encodable, parse_schema, prompt_of
 from .spans import Answer, Question, Tokens, Window, windows
 
 Result = dict[str, list[Answer]]
@@ -152,6 +152,7 @@ class InformationExtraction:
         for index, text in enumerate(texts):
             if not isinstance(text, str):
                 raise TypeError(f"texts[{index}] must be a str, got {type(text).__name__}")
+            check_encodable(f"texts[{index}]", text)
         if language not in LANGUAGES:
             raise ValueError(f"language must be one of {', '.join(LANGUAGES)}, got {language!r}")
         if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 <= threshold < 1:

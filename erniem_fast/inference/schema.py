@@ -131,6 +131,7 @@ def _split(name: str, path: str) -> tuple[str, str, tuple[Option, ...]]:
     text = name.strip()
     if not text:
         raise ValueError(f"{path} has the name {name!r}; expected one that is not empty")
+    check_encodable(f"{path} has a name that", text)
     match = _WITH_BRACKET.fullmatch(text.translate(_HALF_WIDTH))
     if match is None:
         return text, "", ()
@@ -147,3 +148,20 @@ def _split(name: str, path: str) -> tuple[str, str, tuple[Option, ...]]:
     if not stem.strip() or "" in places or len(places) < len(parts):
         raise ValueError(f"{path} has the name {name!r}; expected name[option,option] with no option empty or twice")
     return stem, bracket, tuple(places.values())
+
+
+def check_encodable(argument: str, text: str) -> None:
+    """Refuse text with lone surrogates, before any work is done.
+
+    Args:
+        argument: the text's name in the message.
+        text: the text.
+
+    Raises:
+        ValueError: naming the first one.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        found = f"{text[error.start]!r} at {error.start}"
+        raise ValueError(f"{argument} holds a lone surrogate, {found}; expected text that UTF-8 can encode") from error

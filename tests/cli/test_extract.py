@@ -94,6 +94,7 @@ def test_schemas_in_json(value, expected):
         ('["a", ""]', "schema[1] has the name ''"),
         ('{"a": 1}', "schema['a'] is of type int"),
         ('["a", "a"]', "schema holds the name 'a' twice"),
+        ('["\\ud800"]', "holds a lone surrogate, '\\ud800' at 0"),
         ('["[b,c]"]', "expected name[option,option]"),
     ],
 )

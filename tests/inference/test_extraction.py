@@ -313,6 +313,13 @@ def test_characters_of_known_spans(tell: Any, case: str) -> None:
     assert_equal(tell({"名": [part]})([text], "名"), expected)
 
 
+def test_characters_where_lowercasing_changes_the_length(tell: Any) -> None:
+    extract = tell({"名": ["paris"]})
+    extract.tokenizer = build(do_lower_case=True)
+    text = "İİ PARIS İ Paris"
+    assert_equal(extract(text, "名"), {"名": [answer(text, "PARIS"), answer(text, "Paris")]})
+
+
 def test_relations_of_each_span(tell: Any) -> None:
     text = "Tom lives in Paris, Mary in Rome. Tom likes Mary."
     extract = tell({
@@ -493,6 +500,12 @@ def test_a_progress_bar_that_ends(tell: Any, capsys: pytest.CaptureFixture, monk
         ({"texts": [b"a"]}, TypeError, r"texts\[0\] must be a str, got bytes"),
         ({"texts": [["a"]]}, TypeError, r"texts\[0\] must be a str, got list"),
         ({"texts": None}, TypeError, "texts must be"),
+        (
+            {"texts": ["a", "b\ud83d"]},
+            ValueError,
+            r"texts\[1\] holds a lone surrogate, '\\ud83d' at 1; expected text that",
+        ),
+        ({"schema": {"a": "\udc00"}}, ValueError, r"schema\['a'\] has a name that holds a lone surrogate"),
         ({"language": "de"}, ValueError, "language must be one of zh, en, got 'de'"),
         ({"language": None}, ValueError, "language must be one of zh, en, got None"),
         ({"language": ["zh"]}, ValueError, "language must be one of zh, en"),
