@@ -36,8 +36,8 @@ def extract_command(
         str,
         typer.Option(
             metavar="JSON|FILE",
-            help='What to find: a name ("time"), a list of names (["time", "place"]), or names to ask about each name '
-            '({"person": ["birthplace"]}), as JSON or in a JSON file. "name[a,b]" chooses an option.',
+            help='What to find: a name ("time"), a list of names (["time", "place"]), or names with those to ask about '
+            'each of their spans ({"person": ["birthplace"]}). As JSON, or the path of a JSON file.',
             show_default=False,
         ),
     ],
@@ -55,10 +55,9 @@ def extract_command(
 ) -> None:
     """Find in each line of TEXTS what a schema names, with a UIE model.
 
-    A line of FILE is a JSON object for each line of TEXTS: from names to answers, each with text, start, end (places in
-    the line, in characters), probability and, where the schema goes on, relations.
+    Writes a line of JSON a text, in order: {NAME: [{"text": SPAN, "start": ..., "end": ..., "probability": ...}]}.
 
-    Texts of any length are read in windows.
+    Texts of any length are read, in windows if need be. Names that nothing was found for are absent.
 
     FILE is written at once at the end, or not at all.
     """

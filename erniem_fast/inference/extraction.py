@@ -8,6 +8,7 @@ Behaviour: PaddleNLP's Taskflow("information_extraction").
 """
 
 from collections.abc import Iterable, Iterator
+from numbers import Integral, Real
 from typing import Any, NamedTuple, overload
 
 import numpy as np
@@ -155,7 +156,7 @@ class InformationExtraction:
             check_encodable(f"texts[{index}]", text)
         if language not in LANGUAGES:
             raise ValueError(f"language must be one of {', '.join(LANGUAGES)}, got {language!r}")
-        if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 <= threshold < 1:
+        if isinstance(threshold, bool) or not isinstance(threshold, Real) or not 0 <= threshold < 1:
             raise ValueError(f"threshold must be a number of at least 0 and below 1, got {threshold!r}")
         _check_whole("stride", stride, 0)
         nodes = parse_schema(schema)
@@ -175,7 +176,8 @@ class InformationExtraction:
         return self.max_tokens // 2 - SPECIAL_TOKENS
 
     def _check_names(self, nodes: tuple[Node, ...]) -> None:
-        for node, tokens in zip(nodes, self._tokenize([node.name for node in nodes]), strict=True):
+        names = [prompt_of(node, None, LANGUAGES[0]).text for node in nodes]
+        for node, tokens in zip(nodes, self._tokenize(names), strict=True):
             if not 0 < len(tokens.ids) <= self.longest_prompt:
                 raise ValueError(
                     f"schema has the name {node.name!r:.80}, of {len(tokens.ids)} tokens; "
@@ -191,7 +193,7 @@ class InformationExtraction:
             texts, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False, verbose=False
         )
         return [
-            Tokens(text, np.array(ids, dtype=np.int64), np.array(offsets, dtype=np.int64).reshape(-1, 2))
+            Tokens(text, np.array(ids, np.int32), np.array(offsets, np.int32).reshape(-1, 2))
             for text, ids, offsets in zip(texts, found["input_ids"], found["offset_mapping"], strict=True)
         ]
 
@@ -259,10 +261,9 @@ class InformationExtraction:
             yield batch.total_tokens / total
 
     def _row(self, question: Question, window: Window) -> torch.Tensor:
-        first, separator = [self.tokenizer.cls_token_id], [self.tokenizer.sep_token_id]
+        cls, sep = [self.tokenizer.cls_token_id], [self.tokenizer.sep_token_id]
         text = question.tokens.ids[window.start : window.stop]
-        row = (first, question.prompt_tokens.ids, separator, separator, text, separator)
-        return torch.from_numpy(np.concatenate(row))
+        return torch.from_numpy(np.concatenate((cls, question.prompt_tokens.ids, sep, sep, text, sep)))
 
     def _probabilities(self, batch: PackedBatch) -> np.ndarray:
         """(2, total_tokens) float64 of starts and ends."""
@@ -276,7 +277,7 @@ class InformationExtraction:
 
 
 def _check_whole(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
 
 

@@ -82,8 +82,8 @@ class Tokens(NamedTuple):
 
     Attributes:
         text: the text.
-        ids: (length,) int64, without special tokens.
-        offsets: (length, 2), the characters of each token in the text.
+        ids: (length,) int32, without special tokens.
+        offsets: (length, 2) int32, first character and end of each token in the text.
     """
 
     text: str
