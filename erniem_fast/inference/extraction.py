@@ -230,14 +230,15 @@ class InformationExtraction:
         """A question for each text and prompt, however many ask it."""
         prompts = list(dict.fromkeys(prompt for _, _, prompt in asked))
         tokenized = dict(zip(prompts, self._tokenize([prompt.text for prompt in prompts]), strict=True))
+        room, longest = self.max_tokens - SPECIAL_TOKENS, self.longest_prompt
         questions: Questions = {}
         for place, _, prompt in asked:
             text, prompt_tokens = tokens[place.text], tokenized[prompt]
-            room = self.max_tokens - SPECIAL_TOKENS - len(prompt_tokens.ids)
-            if len(prompt_tokens.ids) > self.longest_prompt:
-                warn_once(f"Spans whose prompts would have more than {self.longest_prompt} tokens are not asked about.")
+            length = len(prompt_tokens.ids)
+            if length > longest:
+                warn_once(f"Spans whose prompts would have more than {longest} tokens are not asked about.")
             elif len(text.ids) and (place.text, prompt) not in questions:
-                parts = windows(len(text.ids), room, settings.stride)
+                parts = windows(len(text.ids), room - length, settings.stride)
                 questions[place.text, prompt] = Question(text, prompt, prompt_tokens, parts, settings.threshold)
         return questions
 
@@ -301,9 +302,10 @@ def _levels(nodes: tuple[Node, ...]) -> int:
 
 def _give(asked: list[Asked], questions: Questions) -> Iterator[Place]:
     """Hand the answers to who asked. Yields what is to be asked about them."""
+    found = {key: question.answers() for key, question in questions.items()}
     for place, node, prompt in asked:
-        question = questions.get((place.text, prompt))
-        answers = question.answers() if question else []
+        # Who asks the same gets answers of its own, which further answers are written into.
+        answers = [dict(answer) for answer in found.get((place.text, prompt), [])]
         if answers:
             owner = place.owner if place.parent is None else place.owner.setdefault("relations", {})
             owner[node.name] = answers

@@ -146,7 +146,7 @@ class Question:
         return next((index for index, (first, stop) in places if start < stop and first < end), None)
 
     def answers(self) -> list[Answer]:
-        """Answers from all windows, in new dicts."""
+        """Answers from all windows."""
         return self._vote() if self.prompt.options else self._spans()
 
     def _vote(self) -> list[Answer]:
@@ -161,9 +161,9 @@ class Question:
 
     def _spans(self) -> list[Answer]:
         found: dict[tuple[int, int], float] = {}
-        starts = [window.start for window in self.windows]
+        starts, offsets = [window.start for window in self.windows], self.tokens.offsets
         for first, last, probability in pair(sorted(self.starts), sorted(self.ends)):
-            start, end = int(self.tokens.offsets[first, 0]), int(self.tokens.offsets[last, 1])
+            start, end = int(offsets[first, 0]), int(offsets[last, 1])
             # What no window holds as a whole was never seen as a whole.
             seen = last < self.windows[bisect_right(starts, first) - 1].stop
             if seen and start < end:
