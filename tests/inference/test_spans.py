@@ -155,6 +155,16 @@ def test_options(starts: dict, ends: dict, expected: tuple | None) -> None:
     assert asked.answers() == answers
 
 
+def test_tokens_that_hold_more_than_an_option() -> None:
+    asked = question(NAME)
+    offsets = np.array([(0, 1), (1, 3), (3, 5), (5, 7), (7, 9), (9, 13)])  # 感 [好 的, 坏, so ␣so]
+    asked.prompt_tokens = Tokens(asked.prompt.text, np.arange(6), offsets)
+    for first, last, expected in ((1, 2, "好的"), (3, 3, "坏"), (4, 5, "so so"), (0, 2, None), (1, 3, None)):
+        asked.votes.clear()
+        asked.take(asked.windows[0], row(6, {first: 0.75}, {last: 1.0}), row(10, {}, {}))
+        assert [answer["text"] for answer in asked.answers()] == ([expected] if expected else [])
+
+
 @pytest.mark.parametrize(
     ("votes", "expected"),
     [
