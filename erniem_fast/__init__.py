@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoTokenizer
 from .auto_map import MODEL_CLASSES, MODEL_TYPE
 from .configuration import ErnieMConfig
 from .inference.batch_invariance import batch_invariant
+from .inference.extraction import information_extraction
 from .inference.graphs import GraphedEncoder
 from .inference.projections import join_projections
 from .inference.question_answering import question_answering
@@ -50,6 +51,7 @@ __all__ = [
     "PackedBatch",
     "__version__",
     "batch_invariant",
+    "information_extraction",
     "join_projections",
     "question_answering",
     "zero_shot_classification",

@@ -22,10 +22,11 @@ LAYERS = [
     "validation", "packing", "fusion", "encoder", "outputs",
     "checkpoints", "pretrained", "modules", "losses", "heads", "reference", "modeling",
     "inference.__init__", "inference.batch_invariance", "inference.projections", "inference.graphs",
-    "inference.progress", "inference.batching", "inference.question_answering", "inference.zero_shot", "__init__",
+    "inference.progress", "inference.batching", "inference.question_answering", "inference.zero_shot",
+    "inference.schema", "inference.spans", "inference.extraction", "__init__",
     "sentence_transformers", "inference.pooling", "inference.embed",
     "cli.__init__", "cli.errors", "cli.atomic", "cli.files", "cli.loading", "cli.options", "cli.verify", "cli.demo",
-    "cli.warm_up", "cli.embed", "cli.zero_shot", "cli.main",
+    "cli.warm_up", "cli.embed", "cli.extract", "cli.zero_shot", "cli.main",
 ]  # fmt: skip
 MODULES = sorted(p for p in PACKAGE.rglob("*.py")) + sorted((ROOT / "kernels").glob("*.py"))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.blocks import GPU, Block, blocks, script
-from helpers.hub import fill_cache
+from helpers.hub import fill_cache, fill_folders
 from helpers.paths import ROOT
 
 CACHES = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "TRANSFORMERS_CACHE")
@@ -33,11 +33,20 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     }
 
 
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that holds the checkpoints that a page's reader has."""
+    parent = tmp_path_factory.mktemp("folders")
+    fill_folders(parent)
+    return parent
+
+
 @pytest.fixture
-def run_page(hub: dict[str, str], tmp_path: Path) -> Callable[[Path], str]:
+def run_page(hub: dict[str, str], folders: Path, tmp_path: Path) -> Callable[[Path], str]:
     """A function that runs the blocks of a page left to the tests, and returns what its Python blocks print."""
 
     def run(page: Path) -> str:
+        shutil.copytree(folders, tmp_path, dirs_exist_ok=True)
         chosen = [block for block in blocks(page) if block.mark == "" or (block.mark == GPU and _has_gpu())]
         printed = ""
         python = [block for block in chosen if block.language == "python"]
