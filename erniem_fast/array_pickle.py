@@ -27,7 +27,7 @@ def read(path: str | Path, advance: Callable[[int], object] = lambda count: None
         advance: called with the number of bytes read.
 
     Returns:
-        arrays by their names in Paddle, read-only. They take no more memory than twice the file.
+        Arrays by their names in Paddle, read-only.
 
     Raises:
         OSError: the file can't be read.

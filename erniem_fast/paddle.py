@@ -47,10 +47,12 @@ class Head:
     Attributes:
         class_name: our class.
         linears: its linear layers: their names in Paddle, and ours.
+        counted: our name of the one that has a row a label, which the configuration need not count.
     """
 
     class_name: str
     linears: Mapping[str, str]
+    counted: str | None = None
 
 
 @dataclass(frozen=True)
@@ -114,8 +116,8 @@ ERNIE_M = Family(
     buffers=frozenset({"embeddings.position_ids"}),
     heads={
         "ErnieMModel": Head("ErnieMModel", {}),
-        "ErnieMForSequenceClassification": Head("ErnieMForSequenceClassification", CLASSIFIER),
-        "ErnieMForTokenClassification": Head("ErnieMForTokenClassification", CLASSIFIER),
+        "ErnieMForSequenceClassification": Head("ErnieMForSequenceClassification", CLASSIFIER, "classifier"),
+        "ErnieMForTokenClassification": Head("ErnieMForTokenClassification", CLASSIFIER, "classifier"),
         "ErnieMForMultipleChoice": Head("ErnieMForMultipleChoice", CLASSIFIER),
         "ErnieMForQuestionAnswering": Head("ErnieMForQuestionAnswering", {"classifier": "qa_outputs"}),
         "UIEM": Head("ErnieMForInformationExtraction", {"linear_start": "linear_start", "linear_end": "linear_end"}),
@@ -145,11 +147,11 @@ class Converted:
     """Parameters under our names.
 
     Attributes:
-        class_name: our class that they are of.
+        head: the class that they are of.
         state_dict: its parameters, all of the dtype that holds each of the file's.
     """
 
-    class_name: str
+    head: Head
     state_dict: dict[str, Tensor]
 
 
@@ -195,7 +197,7 @@ def convert(
     if unknown:
         raise ValueError(f"{architecture} has no such parameters: {_listing(unknown)}")
     dtype = reduce(torch.promote_types, {tensor.dtype for tensor in state.values()})
-    return Converted(head.class_name, {name: tensor.to(dtype) for name, tensor in state.items()})
+    return Converted(head, {name: tensor.to(dtype) for name, tensor in state.items()})
 
 
 def _architecture(arrays: Mapping[str, np.ndarray], family: Family) -> str:
@@ -253,14 +255,14 @@ def load(folder: str | Path, progress: bool = False) -> Loaded:
     with progress_bar(len(arrays), "converting", " arrays", progress) as bar:
         architecture = fields.pop("architecture") or _architecture(arrays, ERNIE_M)
         converted = convert(arrays, architecture, ERNIE_M, bar.update)
-    config = _config(fields, converted.state_dict, tokenizer)
+    config = _config(fields, converted, tokenizer)
     model, dropped = _model(converted, config)
     return Loaded(model, tokenizer, architecture, dropped)
 
 
 def _model(converted: Converted, config: ErnieMConfig) -> tuple[Any, list[str]]:
     with torch.device("meta"):
-        model = getattr(modeling, converted.class_name)(config)
+        model = getattr(modeling, converted.head.class_name)(config)
     found, expected = converted.state_dict, model.state_dict()
     dropped = [name for name in found if name not in expected and name.startswith(f"{ERNIE_M.prefix}pooler.")]
     state = {name: tensor for name, tensor in found.items() if name not in dropped}
@@ -325,11 +327,13 @@ FIELDS = (
 """Fields that our configuration takes over. Others are PaddleNLP's own, or the weights and the tokenizer tell them."""
 
 
-def _config(fields: dict[str, Any], state: dict[str, Tensor], tokenizer: ErnieMTokenizer) -> ErnieMConfig:
+def _config(fields: dict[str, Any], converted: Converted, tokenizer: ErnieMTokenizer) -> ErnieMConfig:
+    state = converted.state_dict
     kind = fields.get("model_type", ERNIE_M.model_type)
     if kind != ERNIE_M.model_type:
         raise ValueError(f"model_type is {kind!r}; expected {ERNIE_M.model_type!r}")
-    missing = {"vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"} - fields.keys()
+    sizes = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+    missing = [name for name in sizes if fields.get(name) is None]
     if missing:
         raise ValueError(f"the configuration lacks {_listing(missing)}")
     layers = {key.split(".layers.")[1].split(".")[0] for key in state if ".layers." in key}
@@ -341,8 +345,9 @@ def _config(fields: dict[str, Any], state: dict[str, Tensor], tokenizer: ErnieMT
     # PaddleNLP reads neither of these: its feed-forward is always 4 hidden_size wide, and its classes, made with a
     # number of labels, need not name it.
     taken["intermediate_size"] = next(len(value) for key, value in state.items() if key.endswith("linear1.bias"))
-    if "classifier.bias" in state and "id2label" not in taken:
-        taken["num_labels"] = len(state["classifier.bias"])
+    counted = state.get(f"{converted.head.counted}.bias")
+    if counted is not None and "id2label" not in taken:
+        taken["num_labels"] = len(counted)
     # PaddleNLP's configuration says 0 by default, which is [CLS].
     return ErnieMConfig(pad_token_id=tokenizer.pad_token_id, **taken)
 
