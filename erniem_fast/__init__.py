@@ -19,6 +19,7 @@ from .configuration import ErnieMConfig
 from .inference.batch_invariance import batch_invariant
 from .inference.graphs import GraphedEncoder
 from .inference.projections import join_projections
+from .inference.zero_shot import zero_shot_classification
 from .modeling import (
     ErnieMForInformationExtraction,
     ErnieMForMaskedLM,
@@ -49,6 +50,7 @@ __all__ = [
     "__version__",
     "batch_invariant",
     "join_projections",
+    "zero_shot_classification",
 ]
 
 AutoConfig.register(MODEL_TYPE, ErnieMConfig, exist_ok=True)

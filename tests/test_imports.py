@@ -20,10 +20,11 @@ LAYERS = [
     "ops.embedding", "ops.linear", "ops.__init__",
     "validation", "packing", "fusion", "encoder", "outputs",
     "checkpoints", "pretrained", "modules", "losses", "heads", "reference", "modeling",
-    "inference.__init__", "inference.batch_invariance", "inference.projections", "inference.graphs", "__init__",
-    "inference.progress", "inference.batching", "inference.pooling", "inference.embed", "array_pickle", "paddle",
+    "inference.__init__", "inference.batch_invariance", "inference.projections", "inference.graphs",
+    "inference.progress", "inference.batching", "inference.zero_shot", "__init__",
+    "inference.pooling", "inference.embed", "array_pickle", "paddle",
     "cli.__init__", "cli.errors", "cli.folders", "cli.atomic", "cli.files", "cli.loading", "cli.options", "cli.verify",
-    "cli.demo", "cli.convert", "cli.warm_up", "cli.embed", "cli.main",
+    "cli.demo", "cli.convert", "cli.warm_up", "cli.embed", "cli.zero_shot", "cli.main",
 ]  # fmt: skip
 MODULES = sorted(p for p in PACKAGE.rglob("*.py")) + sorted((ROOT / "kernels").glob("*.py"))
 
