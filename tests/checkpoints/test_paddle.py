@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.checkpoint_folders import assert_agree, assert_holds
-from helpers.golden_tokenizer import VOCAB, build
+from helpers.golden_tokenizer import build
 from helpers.paddle_folders import CLASSES_IN_PADDLE, in_chunks, new_config, old_config, paddle_arrays, pickled, write
 from helpers.pairs import SIZES
 
@@ -15,13 +15,23 @@ import erniem_fast
 from erniem_fast import ErnieMConfig, paddle, reference
 
 CLASSES = [*CLASSES_IN_PADDLE]
-TOKENS = len(VOCAB.read_text(encoding="utf-8").splitlines())
 IDS = torch.tensor([[0, 5, 9, 17, 2], [0, 40, 2, 1, 1]])
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return build()
+
+
+@pytest.fixture
+def _same_tokenizer(monkeypatch, tokenizer):
+    """Loading a tokenizer takes longer than all else of a tiny checkpoint."""
+    monkeypatch.setattr(paddle, "_load_tokenizer", lambda folder: tokenizer)
 
 
 def make(name: str = "ErnieMModel", **changes: Any) -> Any:
     """Reference model with random parameters; its feed-forward is 4 hidden_size wide, as those of PaddleNLP."""
-    sizes = SIZES | {"vocab_size": TOKENS, "intermediate_size": 4 * SIZES["hidden_size"]}
+    sizes = SIZES | {"intermediate_size": 4 * SIZES["hidden_size"]}
     model = getattr(reference, name)(ErnieMConfig(**(sizes | changes))).eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -37,6 +47,7 @@ def assert_is(loaded: paddle.Loaded, model: Any) -> None:
     assert not loaded.model.training
 
 
+@pytest.mark.usefixtures("_same_tokenizer")
 @pytest.mark.parametrize("name", CLASSES)
 def test_every_class(tmp_path, name):
     model = make(name)
@@ -48,6 +59,7 @@ def test_every_class(tmp_path, name):
     assert loaded.dropped == ([] if pooled else ["ernie_m.pooler.dense.weight", "ernie_m.pooler.dense.bias"])
 
 
+@pytest.mark.usefixtures("_same_tokenizer")
 @pytest.mark.parametrize("name", CLASSES)
 @pytest.mark.parametrize("protocol", [2, 4])
 def test_the_form_before_configurations(tmp_path, name, protocol):
@@ -66,6 +78,7 @@ def test_the_form_before_configurations(tmp_path, name, protocol):
     assert loaded.model.config.num_labels == model.config.num_labels
 
 
+@pytest.mark.usefixtures("_same_tokenizer")
 def test_names_of_labels(tmp_path):
     names = {0: "O", 1: "B-PER", 2: "I-PER"}
     model = make("ErnieMForTokenClassification", id2label=names)
@@ -89,6 +102,7 @@ def test_configuration_and_tokenizer(tmp_path):
     assert "vocab_file" not in json.dumps(loaded.tokenizer.init_kwargs, default=str).replace('"vocab_file": null', "")
 
 
+@pytest.mark.usefixtures("_same_tokenizer")
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
 def test_other_dtypes(tmp_path, dtype):
     model = make("ErnieMForSequenceClassification")
@@ -97,6 +111,7 @@ def test_other_dtypes(tmp_path, dtype):
     assert_holds(loaded.model, {key: value.to(loaded.model.dtype) for key, value in model.state_dict().items()})
 
 
+@pytest.mark.usefixtures("_same_tokenizer")
 def test_of_two_dtypes_the_one_that_holds_both(tmp_path):
     model = make()
     arrays = paddle_arrays(model, dtype="bfloat16")
@@ -106,6 +121,7 @@ def test_of_two_dtypes_the_one_that_holds_both(tmp_path):
     assert torch.equal(loaded.model.encoder.layers[1].norm2.bias, model.encoder.layers[1].norm2.bias)
 
 
+@pytest.mark.usefixtures("_same_tokenizer")
 def test_chunked_tables(tmp_path):
     model = make()
     arrays = in_chunks(paddle_arrays(model), 1000)
@@ -113,6 +129,7 @@ def test_chunked_tables(tmp_path):
     assert_is(paddle.load(write(tmp_path / "x", pickled(arrays, 2), new_config(model))), model)
 
 
+@pytest.mark.usefixtures("_same_tokenizer")
 @pytest.mark.parametrize("name", ["ErnieMModel", "ErnieMForInformationExtraction"])
 def test_the_weights_tell_the_class_where_nothing_else_does(tmp_path, name):
     model = make(name)
@@ -154,6 +171,7 @@ def spoil_weights(how: str, arrays: dict[str, np.ndarray]) -> None:
             arrays["classifier.bias"] = np.zeros((2, 1), np.float32)
 
 
+@pytest.mark.usefixtures("_same_tokenizer")
 @pytest.mark.parametrize(
     ("how", "message"),
     [
@@ -180,6 +198,7 @@ def test_spoilt_weights_raise(tmp_path, how, message):
         paddle.load(write(tmp_path / "x", pickled(arrays), new_config(model)))
 
 
+@pytest.mark.usefixtures("_same_tokenizer")
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

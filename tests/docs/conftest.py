@@ -11,6 +11,7 @@ import pytest
 import torch
 from helpers.blocks import GPU, Block, blocks, script
 from helpers.hub import fill_cache
+from helpers.paddle_folders import write_uie_m
 from helpers.paths import ROOT
 
 CACHES = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "TRANSFORMERS_CACHE")
@@ -38,6 +39,8 @@ def run_page(hub: dict[str, str], tmp_path: Path) -> Callable[[Path], str]:
     """A function that runs the blocks of a page left to the tests, and returns what its Python blocks print."""
 
     def run(page: Path) -> str:
+        if page.stem == "paddle":
+            write_uie_m(tmp_path / "uie_m_base")
         chosen = [block for block in blocks(page) if block.mark == "" or (block.mark == GPU and _has_gpu())]
         printed = ""
         python = [block for block in chosen if block.language == "python"]

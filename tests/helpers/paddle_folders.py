@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from erniem_fast import ErnieMConfig, ErnieMForInformationExtraction
+from helpers.pairs import SIZES
 from helpers.paths import GOLDEN_TOKENIZER
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "out_proj", "linear1", "linear2", "dense", "classifier", "qa_outputs")
@@ -105,3 +107,11 @@ def write(folder: Path, weights: bytes, config: dict[str, Any], config_name: str
     fields = {"do_lower_case": True, "unk_token": "[UNK]", "tokenizer_class": "ErnieMTokenizer", "vocab_file": "x/y"}
     (folder / "tokenizer_config.json").write_text(json.dumps(fields))
     return folder
+
+
+def write_uie_m(folder: Path) -> Path:
+    """A tiny UIE-M in the form before configurations."""
+    size = len((GOLDEN_TOKENIZER / "vocab.txt").read_text(encoding="utf-8").splitlines())
+    sizes = SIZES | {"vocab_size": size, "max_position_embeddings": 514, "intermediate_size": 4 * SIZES["hidden_size"]}
+    model = ErnieMForInformationExtraction(ErnieMConfig(**sizes))
+    return write(folder, pickled(paddle_arrays(model, "encoder."), 2), old_config(model), "model_config.json")
