@@ -1,5 +1,7 @@
 """Base class of the models: initialisation, loading and saving as transformers does them."""
 
+import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,6 +34,25 @@ class ErnieMPreTrainedModel(SelfLoadingModel, PreTrainedModel):
     base_model_prefix = "ernie_m"
     supports_gradient_checkpointing = True
     _no_split_modules = ["ErnieMEncoderLayer", "ErnieMEmbeddings"]
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Load a folder, or a model of the Hugging Face Hub; see `PreTrainedModel.from_pretrained`.
+
+        Raises:
+            OSError: there are no weights. A folder of PaddleNLP's is to be converted first.
+        """
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        except OSError as error:
+            name = pretrained_model_name_or_path
+            endings = {file.suffix for file in Path(name).glob("*")} if isinstance(name, str | os.PathLike) else set()
+            if ".pdparams" not in endings or endings & {".safetensors", ".bin"}:
+                raise
+            raise OSError(
+                f"{os.fspath(name)!r} holds a Paddle checkpoint; `erniem-fast convert {os.fspath(name)} OUT` turns it "
+                f"into a folder that loads"
+            ) from error
 
     def _init_weights(self, module: Any) -> None:
         super()._init_weights(module)

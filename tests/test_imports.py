@@ -24,9 +24,9 @@ LAYERS = [
     "inference.__init__", "inference.batch_invariance", "inference.projections", "inference.graphs",
     "inference.progress", "inference.batching", "inference.question_answering", "inference.zero_shot",
     "inference.schema", "inference.spans", "inference.extraction", "__init__",
-    "sentence_transformers", "inference.pooling", "inference.embed",
-    "cli.__init__", "cli.errors", "cli.atomic", "cli.files", "cli.loading", "cli.options", "cli.verify", "cli.demo",
-    "cli.warm_up", "cli.embed", "cli.extract", "cli.zero_shot", "cli.main",
+    "sentence_transformers", "inference.pooling", "inference.embed", "array_pickle", "paddle",
+    "cli.__init__", "cli.errors", "cli.folders", "cli.atomic", "cli.files", "cli.loading", "cli.options", "cli.verify",
+    "cli.demo", "cli.convert", "cli.extract", "cli.warm_up", "cli.embed", "cli.zero_shot", "cli.main",
 ]  # fmt: skip
 MODULES = sorted(p for p in PACKAGE.rglob("*.py")) + sorted((ROOT / "kernels").glob("*.py"))
 

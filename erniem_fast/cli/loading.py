@@ -46,6 +46,8 @@ def load_config(name: str) -> ErnieMConfig:
         problem = "holds no weights (no .safetensors, no .bin)"
     if problem is None and not os.path.isfile(file):
         problem = "holds no checkpoint (no config.json)"
+    if problem and [*Path(name).glob("*.pdparams")]:
+        problem = "holds a Paddle checkpoint, which `erniem-fast convert` turns into a folder"
     if problem:
         raise InputError(f"--model {name!r}: {problem}; expected {CHECKPOINT}")
     with _as_input_error(f"--model {name!r}: config.json can't be read"):

@@ -10,6 +10,7 @@ from huggingface_hub.utils import enable_progress_bars  # type: ignore[attr-defi
 
 from ..version import __version__
 from .atomic import STANDARD_STREAM
+from .convert import convert_command
 from .demo import demo as run_demo
 from .embed import embed_command
 from .errors import InputError, OneLineErrors, say_on_stderr
@@ -44,6 +45,7 @@ def main(
 
 
 app.command("embed")(embed_command)
+app.command("convert")(convert_command)
 app.command("extract")(extract_command)
 app.command("zero-shot")(zero_shot_command)
 

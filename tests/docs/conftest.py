@@ -11,6 +11,7 @@ import pytest
 import torch
 from helpers.blocks import GPU, Block, blocks, script
 from helpers.hub import fill_cache, fill_folders
+from helpers.paddle_folders import write_uie_m
 from helpers.paths import ROOT
 
 CACHES = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "TRANSFORMERS_CACHE")
@@ -47,6 +48,8 @@ def run_page(hub: dict[str, str], folders: Path, tmp_path: Path) -> Callable[[Pa
 
     def run(page: Path) -> str:
         shutil.copytree(folders, tmp_path, dirs_exist_ok=True)
+        if page.stem == "paddle":
+            write_uie_m(tmp_path / "uie_m_base")
         chosen = [block for block in blocks(page) if block.mark == "" or (block.mark == GPU and _has_gpu())]
         printed = ""
         python = [block for block in chosen if block.language == "python"]
