@@ -50,6 +50,8 @@ class _HeadBase(ErnieMPreTrainedModel):
 
     def _output(self, cls: type[Output], outputs: Any, return_dict: bool | None, **fields: Any) -> Output:
         """`fields` and the encoder's hidden states and attentions, as a `cls` or, unannotated, as its tuple."""
+        if fields["loss"] is not None and torch.compiler.is_exporting():
+            raise ValueError("labels must be None under torch.export: a loss counts real tokens only, got labels")
         output: Any = cls(**fields, hidden_states=outputs.hidden_states, attentions=outputs.attentions)
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
@@ -211,12 +213,17 @@ class MultipleChoice(_HeadBase):
             raise ValueError(f"{name} must be a padded tensor of shape (batch, num_choices, seq_len, ...), got {got}")
         # Anything else is refused by the encoder.
 
-        def flat(tensor: Tensor | None) -> Tensor | None:
-            return tensor.flatten(0, 1) if isinstance(tensor, Tensor) and tensor.dim() > 2 else tensor
+        def flat(name: str, tensor: Tensor | None) -> Tensor | None:
+            if not isinstance(tensor, Tensor) or tensor.dim() <= 2:
+                return tensor
+            if tensor.shape[:2] != (batch, num_choices):
+                check_shape(name, tensor, (batch, num_choices, *tensor.shape[2:]), "batch, num_choices, ...")
+            return tensor.flatten(0, 1)
 
         outputs, layout = self.encode(
-            input_ids=flat(input_ids), attention_mask=flat(attention_mask), position_ids=flat(position_ids),
-            head_mask=head_mask, inputs_embeds=flat(inputs_embeds), output_attentions=output_attentions,
+            input_ids=flat("input_ids", input_ids), attention_mask=flat("attention_mask", attention_mask),
+            position_ids=flat("position_ids", position_ids), head_mask=head_mask,
+            inputs_embeds=flat("inputs_embeds", inputs_embeds), output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             value_checks=class_checks("labels", labels, num_choices, "num_choices"),
             token_type_ids=token_type_ids,
@@ -226,7 +233,7 @@ class MultipleChoice(_HeadBase):
                 f"{name} must hold one sequence a choice, {batch * num_choices} in all: packed input is not taken, "
                 f"got {layout.num_sequences} sequences"
             )
-        logits = self.classifier(self.dropout(outputs.pooler_output)).view(-1, num_choices)
+        logits = self.classifier(self.dropout(outputs.pooler_output)).view(batch, num_choices)
         loss = None
         if labels is not None:
             check_shape("labels", labels, (batch,), "batch")

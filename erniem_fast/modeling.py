@@ -13,12 +13,14 @@ from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAtte
 from . import encoder, fusion, heads, modules, ops
 from .configuration import POSITION_OFFSET
 from .encoder import AttentionParts, LayerParts, PackedContext, PackedModelOutput
+from .inputs import PaddedGrid, pack_input
 from .outputs import Encoded, OutputOptions, base_tuple, called_as
-from .packing import PackedBatch, pack_input
+from .packing import PackedBatch
 from .validation import (
     Limits,
     ValueCheck,
     check_encoder_only,
+    refuse_tracing,
     split_head_mask,
     warn_once,
     warn_token_types,
@@ -179,6 +181,7 @@ class ErnieMModel(modules.ErnieMModules):
         Raises:
             TypeError, ValueError: for an argument that can't be right.
         """
+        refuse_tracing()
         check_encoder_only(past_key_values)
         warn_token_types(token_type_ids)
         limits, table = Limits.of(self.config), self.embeddings.position_embeddings.weight
@@ -221,6 +224,8 @@ class ErnieMModel(modules.ErnieMModules):
         config, device, dtype = self.config, batch.position_ids.device, self.embeddings.position_embeddings.weight.dtype
         seed = ops.draw_seed(device) if self.training else None
         backend = ops.resolve_backend(self.backend, device, dtype, hidden_size=config.hidden_size)
+        if isinstance(batch, PaddedGrid):
+            return PackedContext(batch, seed, mask, None, "torch")
         if dense or config.position_embedding_type != "absolute":
             warn_once(
                 "Attention is computed densely, padded to the longest sequence: output_attentions, head_mask, masks of "

@@ -22,6 +22,7 @@ from .validation import (
     ValueCheck,
     check_encoder_only,
     check_padded,
+    refuse_tracing,
     split_head_mask,
     warn_token_types,
 )
@@ -180,6 +181,7 @@ class ErnieMModel(modules.ErnieMModules):
         Raises:
             TypeError, ValueError: for an argument that can't be right.
         """
+        refuse_tracing()
         check_encoder_only(past_key_values)
         warn_token_types(token_type_ids)
         positions = self.embeddings.position_embeddings.weight

@@ -18,7 +18,7 @@ LAYERS = [
     "kernels.linear", "kernels.mlp",
     "ops.backend", "ops.dropout", "ops.attention_torch", "ops.attention", "ops.layer_norm", "ops.activation", "ops.mlp",
     "ops.embedding", "ops.linear", "ops.__init__",
-    "validation", "packing", "fusion", "encoder", "outputs",
+    "validation", "packing", "inputs", "fusion", "encoder", "outputs",
     "checkpoints", "pretrained", "modules", "losses", "heads", "reference", "modeling",
     "inference.__init__", "inference.batch_invariance", "inference.projections", "inference.graphs", "__init__",
     "inference.progress", "inference.batching", "inference.pooling", "inference.embed",
