@@ -40,7 +40,10 @@ class PaddedGrid(PackedBatch):
     def to_grid(self, rows: Tensor, fill: float = 0.0) -> Tensor:
         """(batch * seq_len, ...) to (batch, seq_len, ...), padding replaced by `fill`."""
         grid = rows.unflatten(0, self.grid_shape)
-        return torch.where(self._like(grid, self.real), grid, fill)
+        real = self._like(grid, self.real)
+        if grid.dtype == torch.bool:  # onnxruntime has no Where of bools
+            return grid & real if not fill else grid | ~real
+        return torch.where(real, grid, fill)
 
     def from_grid(self, grid: Tensor) -> Tensor:
         """(batch, seq_len, ...) to (batch * seq_len, ...)."""
