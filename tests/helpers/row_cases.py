@@ -17,8 +17,10 @@ dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 
 def _is_quick(shape: tuple[int, int], dtype: torch.dtype, p: float, biased: bool) -> bool:
-    """True for every size and every dtype once, and for both values of each flag."""
-    return (dtype == torch.float32 and p > 0 and biased) or (shape == (13, 100) and (p > 0) == biased)
+    """True for every dtype once, for a size without a tail, and for both values of each flag."""
+    if shape == (47, 16):
+        return dtype == torch.float32 and p > 0 and biased
+    return shape == (13, 100) and (p > 0) == biased == (dtype == torch.float32)
 
 
 swept = pytest.mark.parametrize(

@@ -162,7 +162,9 @@ def test_the_gradient_of_relu_is_torch_s(device: torch.device) -> None:
         assert torch.equal(*grads)
 
 
-@pytest.mark.parametrize("p", [0.05, 0.5, 0.999])
+@pytest.mark.parametrize(
+    "p", [pytest.param(0.05, marks=pytest.mark.slow), 0.5, pytest.param(0.999, marks=pytest.mark.slow)]
+)
 def test_the_mask_is_philox_bit_for_bit(p: float, device: torch.device) -> None:
     rows, size, site = 21, 77, 5
     dropout = ops.Dropout(p, ops.draw_seed(device), site)

@@ -36,7 +36,7 @@ CASES = {
 }
 QUICK = {
     ("16: four heads a tile", 0.0), ("32: two heads a tile", 0.3), ("64: one tile", 0.0), ("several tiles, mixed", 0.3),
-    ("tiles of 128 rows", 0.0), ("exact tiles of 64", 0.0), ("one sequence", 0.3), ("one token", 0.0),
+    ("one token", 0.0),
 }  # fmt: skip
 
 
@@ -232,7 +232,7 @@ def test_head_dims(head_dim: int, device: torch.device) -> None:
     ("lengths", "prefixes", "p"),
     [
         ([20, 9], None, 0.2),
-        ([40, 64, 17], None, 0.2),
+        slow([40, 64, 17], None, 0.2),
         ([33, 100, 70, 1], [20, 40, 70, 0], 0.0),
         slow([20, 9], None, 0.0),
         slow([40, 64, 17], None, 0.0),

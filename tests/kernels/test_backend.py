@@ -95,7 +95,7 @@ def test_padded_input_and_no_gradients(device: torch.device) -> None:
 
 
 def test_prefix_lens_reach_the_kernels(device: torch.device) -> None:
-    model = make(device).eval()
+    model = make(device, layers=1).eval()
     batch = sequences((40, 9), device)
     batch = PackedBatch(**{**vars(batch), "prefix_lens": torch.tensor([13, 4], dtype=torch.int32, device=device)})
     expected = run(model, batch, "torch")
@@ -125,7 +125,7 @@ def test_half_precision_is_at_most_twice_as_wrong_as_torch(
 
 @pytest.mark.parametrize("lengths", [(16, 9), pytest.param((33, 9), marks=pytest.mark.slow)], ids=str)
 def test_autocast(lengths: tuple[int, ...], device: torch.device) -> None:
-    model = make(device, **DROPOUT).train()
+    model = make(device, layers=1, **DROPOUT).train()
     batch = sequences(lengths, device)
     expected = run(copy.deepcopy(model).double(), batch, "torch")
     errors = []
@@ -148,7 +148,7 @@ def test_autocast(lengths: tuple[int, ...], device: torch.device) -> None:
 )
 def test_checkpointing_changes_nothing(reentrant: bool, lengths: tuple[int, ...], device: torch.device) -> None:
     """Masks, results and gradients stay; those of two words depend on the order in which rows are added."""
-    model = make(device, vocab_size=4, **DROPOUT).train()
+    model = make(device, layers=1, vocab_size=4, **DROPOUT).train()
     batch = PackedBatch.from_sequences([torch.randint(2, 4, (length,)) for length in lengths], device)
     expected = run(model, batch, "triton")
     model.gradient_checkpointing_enable({"use_reentrant": reentrant})
@@ -157,20 +157,13 @@ def test_checkpointing_changes_nothing(reentrant: bool, lengths: tuple[int, ...]
     assert all(torch.equal(found[1][name], grad) for name, grad in expected[1].items())
 
 
-@pytest.mark.parametrize(
-    "batches",
-    [
-        ((5, 3), (16, 2, 9), (20, 3)),
-        pytest.param(((5, 3), (16, 2, 9), (30, 35), (70, 3, 3), (1, 1, 1, 1)), marks=pytest.mark.slow),
-    ],
-    ids=["quick", "all"],
-)
-def test_one_compiled_graph_serves_all(batches: tuple[tuple[int, ...], ...], device: torch.device) -> None:
+@pytest.mark.slow
+def test_one_compiled_graph_serves_all(device: torch.device) -> None:
     model = make(device, layers=1, **DROPOUT).train()
     counter = CompileCounterWithBackend("aot_eager")
     torch._dynamo.reset()
     fast = torch.compile(model, fullgraph=True, backend=counter)
-    for lengths in batches:
+    for lengths in ((5, 3), (16, 2, 9), (30, 35), (70, 3, 3), (1, 1, 1, 1)):
         offsets = torch.tensor([0, *lengths], device=device).cumsum(0).int()
         batch = {
             "input_ids": torch.randint(2, 97, (1, sum(lengths)), device=device),
@@ -342,7 +335,7 @@ def test_no_gradients_are_made_up(device: torch.device, monkeypatch: pytest.Monk
     assert seen[1:] == [None] * 3
 
 
-@pytest.mark.parametrize("new_api", [False, True])
+@pytest.mark.parametrize("new_api", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_tf32_is_read_by_either_api(new_api: bool) -> None:
     code = f"""
 import torch
@@ -374,6 +367,7 @@ def in_a_process(code: str, **environment: str) -> subprocess.CompletedProcess[s
     )
 
 
+@pytest.mark.slow
 def test_without_the_interpreter_a_cpu_is_refused() -> None:
     code = """
 import torch
@@ -409,6 +403,7 @@ except ValueError as error:
     assert "needs the package triton, which is not installed" in done.stdout, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="counts on memory that is committed when it is touched")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU runs a million tokens instead")
 def test_addresses_are_64_bit() -> None:

@@ -11,6 +11,7 @@ from helpers.paths import ROOT
 pytest.importorskip("triton")
 
 
+@pytest.mark.slow
 def test_a_held_kernel_is_what_triton_launches(tmp_path: Path) -> None:
     variables = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     variables |= {"PYTHONPATH": str(ROOT), "TRITON_CACHE_DIR": str(tmp_path)}

@@ -107,7 +107,9 @@ def test_mixed_dtypes(p: float, device: torch.device) -> None:
     )
 
 
-@pytest.mark.parametrize("p", [0.05, 0.5, 0.999])
+@pytest.mark.parametrize(
+    "p", [pytest.param(0.05, marks=pytest.mark.slow), 0.5, pytest.param(0.999, marks=pytest.mark.slow)]
+)
 def test_the_mask_is_philox_bit_for_bit(p: float, device: torch.device) -> None:
     rows, size, site = 21, 77, 5
     dropout = ops.Dropout(p, ops.draw_seed(device), site)
@@ -143,6 +145,7 @@ def test_few_rows(rows: int, device: torch.device) -> None:
     assert rows or all((grad == 0).all() for grad in grads)
 
 
+@pytest.mark.slow
 def test_runs_are_bitwise_equal(device: torch.device) -> None:
     rows = 70_000 if device.type == "cuda" else 70
     x, residual = (torch.randn(rows, 32, device=device, requires_grad=True) for _ in range(2))

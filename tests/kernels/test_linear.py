@@ -43,11 +43,16 @@ def test_linear(shape: tuple[int, int, int], dtype: torch.dtype, bias: bool, dev
 @pytest.mark.parametrize(
     ("dtype", "name", "p"),
     [
-        (torch.float32, "gelu", 0.0),
         (torch.float32, "gelu", 0.3),
-        (torch.bfloat16, "gelu", 0.0),
-        (torch.bfloat16, "gelu", 0.3),
-        (torch.bfloat16, "relu", 0.0),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                (torch.float32, "gelu", 0.0),
+                (torch.bfloat16, "gelu", 0.0),
+                (torch.bfloat16, "gelu", 0.3),
+                (torch.bfloat16, "relu", 0.0),
+            )
+        ),
     ],
     ids=str,
 )

@@ -17,7 +17,7 @@ CASES = sorted(path.name for path in FOLDER.iterdir() if path.is_dir())
 # The padding-free model differs here by design; test_model.py compares it with the reference row by row.
 DIFFERS = {"ie": {"loss"}, "qa": {"loss"}, "model_left_padded": {"pooler_output", "scalar"}}
 DTYPES = {torch.float64: 1e-6, torch.float32: 1e-4}
-INTERPRETED = ("model_left_padded", "qa", "ie")
+INTERPRETED = ("model_left_padded",)
 """Cases that run interpreted kernels in the quick part: padding on either side, losses, gradients."""
 
 

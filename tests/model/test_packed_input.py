@@ -93,6 +93,7 @@ def test_other_rows_stay_one_sequence() -> None:
         assert plain(**inputs).pooler_output.shape == (1, 32)
 
 
+@pytest.mark.slow
 def test_under_compile_in_one_graph_the_offsets_must_be_given() -> None:
     _, model = make()
     inputs = restarting(LENGTHS)

@@ -14,7 +14,7 @@ from erniem_fast.ops import Dropout, attention, attention_torch
 
 CPU = torch.device("cpu")
 lengths_of_batches = st.lists(st.integers(0, 17), min_size=1, max_size=9)
-drawn = settings(max_examples=30, deadline=None)
+drawn = settings(max_examples=15, deadline=None)
 
 
 @pytest.fixture(params=["equal lengths", "padded groups"])
