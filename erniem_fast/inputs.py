@@ -13,8 +13,8 @@ from .validation import Limits, PaddedInputs, ValueCheck, check_device, check_on
 class PaddedGrid(PackedBatch):
     """A padded batch whose padding is computed, too: what torch.export traces, which does not know where padding is.
 
-    Its sequences are the whole lines of the batch. What leaves the rows (`to_grid`, `output`, `first`) is that of a batch
-    without its padding, so the model gives the same; the dense attention gets its mask from there.
+    Its sequences are the whole lines of the batch. What leaves the rows (`to_grid`, `output`, `first`) is as if padding
+    had none, so the model gives what it gives on packed rows, and the dense attention finds its mask there.
 
     Attributes:
         real: (batch, seq_len) bool, False at padding.

@@ -276,9 +276,7 @@ def check_padded(
     if weight.device.type != "meta":
         check_device(name, source, weight.device, "the model")
     exporting = torch.compiler.is_exporting()
-    may_be_packed = (
-        find_packed and not exporting and batch == 1 and attention_mask is None and position_ids is not None
-    )
+    may_be_packed = find_packed and not exporting and batch == 1 and attention_mask is None and position_ids is not None
     if may_be_packed and torch.compiler.is_compiling():
         raise ValueError(
             "cu_seq_lens_q must be given with position_ids of a lone row under torch.compile: the values of "

@@ -19,11 +19,11 @@ LAYERS = [
     "ops.backend", "ops.dropout", "ops.attention_torch", "ops.attention", "ops.layer_norm", "ops.activation", "ops.mlp",
     "ops.embedding", "ops.linear", "ops.__init__",
     "validation", "packing", "inputs", "fusion", "encoder", "outputs",
-    "checkpoints", "pretrained", "modules", "losses", "heads", "reference", "modeling",
+    "checkpoints", "pretrained", "modules", "losses", "heads", "reference", "modeling", "export",
     "inference.__init__", "inference.batch_invariance", "inference.projections", "inference.graphs", "__init__",
     "inference.progress", "inference.batching", "inference.pooling", "inference.embed",
-    "cli.__init__", "cli.errors", "cli.atomic", "cli.files", "cli.loading", "cli.options", "cli.verify", "cli.demo",
-    "cli.warm_up", "cli.embed", "cli.main",
+    "cli.__init__", "cli.errors", "cli.atomic", "cli.folders", "cli.files", "cli.loading", "cli.options", "cli.verify",
+    "cli.demo", "cli.warm_up", "cli.embed", "cli.export", "cli.main",
 ]  # fmt: skip
 MODULES = sorted(p for p in PACKAGE.rglob("*.py")) + sorted((ROOT / "kernels").glob("*.py"))
 

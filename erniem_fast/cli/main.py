@@ -13,6 +13,7 @@ from .atomic import STANDARD_STREAM
 from .demo import demo as run_demo
 from .embed import embed_command
 from .errors import InputError, OneLineErrors, say_on_stderr
+from .export import export_command
 from .loading import load_config
 from .options import DTYPES, DeviceOption, ModelOption, parse_device
 from .verify import verify as run_verify
@@ -42,6 +43,7 @@ def main(
 
 
 app.command("embed")(embed_command)
+app.command("export")(export_command)
 
 
 @app.command("verify")
