@@ -53,11 +53,11 @@ def assert_same(program: Any, model: Any, inputs: dict[str, Any]) -> None:
     [
         ("ErnieMModel", False),
         *(pytest.param(name, False, marks=pytest.mark.slow) for name in CLASSES[1:]),
-        *(pytest.param(name, True, marks=pytest.mark.slow) for name in ("ErnieMModel", "ErnieMForMultipleChoice")),
+        pytest.param("ErnieMModel", True, marks=pytest.mark.slow),
     ],
 )
 def test_one_program_for_all_batches(name: str, strict: bool) -> None:
-    model = make(name, torch.float32)[1]
+    model = make(name, torch.float32, num_hidden_layers=1 + (name == "ErnieMModel"))[1]
     example = batch((7, 3, 10, 1))
     if name == "ErnieMForMultipleChoice":
         example = {key: value.view(2, 2, -1) for key, value in example.items()}
@@ -70,12 +70,9 @@ def test_one_program_for_all_batches(name: str, strict: bool) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"position_embedding_type": "relative_key"},
         {"position_embedding_type": "relative_key_query"},
         {"pruned_heads": {0: [1, 3]}},
-        {"hidden_act": "relu"},
         {"hidden_act": "silu"},
-        {"pad_token_id": None},
     ],
     ids=str,
 )
@@ -88,7 +85,7 @@ def test_configurations(changes: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 def test_other_arguments() -> None:
-    model = make("ErnieMModel", torch.float32)[1]
+    model = make("ErnieMModel", torch.float32, num_hidden_layers=1)[1]
 
     def others(lengths: tuple[int, ...]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
         """Inputs and the dimensions of those that are not (batch, sequence)."""
@@ -111,18 +108,16 @@ def test_other_arguments() -> None:
 
 @pytest.mark.slow
 def test_modules_that_are_called_are_exported_as_called() -> None:
-    model = make("ErnieMForTokenClassification", torch.float32)[1]
-    before = model(**batch((3, 5))).logits.shape
+    model = make("ErnieMForTokenClassification", torch.float32, num_hidden_layers=1)[1]
     model.ernie_m.encoder.layers[0].linear1.register_forward_hook(lambda module, given, output: 2 * output)
     program = export(model, batch((7, 3)))
-    assert before == (2, 5, 2)
     for inputs in batches():
         assert_same(program, model, inputs)
 
 
 @pytest.mark.slow
 def test_the_reference_is_exported_as_it_is() -> None:
-    model = make("ErnieMForQuestionAnswering", torch.float32)[0]
+    model = make("ErnieMForQuestionAnswering", torch.float32, num_hidden_layers=1)[0]
     program = export(model, batch((7, 3)))
     for inputs in batches():
         assert_same(program, model, inputs)
