@@ -11,21 +11,15 @@ if find_spec(f"{__name__}.kernels") is None:
         "clone again with `git clone -c core.symlinks=true` or install a wheel"
     )
 
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForMaskedLM,
-    AutoModelForMultipleChoice,
-    AutoModelForQuestionAnswering,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-    AutoTokenizer,
-)
+import transformers
+from transformers import AutoConfig, AutoTokenizer
 
+from .auto_map import MODEL_CLASSES, MODEL_TYPE
 from .configuration import ErnieMConfig
 from .inference.batch_invariance import batch_invariant
 from .inference.graphs import GraphedEncoder
 from .inference.projections import join_projections
+from .inference.zero_shot import zero_shot_classification
 from .modeling import (
     ErnieMForInformationExtraction,
     ErnieMForMaskedLM,
@@ -56,17 +50,11 @@ __all__ = [
     "__version__",
     "batch_invariant",
     "join_projections",
+    "zero_shot_classification",
 ]
 
-AutoConfig.register("ernie_m", ErnieMConfig, exist_ok=True)
+AutoConfig.register(MODEL_TYPE, ErnieMConfig, exist_ok=True)
 AutoTokenizer.register(ErnieMConfig, tokenizer_class=ErnieMTokenizer, exist_ok=True)
-for _auto, _model in (
-    (AutoModel, ErnieMModel),
-    (AutoModelForMaskedLM, ErnieMForMaskedLM),
-    (AutoModelForMultipleChoice, ErnieMForMultipleChoice),
-    (AutoModelForQuestionAnswering, ErnieMForQuestionAnswering),
-    (AutoModelForSequenceClassification, ErnieMForSequenceClassification),
-    (AutoModelForTokenClassification, ErnieMForTokenClassification),
-):
-    _auto.register(ErnieMConfig, _model, exist_ok=True)
-del _auto, _model
+for _auto_class, _name in MODEL_CLASSES.items():
+    getattr(transformers, _auto_class).register(ErnieMConfig, globals()[_name], exist_ok=True)
+del _auto_class, _name

@@ -5,6 +5,8 @@ from typing import Any, ClassVar
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
+from .auto_map import MODEL_TYPE, SelfLoadingConfig
+
 POSITION_OFFSET = 2
 """Rows of the position table before position 0: position p reads row p + 2 (as in PaddleNLP)."""
 
@@ -15,7 +17,7 @@ MAX_LABELS = 2**20
 """Largest number of labels: four vocabularies. The names of many more fill the memory before any model is built."""
 
 
-class ErnieMConfig(PreTrainedConfig):
+class ErnieMConfig(SelfLoadingConfig, PreTrainedConfig):
     """Configuration of an ErnieM model (arXiv 2012.15674); the defaults are those of ernie-m-base.
 
     A `config.json` written by transformers 4.x loads unchanged. Positional arguments keep 4.40.2's order.
@@ -45,7 +47,7 @@ class ErnieMConfig(PreTrainedConfig):
         ValueError: a value that is not described above, by name.
     """
 
-    model_type = "ernie_m"
+    model_type = MODEL_TYPE
     attribute_map: ClassVar[dict[str, str]] = {"dropout": "classifier_dropout", "num_classes": "num_labels"}
 
     def __init__(

@@ -5,7 +5,7 @@ A layer hands over its parts; `run_layer` computes them. Models subclass nothing
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -65,8 +65,8 @@ class AttentionParts(NamedTuple):
 
 
 Attention = Callable[[Tensor, PackedContext, Tensor | None], tuple[Tensor, Tensor | None]]
-"""Maps (total_tokens, hidden_size), the context and (num_heads,) factors of the probabilities to the output and, where
-they were computed, the probabilities (num_sequences, num_heads, seq_len, seq_len)."""
+"""Maps (total_tokens, hidden_size), the context and (num_heads,) factors of the probabilities to the output, of the
+rows to keep, and, where they were computed, the probabilities (num_sequences, num_heads, seq_len, seq_len)."""
 
 
 class LayerParts(NamedTuple):
@@ -82,7 +82,6 @@ class LayerParts(NamedTuple):
         containers: modules that hold the parts and are passed by. If one of them carries hooks, `by_containers`
             computes the layer.
         by_containers: computes the layer by calling its containers.
-        rows_to_keep: None, all rows, the only value so far.
     """
 
     attention: AttentionParts | nn.Module
@@ -98,7 +97,6 @@ class LayerParts(NamedTuple):
     layer: int
     containers: tuple[nn.Module, ...] = ()
     by_containers: Attention | None = None
-    rows_to_keep: None = None
 
 
 def run_layer(
@@ -109,24 +107,26 @@ def run_layer(
     Args:
         parts: of the layer.
         x: (total_tokens, hidden_size).
-        context: of the batch.
+        context: of the batch. All tokens are attended to; behind the attention only its rows to keep are computed, and
+            a dropout there draws its mask by their places among each other.
         head_mask: (num_heads,) factors of the probabilities, or None.
 
     Returns:
-        (total_tokens, hidden_size), and the probabilities where they were computed.
+        (total_tokens, hidden_size) or (num_kept, hidden_size), and the probabilities where they were computed.
     """
     if parts.containers and not all(fusion.may_bypass(container) for container in parts.containers):
         assert parts.by_containers is not None
-        return parts.by_containers(x, context, head_mask)
+        output, probabilities = parts.by_containers(x, replace(context, rows_to_keep=None), head_mask)
+        return context.kept(output), probabilities
     site = 1 + SITES_PER_LAYER * parts.layer
     if isinstance(parts.attention, AttentionParts):
         assert parts.out is not None
         heads, probabilities = attend(parts.attention, x, context, head_mask)
-        attention = fusion.linear(parts.out, heads, context)
+        attention = fusion.linear(parts.out, context.kept(heads), context)
     else:
         output, probabilities = parts.attention(x, context, head_mask)
         attention = Pending(output)
-    x = fusion.dropout_add_norm(attention, x, parts.dropout1, parts.norm1, context, site + 1)
+    x = fusion.dropout_add_norm(attention, context.kept(x), parts.dropout1, parts.norm1, context, site + 1)
     inner = fusion.feed_forward(parts.linear1, parts.activation, parts.dropout, parts.linear2, x, context, site + 2)
     return fusion.dropout_add_norm(inner, x, parts.dropout2, parts.norm2, context, site + 3), probabilities
 

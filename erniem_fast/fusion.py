@@ -35,6 +35,8 @@ class PackedContext:
         mask: (batch, 1 or num_heads, seq_len, seq_len) bool of the dense attention, or None.
         plan: of the fused attention; None: the attention is computed densely.
         backend: of the operations, "triton" or "torch".
+        rows_to_keep: (num_kept,) int64, those of the (total_tokens,) rows that the layer computes behind its attention,
+            and all that it returns; None: every row.
     """
 
     batch: PackedBatch
@@ -42,11 +44,16 @@ class PackedContext:
     mask: Tensor | None
     plan: ops.AttentionPlan | None
     backend: str
+    rows_to_keep: Tensor | None = None
 
     @property
     def adds_bias_late(self) -> bool:
         """True if the operation behind a linear layer adds its bias: a kernel does so for free."""
         return self.backend == "triton"
+
+    def kept(self, rows: Tensor) -> Tensor:
+        """Select the rows to keep, (total_tokens, ...) to (num_kept, ...)."""
+        return rows if self.rows_to_keep is None else rows.index_select(0, self.rows_to_keep)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "PackedContext":
         """Move to another device, as accelerate does with a layer's arguments where it spreads layers over devices.
@@ -64,6 +71,7 @@ class PackedContext:
             mask=move(self.mask),
             plan=None if self.plan is None else self.plan.to(device, non_blocking),
             backend=ops.backend_after_move(self.backend, self.batch.position_ids.device, torch.device(device)),
+            rows_to_keep=move(self.rows_to_keep),
         )
 
 

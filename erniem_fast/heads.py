@@ -44,8 +44,13 @@ Output = TypeVar("Output", bound=ModelOutput)
 class _HeadBase(ErnieMPreTrainedModel):
     base_model_class: Any
 
-    def encode(self, **inputs: Any) -> tuple[Any, Layout]:
-        """The encoder's output, with last_hidden_state as rows, and the layout of those rows."""
+    def encode(self, pooled_only: bool = False, **inputs: Any) -> tuple[Any, Layout]:
+        """The encoder's output, with last_hidden_state as rows, and the layout of those rows.
+
+        Args:
+            pooled_only: the head reads pooler_output only; last_hidden_state may be None.
+            inputs: arguments of the encoder.
+        """
         raise NotImplementedError
 
     def _output(self, cls: type[Output], outputs: Any, return_dict: bool | None, **fields: Any) -> Output:
@@ -134,7 +139,7 @@ class SequenceClassification(_HeadBase):
             output_hidden_states=output_hidden_states, output_attentions=output_attentions,
             value_checks=class_checks("labels", classes, self.num_labels, "num_labels"),
             token_type_ids=token_type_ids, cu_seq_lens_q=cu_seq_lens_q, cu_seq_lens_k=cu_seq_lens_k,
-            max_length_q=max_length_q, max_length_k=max_length_k, validate=validate,
+            max_length_q=max_length_q, max_length_k=max_length_k, validate=validate, pooled_only=True,
         )  # fmt: skip
         logits = self.classifier(self.dropout(outputs.pooler_output))
         loss = None if labels is None or problem is None else self._loss(problem, logits, labels)
@@ -226,7 +231,7 @@ class MultipleChoice(_HeadBase):
             inputs_embeds=flat("inputs_embeds", inputs_embeds), output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             value_checks=class_checks("labels", labels, num_choices, "num_choices"),
-            token_type_ids=token_type_ids,
+            token_type_ids=token_type_ids, pooled_only=True,
         )  # fmt: skip
         if layout.num_sequences != batch * num_choices:
             raise ValueError(

@@ -49,13 +49,15 @@ class PaddedGrid(PackedBatch):
         """(batch, seq_len, ...) to (batch * seq_len, ...)."""
         return grid.flatten(0, 1)
 
-    def first(self, rows: Tensor) -> Tensor:
-        """Take the first real row of each line, (batch * seq_len, ...) to (batch, ...); zeros if all is padding."""
+    def first_rows(self) -> Tensor:
+        """(batch,) int64, the first real row of each line; any row where all is padding."""
         batch, seq_len = self.grid_shape
-        # The first of the greatest; ONNX has no argmax of bools.
-        column = self.real.int().argmax(1)
-        first = rows.index_select(0, torch.arange(batch, device=rows.device) * seq_len + column)
-        return torch.where(self._like(first, self.real.any(1)), first, 0.0)
+        # argmax gives the first of the greatest, and ONNX has none of bools.
+        return torch.arange(batch, device=self.real.device) * seq_len + self.real.int().argmax(1)
+
+    def zero_empty(self, values: Tensor) -> Tensor:
+        """Zero the values (batch, ...) of lines that are all padding."""
+        return torch.where(self._like(values, self.real.any(1)), values, 0.0)
 
     @staticmethod
     def _like(values: Tensor, chosen: Tensor) -> Tensor:

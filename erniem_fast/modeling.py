@@ -62,7 +62,7 @@ class ErnieMAttention(modules.ErnieMAttention):
 
     def forward(self, x: Tensor, context: PackedContext, head_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         heads, probabilities = self.self_attn(x, context, head_mask)
-        return self.out_proj(heads), probabilities
+        return self.out_proj(context.kept(heads)), probabilities
 
 
 class ErnieMEncoderLayer(modules.ErnieMEncoderLayer):
@@ -80,9 +80,17 @@ class ErnieMEncoder(modules.ErnieMEncoder):
     layer_class = ErnieMEncoderLayer
 
     def forward(
-        self, x: Tensor, context: PackedContext, head_masks: list[Tensor | None], options: OutputOptions
+        self,
+        x: Tensor,
+        context: PackedContext,
+        head_masks: list[Tensor | None],
+        options: OutputOptions,
+        rows_to_keep: Tensor | None = None,
     ) -> Encoded:
-        """Run the layers on (total_tokens, hidden_size); `hidden_states` have the shape of the caller's batch."""
+        """Run the layers on (total_tokens, hidden_size), the last of them for the rows to keep.
+
+        `hidden_states` have the shape of the caller's batch, and need all rows.
+        """
         states: list[Tensor] = []
         attentions: list[Tensor | None] = []
         # Where layers are spread over devices, a layer's rows are not where the batch is.
@@ -95,7 +103,10 @@ class ErnieMEncoder(modules.ErnieMEncoder):
             # The rows are taken back out of it, so that its gradient can be asked for.
             return batch.rows(states[-1]) if torch.is_grad_enabled() else x
 
-        for layer, head_mask in zip(self.layers, head_masks, strict=True):
+        last = len(self.layers) - 1
+        for index, (layer, head_mask) in enumerate(zip(self.layers, head_masks, strict=True)):
+            if index == last:
+                context = replace(context, rows_to_keep=rows_to_keep)
             x, probabilities = layer(keep(x), context, head_mask)
             if options.attentions:
                 attentions.append(probabilities)
@@ -144,6 +155,7 @@ class ErnieMModel(modules.ErnieMModules):
         validate: bool = False,
         return_packed: bool = False,
         value_checks: tuple[ValueCheck, ...] = (),
+        pooled_only: bool = False,
     ) -> BaseModelOutputWithPoolingAndCrossAttentions:
         """Encode a batch: padded, flattened (with `cu_seq_lens_q`) or a PackedBatch.
 
@@ -172,6 +184,9 @@ class ErnieMModel(modules.ErnieMModules):
             validate: check values of flattened input off the CPU too, at the price of a synchronisation.
             return_packed: return a PackedModelOutput, on packed rows.
             value_checks: further values to check along with the input.
+            pooled_only: compute in the last layer, behind its attention, only the rows that the pooler reads. Then
+                `last_hidden_state` is None. Where hidden states are asked for, or where a hook or a replaced module
+                would see it, all is computed all the same.
 
         Returns:
             last_hidden_state (batch, seq_len, hidden_size), 0 at padding, or (1, total_tokens, hidden_size);
@@ -184,12 +199,15 @@ class ErnieMModel(modules.ErnieMModules):
         refuse_tracing()
         check_encoder_only(past_key_values)
         warn_token_types(token_type_ids)
+        if pooled_only and self.pooler is None:
+            raise ValueError("pooled_only must be False: the model was built without a pooler")
         limits, table = Limits.of(self.config), self.embeddings.position_embeddings.weight
         batch, mask = pack_input(
             limits, table, input_ids, inputs_embeds, position_ids, attention_mask, cu_seq_lens_q, cu_seq_lens_k,
             max_length_q, validate, value_checks,
         )  # fmt: skip
         options = OutputOptions.of(self.config, output_hidden_states, output_attentions, return_dict)
+        first = batch.first_rows() if pooled_only and self._rows_may_be_left_out(batch, options) else None
         context = self._context(batch, mask, dense=options.attentions or mask is not None or head_mask is not None)
         head_masks = split_head_mask(
             head_mask, self.config.num_hidden_layers, self.config.num_attention_heads, batch.position_ids.device
@@ -197,15 +215,20 @@ class ErnieMModel(modules.ErnieMModules):
         rows = self.embeddings(context)
         # The layers need no tokens, and activation checkpoints need not keep them.
         context = replace(context, batch=replace(batch, input_ids=None, inputs_embeds=None, token_ids={}))
-        encoded = self.encoder(rows, context, head_masks, options)
+        encoded = self.encoder(rows, context, head_masks, options, first)
         # Where layers are spread over devices, the last rows are not where the batch is.
         device = batch.position_ids.device
         rows, hidden_states = encoded.last_hidden_state.to(device), encoded.hidden_states
         if hidden_states is not None:
             hidden_states = tuple(state.to(device) for state in hidden_states)
+        if first is None:
+            last = rows if return_packed else hidden_states[-1] if hidden_states else batch.output(rows)
+            pooled = batch.first(rows)
+        else:
+            last, pooled = None, batch.zero_empty(rows)
         output = PackedModelOutput(
-            last_hidden_state=rows if return_packed else hidden_states[-1] if hidden_states else batch.output(rows),
-            pooler_output=None if self.pooler is None else self.pooler(batch.first(rows)),
+            last_hidden_state=last,
+            pooler_output=None if self.pooler is None else self.pooler(pooled),
             hidden_states=hidden_states,
             attentions=encoded.attentions,
         )
@@ -219,6 +242,14 @@ class ErnieMModel(modules.ErnieMModules):
 
         @called_as(forward)
         def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+
+    def _rows_may_be_left_out(self, batch: PackedBatch, options: OutputOptions) -> bool:
+        """True if the last layer may compute some rows only, because nobody sees that the others are missing."""
+        if options.hidden_states or batch.total_tokens == 0 or not fusion.is_plain(self.encoder, ErnieMEncoder):
+            return False
+        last = self.encoder.layers[-1]
+        own = fusion.is_plain(last, ErnieMEncoderLayer) and fusion.is_plain(last.self_attn, ErnieMAttention)
+        return own and fusion.may_bypass(self) and all(fusion.may_bypass(module) for module in last.modules())
 
     def _context(self, batch: PackedBatch, mask: Tensor | None, dense: bool) -> PackedContext:
         config, device, dtype = self.config, batch.position_ids.device, self.embeddings.position_embeddings.weight.dtype
@@ -244,8 +275,8 @@ class _OnRows:
     base_model_class = ErnieMModel
     ernie_m: ErnieMModel
 
-    def encode(self, **inputs: Any) -> tuple[Any, PackedBatch]:
-        outputs = self.ernie_m(return_packed=True, **inputs)
+    def encode(self, pooled_only: bool = False, **inputs: Any) -> tuple[Any, PackedBatch]:
+        outputs = self.ernie_m(return_packed=True, pooled_only=pooled_only, **inputs)
         return outputs, outputs.batch
 
 

@@ -360,13 +360,19 @@ class PackedBatch:
         """Give rows the shape of the caller's input: (batch, seq_len, ...) or (1, total_tokens, ...)."""
         return rows[None] if self.padded_shape is None else self.to_grid(rows, fill)
 
+    def first_rows(self) -> Tensor:
+        """(num_sequences,) int64, the first row of each sequence; of an empty one any row. There must be rows."""
+        return self.cu_seqlens[:-1].long().clamp(max=self.total_tokens - 1).clamp(min=0)
+
+    def zero_empty(self, values: Tensor) -> Tensor:
+        """Zero the values (num_sequences, ...) of empty sequences."""
+        return values.masked_fill((self.lengths == 0).view(-1, *[1] * (values.dim() - 1)), 0.0)
+
     def first(self, rows: Tensor) -> Tensor:
         """Take the first row of each sequence, (total_tokens, ...) to (num_sequences, ...); zeros for an empty one."""
         if rows.shape[0] == 0:
             return rows.new_zeros((self.num_sequences, *rows.shape[1:]))
-        first = rows.index_select(0, self.cu_seqlens[:-1].long().clamp(0, rows.shape[0] - 1))
-        empty = (self.lengths == 0).view(-1, *[1] * (rows.dim() - 1))
-        return first.masked_fill(empty, 0.0)
+        return self.zero_empty(rows.index_select(0, self.first_rows()))
 
     def mean(self, rows: Tensor) -> Tensor:
         """Average each sequence, (total_tokens, hidden) to (num_sequences, hidden) float32; zeros for an empty one."""

@@ -5,10 +5,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, initialization
-from transformers.modeling_utils import load_state_dict
+from transformers.integrations.hub_kernels import is_kernel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, load_state_dict
 
 from . import checkpoints
+from .auto_map import SelfLoadingModel
 from .configuration import ErnieMConfig
+from .validation import warn_once
 
 
 def _require_grad(module: nn.Module, args: Any, output: Tensor) -> None:
@@ -16,12 +19,13 @@ def _require_grad(module: nn.Module, args: Any, output: Tensor) -> None:
         output.requires_grad_()
 
 
-class ErnieMPreTrainedModel(PreTrainedModel):
+class ErnieMPreTrainedModel(SelfLoadingModel, PreTrainedModel):
     """Base of all ErnieM models.
 
     `from_pretrained` loads `.bin`, safetensors and sharded checkpoints, folders of transformers 4.x, a base model into
     a head and the reverse, and the key forms in `checkpoints`. A checkpoint with more encoder layers than the
     configuration is a ValueError, unless `ignore_mismatched_sizes=True` asks for the first layers only.
+    `attn_implementation` takes transformers' names, and changes nothing: our attention is what runs.
     """
 
     config_class = ErnieMConfig
@@ -33,6 +37,35 @@ class ErnieMPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if type(module).__name__ == "ErnieMLMHead":
             initialization.zeros_(module.bias)
+
+    def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
+        """Return "eager", whatever is asked for: no function of transformers is called.
+
+        Raises:
+            ValueError: transformers has no implementation of that name.
+        """
+        names = ["eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()]
+        if requested_attention in (None, "eager"):
+            return "eager"
+        known = isinstance(requested_attention, str) and (
+            requested_attention.removeprefix("paged|") in names or is_kernel(requested_attention)
+        )
+        if not known:
+            raise ValueError(
+                f"attn_implementation={requested_attention!r}: expected one of {', '.join(names)}, or a kernel on the "
+                f"Hugging Face Hub (user/name)"
+            )
+        warn_once(
+            f"attn_implementation={requested_attention!r} is accepted and changes nothing: erniem_fast's own attention "
+            f"is what runs"
+        )
+        return "eager"
+
+    def _check_and_adjust_attn_implementation(
+        self, attn_implementation: str | None, is_init_check: bool = False, **kwargs: Any
+    ) -> str:
+        # The base class looks for flash_attn and downloads kernels.
+        return self.get_correct_attn_implementation(attn_implementation, is_init_check)
 
     def enable_input_require_grads(self) -> None:
         """Make the encoder's input require gradients, as adapters under reentrant checkpointing need.

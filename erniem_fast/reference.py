@@ -234,6 +234,7 @@ class _OnRows:
 
     def encode(
         self,
+        pooled_only: bool = False,
         cu_seq_lens_q: None = None,
         cu_seq_lens_k: None = None,
         max_length_q: None = None,
@@ -241,7 +242,7 @@ class _OnRows:
         validate: bool = False,
         **inputs: Any,
     ) -> tuple[Any, PaddedLayout]:
-        """Refuse packed input; `validate` changes nothing, since values are always checked."""
+        """Refuse packed input; `validate` changes nothing, since values are always checked, nor does `pooled_only`."""
         for name, value in (
             ("cu_seq_lens_q", cu_seq_lens_q), ("cu_seq_lens_k", cu_seq_lens_k), ("max_length_q", max_length_q),
             ("max_length_k", max_length_k),

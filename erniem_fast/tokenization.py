@@ -16,6 +16,7 @@ import sentencepiece as spm
 from transformers import AddedToken, BatchEncoding, PreTrainedTokenizer
 from transformers.tokenization_utils_base import LARGE_INTEGER
 
+from .auto_map import SelfLoadingTokenizer
 from .configuration import POSITION_OFFSET
 
 logger = logging.getLogger(__name__)
@@ -121,7 +122,7 @@ def _max_length_of_folder(files: dict[str, str | None]) -> int:
     return limit if given is None else min(given, limit)
 
 
-class ErnieMTokenizer(PreTrainedTokenizer):
+class ErnieMTokenizer(SelfLoadingTokenizer, PreTrainedTokenizer):
     """Tokenizer of ErnieM: ids of `[CLS] A [SEP]`, or of `[CLS] A [SEP] [SEP] B [SEP]` for a pair.
 
     The ids are those of transformers 4.40.2. Unlike there, `attention_mask` is returned by default.

@@ -11,7 +11,7 @@ from helpers.paths import ROOT
 PACKAGE = ROOT / "erniem_fast"
 # Each may import from those before it.
 LAYERS = [
-    "version", "configuration", "tokenization",
+    "version", "auto_map", "configuration", "tokenization",
     "kernels.dropout", "kernels.tables", "kernels.configs", "kernels.jit", "kernels.common",
     "kernels.attention_tiles", "kernels.attention_forward", "kernels.attention_backward", "kernels.attention",
     "kernels.segment_sum", "kernels.layer_norm", "kernels.activation", "kernels.embedding",
@@ -20,10 +20,11 @@ LAYERS = [
     "ops.embedding", "ops.linear", "ops.__init__",
     "validation", "packing", "inputs", "fusion", "encoder", "outputs",
     "checkpoints", "pretrained", "modules", "losses", "heads", "reference", "modeling", "export",
-    "inference.__init__", "inference.batch_invariance", "inference.projections", "inference.graphs", "__init__",
-    "inference.progress", "inference.batching", "inference.pooling", "inference.embed",
+    "inference.__init__", "inference.batch_invariance", "inference.projections", "inference.graphs",
+    "inference.progress", "inference.batching", "inference.zero_shot", "__init__",
+    "inference.pooling", "inference.embed",
     "cli.__init__", "cli.errors", "cli.atomic", "cli.folders", "cli.files", "cli.loading", "cli.options", "cli.verify",
-    "cli.demo", "cli.warm_up", "cli.embed", "cli.export", "cli.main",
+    "cli.demo", "cli.warm_up", "cli.embed", "cli.export", "cli.zero_shot", "cli.main",
 ]  # fmt: skip
 MODULES = sorted(p for p in PACKAGE.rglob("*.py")) + sorted((ROOT / "kernels").glob("*.py"))
 

@@ -18,6 +18,7 @@ from .loading import load_config
 from .options import DTYPES, DeviceOption, ModelOption, parse_device
 from .verify import verify as run_verify
 from .warm_up import warm_up
+from .zero_shot import zero_shot_command
 
 app = typer.Typer(cls=OneLineErrors, add_completion=False, pretty_exceptions_enable=False)
 
@@ -44,6 +45,7 @@ def main(
 
 app.command("embed")(embed_command)
 app.command("export")(export_command)
+app.command("zero-shot")(zero_shot_command)
 
 
 @app.command("verify")

@@ -105,6 +105,24 @@ def test_hooks_on_containers_and_parts_are_run(path: str) -> None:
     assert (found - before).abs().max() > 1e-2
 
 
+@pytest.mark.parametrize("hooked", [None, "output", "output.dense"])
+@pytest.mark.parametrize("dense", [False, True])
+def test_rows_to_keep_are_those_of_the_whole_layer(hooked: str | None, dense: bool) -> None:
+    model, batch = bert(), packed()
+    layer, calls = model.encoder.layer[0], []
+    if hooked:
+        layer.get_submodule(hooked).register_forward_hook(lambda _, __, output: calls.append(output.shape[0]))
+    x = torch.randn(batch.total_tokens, 24, dtype=DOUBLE)
+    context = context_of(batch, dense=dense)
+    expected, probabilities = run_layer(parts_of(layer, 0), x, context)
+    keep = torch.tensor([29, 0, 7, 7, 3])
+    found, same = run_layer(parts_of(layer, 0), x, replace(context, rows_to_keep=keep))
+    torch.testing.assert_close(found, expected[keep], rtol=0, atol=1e-12)
+    assert (probabilities is None and same is None) or torch.equal(probabilities, same)
+    # A container's hook sees every row, that of a part which is called the rows that are computed.
+    assert calls == {None: [], "output": [30, 30], "output.dense": [30, 5]}[hooked]
+
+
 def test_a_dropout_may_be_a_module_a_number_or_none() -> None:
     """Of the same probability, a module and a number draw the same mask; in eval mode neither drops."""
     model, batch = bert(hidden_dropout_prob=0.4, attention_probs_dropout_prob=0.2), packed()

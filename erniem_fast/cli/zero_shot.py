@@ -1,0 +1,82 @@
+"""`erniem-fast zero-shot`: texts to labels chosen on the command line."""
+
+from typing import Annotated
+
+import torch
+import typer
+
+from ..inference.zero_shot import HYPOTHESIS_TEMPLATE, fill_template, split_labels, zero_shot_classification
+from ..modeling import ErnieMForSequenceClassification
+from .errors import InputError, say_on_stderr
+from .files import check_distinct, check_texts, read_texts, record_file
+from .loading import load_config, load_head, load_tokenizer
+from .options import (
+    DTYPES,
+    BatchTokensOption,
+    DeviceOption,
+    DtypeOption,
+    ModelOption,
+    TextsArgument,
+    parse_count,
+    parse_device,
+)
+
+
+def zero_shot_command(
+    texts: TextsArgument,
+    model: ModelOption,
+    labels: Annotated[
+        str | None, typer.Option(metavar="A,B,...", help="Labels between commas.", show_default=False)
+    ] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(metavar="LABEL", help="One label, which may hold commas; can be repeated.", show_default=False),
+    ] = None,
+    hypothesis_template: Annotated[
+        str, typer.Option(metavar="TEXT", help="The hypothesis, in any language, with {} in the place of the label.")
+    ] = HYPOTHESIS_TEMPLATE,
+    multi_label: Annotated[
+        bool, typer.Option("--multi-label", help="Any number of labels may fit: each is scored by itself.")
+    ] = False,
+    out: Annotated[str, typer.Option(metavar="FILE", help="The .jsonl file to write, or - for stdout.")] = "-",
+    batch_tokens: BatchTokensOption = "8192",
+    dtype: DtypeOption = "float32",
+    device: DeviceOption = "auto",
+) -> None:
+    """Say which of the labels fits each line of TEXTS.
+
+    Writes a line of JSON a text, in order: {"sequence": TEXT, "labels": [the best first], "scores": [...]}.
+
+    An empty line gets no labels. Texts of more tokens than the model takes are cut.
+
+    FILE is written at once at the end, or not at all.
+    """
+    if dtype not in DTYPES:
+        raise InputError(f"--dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
+    names = (split_labels(labels) if labels is not None else []) + (label or [])
+    if not names:
+        raise InputError("--labels: expected at least one label, with --labels A,B,... or --label LABEL")
+    try:
+        fill_template(hypothesis_template, names)
+    except ValueError as error:
+        option = "--hypothesis-template" if "hypothesis_template" in str(error) else "--labels"
+        raise InputError(f"{option}: {error}") from error
+    tokens_per_batch = parse_count("--batch-tokens", batch_tokens)
+    place = parse_device(device)
+    check_texts(texts)
+    check_distinct(texts, out)
+    with record_file(out) as file:
+        lines = read_texts(texts)
+        config = load_config(model)
+        tokenizer = load_tokenizer(model, config)
+        head = load_head(model, ErnieMForSequenceClassification, config, getattr(torch, dtype), place)
+        try:
+            classify = zero_shot_classification(head, tokenizer, batch_tokens=tokens_per_batch)
+            pairs = classify.tokenize(lines, names, hypothesis_template, progress=True)
+            results = classify.classify(pairs, lines, names, multi_label, progress=True)
+        except ValueError as error:
+            raise InputError(f"--model {model!r}: {error}") from error
+        for result in results:
+            file.write(result)
+    if pairs.truncated:
+        say_on_stderr(f"{pairs.truncated} of {len(lines)} texts were cut to leave room for the hypotheses")
