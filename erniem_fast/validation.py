@@ -196,7 +196,7 @@ def read(facts: list[Tensor]) -> list[int]:
 
 def refuse_tracing() -> None:
     """Raise under `torch.jit.trace`, which `torch.onnx.export(dynamo=False)` uses, too."""
-    if torch.jit.is_tracing():
+    if torch.jit.is_tracing():  # type: ignore[attr-defined]
         raise RuntimeError(
             "torch.jit.trace is not supported: it would keep the lengths of the traced batch for all others; use "
             "torch.export.export, or erniem_fast.export.export_onnx for ONNX"

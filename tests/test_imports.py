@@ -19,7 +19,7 @@ LAYERS = [
     "ops.backend", "ops.dropout", "ops.attention_torch", "ops.attention", "ops.layer_norm", "ops.activation", "ops.mlp",
     "ops.embedding", "ops.linear", "ops.__init__",
     "validation", "packing", "inputs", "fusion", "encoder", "outputs",
-    "checkpoints", "pretrained", "modules", "losses", "heads", "reference", "modeling", "export",
+    "checkpoints", "pretrained", "modules", "losses", "heads", "token_heads", "reference", "modeling", "export",
     "inference.__init__", "inference.batch_invariance", "inference.projections", "inference.graphs",
     "inference.progress", "inference.batching", "inference.zero_shot", "__init__",
     "inference.pooling", "inference.embed",
