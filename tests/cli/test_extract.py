@@ -1,10 +1,12 @@
 """`erniem-fast extract`: the records of each line, the forms of a schema, bad input in one line."""
 
 import json
+import shutil
 
 import pytest
 import torch
 from helpers.command_line import TEXTS, assert_one_line, run
+from safetensors.torch import load_file, save_file
 
 from erniem_fast import ErnieMForInformationExtraction, information_extraction
 from erniem_fast.cli import extract as cli
@@ -152,3 +154,14 @@ def test_what_is_known_only_with_the_model(uie, extract, texts, tmp_path):
     assert result.exit_code == 2
     assert "Error: --dtype 'float32': model gives NaN" in result.stderr.splitlines()[-1]
     assert out.read_bytes() == b"old"
+
+
+def test_a_checkpoint_without_the_pooler_that_nothing_reads(uie, extract, tmp_path):
+    folder = shutil.copytree(uie, tmp_path / "poolerless")
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: weight for name, weight in weights.items() if ".pooler." not in name}
+    assert len(kept) < len(weights)
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+    result = run_extract("-", folder, stdin=TEXTS[0])
+    assert result.exit_code == 0, result.stderr
+    assert_same(json.loads(result.stdout), extract(TEXTS[0], SCHEMA))
