@@ -34,10 +34,10 @@ OPTIONS = {"return_dict": True, "output_hidden_states": False, "output_attention
 def export_onnx(model: Any, path: str | os.PathLike[str]) -> Path:
     """Write a model, base or head, as an ONNX file for batches of any size and length.
 
-    Inputs are `input_ids` and `attention_mask`, int64 (batch, sequence), or (batch, choices, sequence) for
-    multiple choice; outputs are those of the model by name, at padding, too. The file computes padding, since shapes in
-    ONNX do not depend on values, in the model's dtype. Weights of more than 2 GB go into a second file beside it,
-    `path` with ".data" behind it. Files are in place as a whole at the end, or not at all.
+    Inputs are `input_ids` and `attention_mask`, int64 (batch, sequence), or (batch, choices, sequence) for multiple
+    choice; outputs are those of the model by name, at padding, too. The file computes in the model's dtype, and
+    computes padding, since shapes in ONNX do not depend on values. Weights of more than 2 GB go into a second file
+    beside it, `path` with ".data" behind it. Files are in place as a whole at the end, or not at all.
 
     Args:
         model: an instance of a class in `erniem_fast` in eval mode, in float32, or float16 at that precision. Adapters

@@ -13,8 +13,8 @@ from .validation import Limits, PaddedInputs, ValueCheck, check_device, check_on
 class PaddedGrid(PackedBatch):
     """A padded batch whose padding is computed, too: what torch.export traces, which does not know where padding is.
 
-    Its sequences are the whole lines of the batch. What leaves the rows (`to_grid`, `output`, `first`) is as if padding
-    had none, so the model gives what it gives on packed rows, and the dense attention finds its mask there.
+    Its sequences are the whole lines of the batch. What leaves the rows (`to_grid`, `output`, `first`, `mean`) is as if
+    padding had none, so the model gives what it gives on packed rows, and the dense attention finds its mask there.
 
     Attributes:
         real: (batch, seq_len) bool, False at padding.
@@ -58,6 +58,10 @@ class PaddedGrid(PackedBatch):
     def zero_empty(self, values: Tensor) -> Tensor:
         """Zero the values (batch, ...) of lines that are all padding."""
         return torch.where(self._like(values, self.real.any(1)), values, 0.0)
+
+    def mean(self, rows: Tensor) -> Tensor:
+        """Average each line, (batch * seq_len, hidden) to (batch, hidden) float32; zeros if all is padding."""
+        return self.to_grid(rows.float()).sum(1) / self.real.sum(1, keepdim=True).clamp(min=1)
 
     @staticmethod
     def _like(values: Tensor, chosen: Tensor) -> Tensor:
