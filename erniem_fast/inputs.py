@@ -20,6 +20,7 @@ class PaddedGrid(PackedBatch):
         real: (batch, seq_len) bool, False at padding.
     """
 
+    holds_padding = True
     real: Tensor
 
     @classmethod

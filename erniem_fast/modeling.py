@@ -13,7 +13,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAtte
 from . import encoder, fusion, heads, modules, ops, token_heads
 from .configuration import POSITION_OFFSET
 from .encoder import AttentionParts, LayerParts, PackedContext, PackedModelOutput
-from .inputs import PaddedGrid, pack_input
+from .inputs import pack_input
 from .outputs import Encoded, OutputOptions, base_tuple, called_as
 from .packing import PackedBatch
 from .validation import (
@@ -255,7 +255,7 @@ class ErnieMModel(modules.ErnieMModules):
         config, device, dtype = self.config, batch.position_ids.device, self.embeddings.position_embeddings.weight.dtype
         seed = ops.draw_seed(device) if self.training else None
         backend = ops.resolve_backend(self.backend, device, dtype, hidden_size=config.hidden_size)
-        if isinstance(batch, PaddedGrid):
+        if batch.holds_padding:
             return PackedContext(batch, seed, mask, None, "torch")
         if dense or config.position_embedding_type != "absolute":
             warn_once(

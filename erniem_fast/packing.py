@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +42,9 @@ class PackedBatch:
         padded_shape: (batch, seq_len) of that padded batch, or None.
         token_ids: further (total_tokens,) integer ids of the tokens, such as token types, by argument name.
     """
+
+    holds_padding: ClassVar[bool] = False
+    """True where rows are padding; then only dense attention, which masks it, is right."""
 
     cu_seqlens: Tensor
     max_seqlen: int
