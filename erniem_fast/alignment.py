@@ -39,8 +39,8 @@ def through_normaliser(
     _, offsets = processor.normalize(text, with_offsets=True)
     # The normaliser replaces short runs of characters. places[i]: begin of the run that character i comes from.
     places = np.array(offsets)
-    begins = np.append(np.unique(places), len(text))
-    after = begins[np.searchsorted(begins, places, side="right").clip(max=len(begins) - 1)]
+    is_begin = np.append(True, places[1:] != places[:-1])
+    after = np.append(places[is_begin][1:], len(text))[np.cumsum(is_begin) - 1]
     # A lone "▁" has an empty span where the next word begins, unless it comes out of a character ("ﷺ" has four words).
     inside = (starts == ends) & (starts > 1) & (places[starts - 1] == places[starts])
     first = places[starts]

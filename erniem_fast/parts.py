@@ -2,30 +2,38 @@
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import NamedTuple
 
 from transformers import AddedToken
 
 from .alignment import lowercase, lowercase_origins
 
 
-class Part(NamedTuple):
-    """A stretch of a text that is tokenized alone.
+@dataclass
+class Parts:
+    """Stretches of texts, each of which is tokenized alone.
 
     Attributes:
-        text: what is tokenized.
-        start: where the stretch begins in the caller's string, or word.
-        origins: index in the stretch of each character of `text`; None: `text` has the stretch's own places.
-        added_id: id of the added token that it is, or None.
-        word: number of the caller's word that it belongs to, or None.
+        texts: what is tokenized of each part.
+        starts: where each part begins in the caller's string, or word.
+        sizes: number of parts of each text.
+        added: id of the added token that a part is.
+        origins: index in the caller's stretch of each character of a part, if lowercasing has moved some.
+        words: number of each part's word, if the caller gave words; else empty.
     """
 
-    text: str
-    start: int = 0
-    origins: list[int] | None = None
-    added_id: int | None = None
-    word: int | None = None
+    texts: list[str] = field(default_factory=list)
+    starts: list[int] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    added: dict[int, int] = field(default_factory=dict)
+    origins: dict[int, list[int]] = field(default_factory=dict)
+    words: list[int] = field(default_factory=list)
+
+    @classmethod
+    def of_texts(cls, texts: list[str]) -> "Parts":
+        """Whole texts, which contain no added token and stay as they are."""
+        return cls(texts, [0] * len(texts), [1] * len(texts))
 
 
 class AddedTokens:
@@ -87,25 +95,24 @@ class AddedTokens:
             cuts.update(match.span())
         return sorted(cuts)
 
-    def parts(self, text: str, lower: bool, split: bool, word: int | None = None) -> list[Part]:
-        """Parts of a text.
+    def add_parts(self, parts: Parts, text: str, lower: bool, split: bool) -> int:
+        """Add the parts of a text, and return how many they are.
 
         Args:
-            text: the caller's string.
+            parts: to add them to.
+            text: the caller's string, or word.
             lower: lowercase it, but for the tokens.
             split: find the tokens; else they are text.
-            word: number of the caller's word that the text is, if it is one.
         """
         origins: list[int] | None = None
-        source = text
         if lower:
-            text, origins = self.lowercase(source)
-        parts = []
-        for start, end, added_id in self.split(text) if split else [(0, len(text), None)]:
-            if origins is None:
-                parts.append(Part(text[start:end], start, None, added_id, word))
-            elif start < end:
-                first = origins[start]
-                moved = [i - first for i in origins[start:end]]
-                parts.append(Part(text[start:end], first, moved, added_id, word))
-        return parts
+            text, origins = self.lowercase(text)
+        spans = self.split(text) if split else [(0, len(text), None)] if text else []
+        for start, end, added_id in spans:
+            if added_id is not None:
+                parts.added[len(parts.texts)] = added_id
+            if origins is not None:
+                parts.origins[len(parts.texts)] = [i - origins[start] for i in origins[start:end]]
+            parts.texts.append(text[start:end])
+            parts.starts.append(start if origins is None else origins[start])
+        return len(spans)

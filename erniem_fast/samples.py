@@ -15,8 +15,8 @@ Source = str | Words | list[int]
 
 def read_samples(
     text: Any, text_pair: Any = None, is_split_into_words: bool = False
-) -> tuple[list[Source], list[Source | None], bool]:
-    """First texts, the second text of each or None, and whether a batch was given.
+) -> tuple[list[Source], list[Source | None] | None, bool]:
+    """First texts, the second text of each or None (None for all: there are no pairs), and whether it is a batch.
 
     Args:
         text: a text, or a list of texts, of pairs, or of lists of one text. Without `is_split_into_words` a text is
@@ -33,19 +33,19 @@ def read_samples(
     else:
         is_batched = is_list and not (text and isinstance(text[0], int))
     if not is_batched:
-        second = None if text_pair is None else _source(text_pair, "text_pair", is_split_into_words)
-        return [_source(text, "text", is_split_into_words)], [second], False
+        first = _source(text, "text", is_split_into_words)
+        if text_pair is None:
+            return [first], None, False
+        return [first], [_source(text_pair, "text_pair", is_split_into_words)], False
     if text_pair is not None and not (isinstance(text_pair, (list, tuple)) and len(text_pair) == len(text)):
         given = f"{len(text_pair)} texts" if isinstance(text_pair, (list, tuple)) else type(text_pair).__name__
         raise ValueError(f"text_pair: expected a batch of {len(text)} texts, as many as text has, got {given}")
+    if text_pair is None and not is_split_into_words and set(map(type, text)) == {str}:  # nothing to look at one by one
+        return [*text], None, True
     firsts: list[Source] = []
     seconds: list[Source | None] = []
     for i, item in enumerate(text):
         name, pair = f"text[{i}]", None if text_pair is None else text_pair[i]
-        if type(item) is str:
-            firsts.append(item)
-            seconds.append(None if pair is None else _source(pair, f"text_pair[{i}]", is_split_into_words))
-            continue
         if pair is None and _is_pair(item, is_split_into_words):
             item, pair = item
         elif not is_split_into_words and _is_of_strings(item):
@@ -54,7 +54,7 @@ def read_samples(
             item = item[0]
         firsts.append(_source(item, name, is_split_into_words))
         seconds.append(None if pair is None else _source(pair, f"text_pair[{i}]", is_split_into_words))
-    return firsts, seconds, True
+    return firsts, seconds if any(second is not None for second in seconds) else None, True
 
 
 def _is_of_strings(item: Any) -> bool:
@@ -73,7 +73,7 @@ def _source(value: Any, name: str, is_split_into_words: bool) -> Source:
         ValueError: it is none.
     """
     if isinstance(value, str):
-        return value
+        return Words([value]) if is_split_into_words else value
     if isinstance(value, (list, tuple)):
         accepted = str if is_split_into_words and not (value and isinstance(value[0], int)) else int
         wrong = next((i for i, part in enumerate(value) if not isinstance(part, accepted)), None)

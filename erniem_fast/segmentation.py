@@ -4,8 +4,9 @@ SentencePiece gives pieces, each of which splits into tokens, always the same on
 looked up in it. Spans, words and the tokens' text are computed when first asked for.
 """
 
+import os
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain, pairwise
 from typing import Any
 
@@ -13,13 +14,16 @@ import numpy as np
 import sentencepiece as spm
 
 from .alignment import UNDERLINE, through_normaliser, through_origins
-from .parts import Part
+from .parts import Parts
+from .windows import Span
 
 PUNCTUATION = frozenset(",;:.?!~，；：。？！《》【】")
+CHARS_PER_THREAD = 30_000
+"""Characters for which another thread of SentencePiece is worth its start."""
+_N_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
 SAMPLING = {"nbest_size": 64, "alpha": 0.1}
 """Defaults of a tokenizer that samples, those of transformers 4.40.2."""
-
-Span = tuple[int, int]
 
 
 def split_piece(piece: str) -> list[Span]:
@@ -104,6 +108,7 @@ class Segmenter:
         self.processor = processor
         self.options = options
         self.vocab = vocab
+        self.samples = options.get("enable_sampling") is True
         self.names = {token_id: token for token, token_id in vocab.items()}
 
     @cached_property
@@ -121,32 +126,29 @@ class Segmenter:
         """SentencePiece's id of each piece."""
         return {piece: i for i, piece in enumerate(self.pieces)}
 
-    def encode(self, parts: Sequence[str | Part]) -> tuple[np.ndarray, np.ndarray, PieceTable | None]:
+    def encode(self, parts: Parts) -> tuple[np.ndarray, np.ndarray, PieceTable | None]:
         """Numbers of all parts' pieces, how many each part has, and the table of pieces that the model lacks.
 
         The latter's numbers come after those of the model's own pieces; the table is None if there are none.
         """
-        added = {i: part for i, part in enumerate(parts) if isinstance(part, Part) and part.added_id is not None}
-        texts = [part if isinstance(part, str) else part.text for i, part in enumerate(parts) if i not in added]
-        numbers, sizes, new = self._encode_texts(texts)
-        if not added:
+        if not parts.added:
+            numbers, sizes, new = self._encode_texts(parts.texts)
             return numbers, sizes, PieceTable(new, self.vocab) if new else None
-        whole = {part.text: int(part.added_id or 0) for part in added.values()}
+        numbers, sizes, new = self._encode_texts([t for i, t in enumerate(parts.texts) if i not in parts.added])
+        whole = {parts.texts[i]: token_id for i, token_id in parts.added.items()}
         of_token = {text: len(self.pieces) + len(new) + i for i, text in enumerate(whole)}
-        rows = np.array([*added])
-        before = rows - np.arange(len(rows))  # texts before each added token
-        bounds = np.append(0, np.cumsum(sizes))
-        numbers = np.insert(numbers, bounds[before], [of_token[part.text] for part in added.values()])
+        before = np.array([*parts.added]) - np.arange(len(parts.added))  # texts before each added token
+        places = np.append(0, np.cumsum(sizes))[before]
+        numbers = np.insert(numbers, places, [of_token[parts.texts[i]] for i in parts.added])
         return numbers, np.insert(sizes, before, 1), PieceTable(new, self.vocab, whole)
 
     def _encode_texts(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray, list[str]]:
         unknown_id = self.processor.unk_id()
-        sampled = self.options.get("enable_sampling") is True
-        rows = self._call(texts, str if sampled else int)
+        rows = self._call(texts, str if self.samples else int)
         sizes = np.fromiter(map(len, rows), np.int64, len(rows))
         new: dict[str, int] = {}
         size = len(self.pieces)
-        if sampled:
+        if self.samples:
             known = self.numbers
             flat = (known.get(p, -1) if p in known else new.setdefault(p, size + len(new)) for row in rows for p in row)
             return np.fromiter(flat, np.int64, int(sizes.sum())), sizes, list(new)
@@ -164,29 +166,26 @@ class Segmenter:
             ]
         return numbers, sizes, list(new)
 
-    def places_before(self, text: str, length: int) -> int | None:
-        """Number of places by which normalising moves every character of a text; None: it is not the same for all.
+    def normalised(self, texts: list[str]) -> tuple[list[int], list[int]]:
+        """Lengths of texts when normalised, and by how many places that moves all of a text's characters.
 
-        Raises:
-            ValueError: the text has not `length` characters when normalised.
+        -1: they are moved differently.
         """
-        normalised = self.processor.normalize(text)
-        if len(normalised) != length:
-            accepted = "a SentencePiece model whose pieces make up the text, for offsets"
-            raise ValueError(f"sp_model_kwargs={self.options!r}: expected {accepted} (got {length} characters)")
-        same = text.replace(" ", UNDERLINE)
-        if normalised == UNDERLINE + same:
-            return 1
-        return 0 if normalised == same else None
+        after = self.processor.normalize(texts)
+        same = [text.replace(" ", UNDERLINE) for text in texts]
+        pairs = zip(after, same, strict=True)
+        moves = [1 if new == UNDERLINE + old else 0 if new == old else -1 for new, old in pairs]
+        return [*map(len, after)], moves
 
     def _call(self, texts: list[str], out_type: type) -> list[list[Any]]:
-        options: dict[str, Any] = {"enable_sampling": False}
-        if self.options.get("enable_sampling") is True:
+        options: dict[str, Any] = {"enable_sampling": self.samples, "num_threads": 1}
+        if self.samples:
             given = {name: self.options.get(name) for name in SAMPLING}
-            options = SAMPLING | {name: value for name, value in given.items() if value is not None}
-            options["enable_sampling"] = True
+            options |= SAMPLING | {name: value for name, value in given.items() if value is not None}
+        elif os.environ.get("TOKENIZERS_PARALLELISM", "").lower() not in ("0", "false", "off", "no", "f", "n"):
+            options["num_threads"] = max(1, min(_N_CORES, sum(map(len, texts)) // CHARS_PER_THREAD))
         try:
-            return self.processor.encode(texts, out_type=out_type, num_threads=1, **options)
+            return self.processor.encode(texts, out_type=out_type, **options)
         except (RuntimeError, TypeError):
             for text in texts:
                 _check_utf8(text)
@@ -202,74 +201,67 @@ def _check_utf8(text: str) -> None:
 
 
 class Segments:
-    """Tokens of many sequences, each of which is a text or consists of parts.
+    """Tokens of many texts, one after the other.
 
     Args:
         segmenter: SentencePiece and the vocabulary.
-        parts: those of all sequences, one after the other; a str is a part at the caller's own places.
-        sizes: number of parts of each sequence; None: one each.
+        parts: those of all texts, one after the other.
         unk_id: id of tokens that have none of their own.
 
     Attributes:
-        ids: token ids of each sequence.
+        ids: (n_tokens,) int64 token ids.
+        bounds: (n_texts + 1,) where each text begins; the last one is `n_tokens`.
     """
 
-    def __init__(
-        self, segmenter: Segmenter, parts: Sequence[str | Part], sizes: Sequence[int] | None, unk_id: int
-    ) -> None:
+    def __init__(self, segmenter: Segmenter, parts: Parts, unk_id: int) -> None:
         self._segmenter = segmenter
         self._parts = parts
-        self._textless = False
         self._numbers, self._part_sizes, self._new = segmenter.encode(parts)
+        self._new_pieces = np.flatnonzero(self._numbers >= len(segmenter.pieces))
         lone, opens = self._of_piece("lone"), self._of_piece("opens")
         ends = np.cumsum(self._part_sizes)
         self._part_bounds = np.append(0, ends)  # in pieces
         # A lone "▁" is a token only between two pieces of which the second does not begin with "▁".
-        inner = np.ones(len(lone) + 1, dtype=bool)
+        inner = np.append(~np.append(opens[1:], True), False)[: len(lone) + 1]
         inner[self._part_bounds] = False
         inner[ends - 1] = False
-        inner[:-1] &= ~np.append(opens[1:], False)
-        self._count = np.where(lone & ~inner[:-1], 0, self._of_piece("count"))
-        token_ends = np.cumsum(self._count)
-        total = int(token_ends[-1]) if len(token_ends) else 0
-        self._index = np.repeat(self._of_piece("first") - token_ends + self._count, self._count) + np.arange(total)
-        self._token_bounds = np.append(0, token_ends)[self._part_bounds]  # of parts, in tokens
-        per_sequence = np.append(0, np.cumsum(sizes)) if sizes is not None else np.arange(len(parts) + 1)
-        self._bounds = self._token_bounds[per_sequence]  # of sequences, in tokens
-        ids = self._of_token("ids")
-        self.ids: list[list[int]] = self._per_sequence(np.where(ids < 0, unk_id, ids).tolist())
-
-    def give_ids(self, sequence: int, ids: list[int]) -> None:
-        """Set the token ids of a sequence that has no text."""
-        self.ids[sequence] = ids
-        self._textless = True
-
-    def _per_sequence(self, values: list[Any]) -> list[list[Any]]:
-        if self._textless:
-            raise ValueError("offsets, words and tokens: expected texts, got token ids, which have none of these")
-        return [values[start:end] for start, end in pairwise(self._bounds.tolist())]
+        self._count = self._of_piece("count")
+        self._count[lone & ~inner[:-1]] = 0
+        token_ends = np.append(0, np.cumsum(self._count))
+        first = self._of_piece("first")
+        first[self._new_pieces] += len(segmenter.table.ids)
+        self._index = _ranges(first, self._count)
+        self._new_tokens = np.flatnonzero(self._index >= len(segmenter.table.ids))
+        self._token_bounds = token_ends[self._part_bounds]  # of parts, in tokens
+        self.bounds = self._token_bounds[np.append(0, np.cumsum(parts.sizes, dtype=np.int64))]
+        self.ids = self._of_token("ids")
+        self.ids[self.ids < 0] = unk_id
 
     def _of_piece(self, name: str) -> np.ndarray:
-        table, new = self._segmenter.table, self._new
-        shift = len(table.ids) if name == "first" else 0
-        return _look_up(getattr(table, name), None if new is None else getattr(new, name) + shift, self._numbers)
+        return self._look_up(name, self._numbers, self._new_pieces, len(self._segmenter.pieces))
 
     def _of_token(self, name: str) -> np.ndarray:
-        table, new = self._segmenter.table, self._new
-        return _look_up(getattr(table, name), None if new is None else getattr(new, name), self._index)
+        return self._look_up(name, self._index, self._new_tokens, len(self._segmenter.table.ids))
+
+    def _look_up(self, name: str, index: np.ndarray, is_new: np.ndarray, size: int) -> np.ndarray:
+        # Elements of the model's table, continued by the one of new pieces.
+        found = getattr(self._segmenter.table, name).take(index, mode="clip")
+        if self._new is not None:
+            found[is_new] = getattr(self._new, name)[index[is_new] - size]
+        return found
 
     @cached_property
-    def tokens(self) -> list[list[str]]:
+    def tokens(self) -> list[str]:
         """Text of each token, with "▁" for the space before it; that of [UNK] is what it stands for."""
         table, new = self._segmenter.table, self._new
         odd = table.texts if new is None else table.texts | {len(table.ids) + i: t for i, t in new.texts.items()}
         names = self._segmenter.names
         pairs = zip(self._index.tolist(), self._of_token("ids").tolist(), strict=True)
-        return self._per_sequence([odd[i] if i in odd else names[token_id] for i, token_id in pairs])
+        return [odd[i] if i in odd else names[token_id] for i, token_id in pairs]
 
     @cached_property
-    def spans(self) -> list[list[Span]]:
-        """Characters `[start, end)` of the caller's string, or word, that each token comes from.
+    def spans(self) -> tuple[np.ndarray, np.ndarray]:
+        """Starts and ends (n_tokens,) int64 in the caller's string, or word, of what each token comes from.
 
         Raises:
             ValueError: the pieces do not make up the text, as with some `sp_model_kwargs`.
@@ -277,55 +269,61 @@ class Segments:
         bounds = np.append(0, np.cumsum(self._of_piece("length")))
         places = np.repeat(bounds[:-1] - np.repeat(bounds[self._part_bounds[:-1]], self._part_sizes), self._count)
         starts, ends = places + self._of_token("starts"), places + self._of_token("ends")
-        lengths = np.diff(bounds[self._part_bounds]).tolist()
-        shifts = [0] * len(self._parts)
-        for i, (part, length, (first, last)) in enumerate(
-            zip(self._parts, lengths, pairwise(self._token_bounds.tolist()), strict=True)
-        ):
-            here = slice(first, last)
-            text = part if isinstance(part, str) else part.text
-            if isinstance(part, str) or part.added_id is None:
-                shift = self._segmenter.places_before(text, length)
-                if shift is None:
-                    starts[here], ends[here] = through_normaliser(
-                        text, self._segmenter.processor, starts[here], ends[here]
-                    )
-                else:
-                    shifts[i] = -shift
-            if not isinstance(part, str):
-                if part.origins is not None:
-                    moved = slice(None)
-                    starts[here] += shifts[i]
-                    ends[here] += shifts[i]
-                    shifts[i] = 0
-                    starts[here], ends[here] = through_origins(part.origins, starts[here][moved], ends[here][moved])
-                shifts[i] += part.start
-        shift_of_token = np.repeat(shifts, np.diff(self._token_bounds))
-        return self._per_sequence(
-            list(zip((starts + shift_of_token).tolist(), (ends + shift_of_token).tolist(), strict=True))
-        )
+        lengths, moves = map(partial(np.array, dtype=np.int64), self._segmenter.normalised(self._parts.texts))
+        added = [*self._parts.added]
+        moves[added] = 0
+        is_wrong = lengths != np.diff(bounds[self._part_bounds])
+        is_wrong[added] = False
+        if is_wrong.any():
+            accepted = "a SentencePiece model whose pieces make up the text, or no offsets"
+            raise ValueError(f"sp_model_kwargs={self._segmenter.options!r}: expected {accepted}")
+        shifts = np.repeat(moves.clip(min=0), np.diff(self._token_bounds))
+        starts, ends = starts - shifts, ends - shifts
+        for i in sorted({*np.flatnonzero(moves < 0).tolist(), *self._parts.origins}):
+            here = slice(*self._token_bounds[i : i + 2])
+            spans = starts[here], ends[here]
+            if moves[i] < 0:
+                spans = through_normaliser(self._parts.texts[i], self._segmenter.processor, *spans)
+            if i in self._parts.origins:
+                spans = through_origins(self._parts.origins[i], *spans)
+            starts[here], ends[here] = spans
+        begins = np.repeat(self._parts.starts, np.diff(self._token_bounds))
+        return starts + begins, ends + begins
 
     @cached_property
-    def words(self) -> list[list[int | None]]:
-        """Number of each token's word: the caller's own, else runs between white space; added tokens are words."""
+    def words(self) -> np.ndarray:
+        """Number (n_tokens,) int64 of each token's word in its text.
+
+        Words are the caller's own, else what is between white space, and each added token.
+        """
         per_part = np.diff(self._token_bounds)
-        given = [part.word for part in self._parts if isinstance(part, Part) and part.word is not None]
-        if given:
-            return self._per_sequence(np.repeat(given, per_part).tolist())
+        if self._parts.words:
+            return np.repeat(self._parts.words, per_part)
         spaces = np.cumsum(self._of_piece("words")) - self._of_piece("words")
         number = np.repeat(spaces, self._count) + self._of_token("before")
-        part = np.repeat(np.arange(len(self._parts)), per_part)
-        opens = np.append(True, (np.diff(number) != 0) | (np.diff(part) != 0))[: len(number)]
-        words = np.cumsum(opens) - 1
-        first = np.append(words, 0)[self._bounds[:-1]]
-        return self._per_sequence((words - np.repeat(first, np.diff(self._bounds))).tolist())
+        part = np.repeat(np.arange(len(per_part)), per_part)
+        word = np.cumsum(np.append(False, (np.diff(number) != 0) | (np.diff(part) != 0)))
+        return word[: len(number)] - np.repeat(np.append(word, 0)[self.bounds[:-1]], np.diff(self.bounds))
 
 
-def _look_up(known: np.ndarray, new: np.ndarray | None, index: np.ndarray) -> np.ndarray:
-    """Elements of `known`, continued by `new`."""
-    if new is None:
-        return known[index]
-    found = known[np.minimum(index, len(known) - 1)]
-    is_new = index >= len(known)
-    found[is_new] = new[index[is_new] - len(known)]
-    return found
+class Ids:
+    """Token ids that the caller gave, beside texts: in place of `Segments`, but only with ids.
+
+    Args:
+        sequences: (length,) token ids of each.
+    """
+
+    def __init__(self, sequences: Sequence[np.ndarray]) -> None:
+        self.ids = np.concatenate(sequences)
+        self.bounds = np.append(0, np.cumsum([len(ids) for ids in sequences]))
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("tokens", "spans", "words"):
+            raise ValueError("offsets, words and tokens: expected texts, got token ids")
+        raise AttributeError(name)
+
+
+def _ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """`starts[i], starts[i] + 1, ...` of each `i`, `counts[i]` of them, one after the other."""
+    ends = np.cumsum(counts)
+    return np.repeat(starts - ends + counts, counts) + np.arange(ends[-1] if len(ends) else 0)

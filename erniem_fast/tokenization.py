@@ -7,10 +7,11 @@ with this class; docstrings name the differences.
 import json
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import count, groupby
 from typing import Any
 
+import numpy as np
 import sentencepiece as spm
 from tokenizers import normalizers
 from transformers import AddedToken, BatchEncoding, PreTrainedTokenizer
@@ -20,10 +21,11 @@ from transformers.utils import PaddingStrategy, TensorType
 from .alignment import UNDERLINE
 from .auto_map import SelfLoadingTokenizer
 from .configuration import POSITION_OFFSET
-from .encodings import Encodings, SpecialTokens, Truncation, Window, frame
-from .parts import AddedTokens, Part
+from .encodings import Encodings, Frame, frame
+from .parts import AddedTokens, Parts
 from .samples import Source, Words, read_samples
-from .segmentation import Segmenter, Segments
+from .segmentation import Ids, Segmenter, Segments
+from .windows import Truncation, windows_of
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +86,16 @@ def _max_length_of_folder(files: dict[str, str | None]) -> int:
             "The argument model_max_length of from_pretrained overrides both.", limit, given,
         )  # fmt: skip
     return limit if given is None else min(given, limit)
+
+
+COLUMNS = {
+    "input_ids": "ids",
+    "token_type_ids": "type_ids",
+    "attention_mask": "attention_mask",
+    "special_tokens_mask": "special_tokens_mask",
+    "offset_mapping": "offsets",
+}
+"""Name in an `Encoding` of what a batch's key holds."""
 
 
 class ErnieMTokenizer(SelfLoadingTokenizer, PreTrainedTokenizer):
@@ -240,10 +252,13 @@ class ErnieMTokenizer(SelfLoadingTokenizer, PreTrainedTokenizer):
             if not isinstance(value, str) and (name == "text" or value is not None):
                 raise TypeError(f"{name}={value!r}: expected str, got {type(value).__name__}")
         split_special_tokens = bool(kwargs.get("split_special_tokens", self.split_special_tokens))
-        tokens = self._segment([text] if pair is None else [text, pair], split_special_tokens).tokens
+        segments = self._segment([text] if pair is None else [text, pair], split_special_tokens)
+        tokens: list[str] = segments.tokens
         if add_special_tokens:
-            return frame(tokens[0], None if pair is None else tokens[1], self.cls_token, self.sep_token)
-        return [token for of_text in tokens for token in of_text]
+            first = segments.bounds[1]
+            second = None if pair is None else tokens[first:]
+            return frame(tokens[:first], second, self.cls_token, self.sep_token)
+        return tokens
 
     @property
     def _segmenter(self) -> Segmenter:
@@ -261,28 +276,31 @@ class ErnieMTokenizer(SelfLoadingTokenizer, PreTrainedTokenizer):
             self._cached_added = len(names), found
         return found
 
-    def _segment(self, sources: Sequence[Source], split_special_tokens: bool) -> Segments:
+    def _segment(self, sources: Sequence[Source], split_special_tokens: bool) -> Segments | Ids:
         added, lower, split = self._added, self.do_lower_case, not split_special_tokens
         texts = [source for source in sources if isinstance(source, str)]
-        if not lower and len(texts) == len(sources) and not (split and any(map(added.found_in, texts))):
-            return Segments(self._segmenter, texts, None, self.unk_token_id)
-        parts: list[Part] = []
-        sizes: list[int] = []
-        given: dict[int, list[int]] = {}
-        for i, source in enumerate(sources):
-            before = len(parts)
+        if len(texts) == len(sources) and not lower and not (split and added.found_in("\n".join(texts))):
+            return Segments(self._segmenter, Parts.of_texts(texts), self.unk_token_id)
+        parts = Parts()
+        for source in sources:
+            size = 0
             if isinstance(source, str):
-                parts += added.parts(source, lower, split)
+                size = added.add_parts(parts, source, lower, split)
             elif isinstance(source, Words):
                 for number, word in enumerate(source.words):
-                    parts += added.parts(word, lower, split, number)
-            else:
-                given[i] = source
-            sizes.append(len(parts) - before)
-        segments = Segments(self._segmenter, parts, sizes, self.unk_token_id)
-        for i, ids in given.items():
-            segments.give_ids(i, ids)
-        return segments
+                    n_parts = added.add_parts(parts, word, lower, split)
+                    parts.words += [number] * n_parts
+                    size += n_parts
+            parts.sizes.append(size)
+        segments = Segments(self._segmenter, parts, self.unk_token_id)
+        if not any(isinstance(source, list) for source in sources):
+            return segments
+        of_texts = np.split(segments.ids, segments.bounds[1:-1])
+        given = [
+            np.array(s, dtype=np.int64) if isinstance(s, list) else ids
+            for s, ids in zip(sources, of_texts, strict=True)
+        ]
+        return Ids(given)
 
     def _encode_plus(
         self,
@@ -308,64 +326,58 @@ class ErnieMTokenizer(SelfLoadingTokenizer, PreTrainedTokenizer):
         **kwargs: Any,
     ) -> BatchEncoding:
         firsts, pairs, is_batched = read_samples(text, text_pair, is_split_into_words)
-        second_texts = [pair for pair in pairs if pair is not None]
-        numbers = count(len(firsts))
-        seconds = [None if pair is None else next(numbers) for pair in pairs]
+        seconds: list[int | None] | None = None
+        sources = firsts
+        if pairs is not None:
+            numbers = count(len(firsts))
+            seconds = [None if pair is None else next(numbers) for pair in pairs]
+            sources = [*firsts, *(pair for pair in pairs if pair is not None)]
         if split_special_tokens is None:
             split_special_tokens = self.split_special_tokens
-        segments = self._segment([*firsts, *second_texts], split_special_tokens)
+        segments = self._segment(sources, split_special_tokens)
         side = self.truncation_side
         truncation = None
         if truncation_strategy != TruncationStrategy.DO_NOT_TRUNCATE and max_length is not None:
             truncation = Truncation(
                 truncation_strategy.value, max_length, add_special_tokens, stride, side, return_overflowing_tokens
             )
-        ids = segments.ids
-        windows: list[Window] = []
-        for i, second in enumerate(seconds):
-            n_first, n_second = len(ids[i]), None if second is None else len(ids[second])
-            if truncation is None:
-                windows.append(Window(i, 0, n_first, None if second is None else 0, n_second))
-            else:
-                windows += truncation.windows(i, n_first, n_second)
-        special = SpecialTokens(
+        windows = windows_of(segments.bounds, len(firsts), seconds, truncation)
+        width: int | None = 0
+        if padding_strategy != PaddingStrategy.DO_NOT_PAD:
+            width = None if padding_strategy == PaddingStrategy.LONGEST else max_length
+        framing = Frame(
             (self.cls_token_id, self.cls_token),
             (self.sep_token_id, self.sep_token),
             (self.pad_token_id, self.pad_token),
             self.pad_token_type_id,
+            add_special_tokens,
+            width,
+            pad_to_multiple_of or 1,
+            self.padding_side if padding_side is None else padding_side,
         )
-        encodings = Encodings(segments, seconds, windows, special, add_special_tokens)
-        lengths = encodings.lengths()
-        longest = max(lengths, default=0)
+        encodings = Encodings(segments, windows, framing)
+        longest = int(encodings.lengths.max(initial=0))
         if max_length is None and longest > self.model_max_length:
-            too_long = encodings.ids(lengths.index(longest))
-            self._eventual_warn_about_too_long_sequence(too_long, max_length, verbose)
-        if padding_strategy != PaddingStrategy.DO_NOT_PAD:
-            width = longest if padding_strategy == PaddingStrategy.LONGEST else max_length or 0
-            if pad_to_multiple_of:
-                width += -width % pad_to_multiple_of
-            encodings.pad(width, self.padding_side if padding_side is None else padding_side)
-        if return_token_type_ids is None:
-            return_token_type_ids = "token_type_ids" in self.model_input_names
-        if return_attention_mask is None:
-            return_attention_mask = "attention_mask" in self.model_input_names
-        columns: dict[str, Callable[[int], Any]] = {"input_ids": encodings.ids}
-        if return_token_type_ids:
-            columns["token_type_ids"] = encodings.type_ids
-        if return_attention_mask:
-            columns["attention_mask"] = encodings.attention_mask
-        if return_special_tokens_mask:
-            columns["special_tokens_mask"] = encodings.special_tokens_mask
-        if return_offsets_mapping:
-            columns["offset_mapping"] = encodings.offsets
+            self._eventual_warn_about_too_long_sequence([0] * longest, max_length, verbose)
+        asked = {
+            "input_ids": True,
+            "token_type_ids": return_token_type_ids,
+            "attention_mask": return_attention_mask,
+            "special_tokens_mask": return_special_tokens_mask,
+            "offset_mapping": return_offsets_mapping,
+        }
+        names = [name for name, ask in asked.items() if (name in self.model_input_names if ask is None else ask)]
+        as_arrays = return_tensors in ("np", "pt") and len(set(np.diff(encodings.bounds).tolist())) == 1
+        data: dict[str, Any] = {}
+        for name in names:
+            data[name] = encodings.arrays(COLUMNS[name]) if as_arrays else encodings.lists(COLUMNS[name])
         if return_length:
-            columns["length"] = lengths.__getitem__
+            data["length"] = encodings.lengths.tolist()
         if return_overflowing_tokens:
-            columns["overflow_to_sample_mapping"] = lambda row: windows[row].sample
-        data = {name: [*map(column, range(len(windows)))] for name, column in columns.items()}
-        n_sequences = 1 if not seconds or seconds[0] is None else 2
+            data["overflow_to_sample_mapping"] = windows.samples.tolist()
         if not is_batched and return_tensors is None and not return_overflowing_tokens:
             data = {name: values[0] for name, values in data.items()}
+        n_sequences = 2 if seconds is not None and seconds[0] is not None else 1
         return BatchEncoding(data, encodings, return_tensors, n_sequences=n_sequences)
 
     def _convert_token_to_id(self, token: str) -> int | None:

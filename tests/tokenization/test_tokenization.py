@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from transformers import AddedToken, BatchEncoding
 
 from erniem_fast import alignment, encodings, parts, samples, segmentation, tokenization
+from erniem_fast.parts import Parts
 from erniem_fast.segmentation import Segmenter, Segments
 from erniem_fast.tokenization import ErnieMTokenizer
 
@@ -106,9 +107,9 @@ class GivenPieces:
 
 def tokens_of(pieces, known=(), **options):
     segmenter = Segmenter(GivenPieces(pieces, known), options, {"▁": 7, "a": 8, "中": 9})
-    segments = Segments(segmenter, ["text"], None, UNK)
-    assert segments.ids[0] == [segmenter.vocab.get(token, UNK) for token in segments.tokens[0]]
-    return segments.tokens[0]
+    segments = Segments(segmenter, Parts.of_texts(["text"]), UNK)
+    assert segments.ids.tolist() == [segmenter.vocab.get(token, UNK) for token in segments.tokens]
+    return segments.tokens
 
 
 few = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
