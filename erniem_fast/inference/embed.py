@@ -13,11 +13,10 @@ import numpy as np
 from ..modeling import ErnieMModel
 from ..packing import PackedBatch
 from ..tokenization import ErnieMTokenizer
+from .arguments import check_eval
 from .batching import as_completed
 from .pooling import POOLINGS
-from .progress import progress_bar
-
-TEXTS_PER_CALL = 256
+from .tokens import tokenize_in_chunks
 
 
 class Tokenized(NamedTuple):
@@ -43,23 +42,15 @@ def tokenize(texts: Sequence[str], tokenizer: ErnieMTokenizer, max_tokens: int, 
     """
     sequences: list[np.ndarray] = []
     truncated = 0
-    with progress_bar(len(texts), "Tokenizing", " texts", progress) as bar:
-        for start in range(0, len(texts), TEXTS_PER_CALL):
-            chunk = texts[start : start + TEXTS_PER_CALL]
-            for text, ids in zip(chunk, _token_ids(chunk, tokenizer), strict=True):
-                if not text.strip():
-                    ids = []
-                elif len(ids) > max_tokens:
-                    truncated += 1
-                    ids = [*ids[: max_tokens - 1], ids[-1]]
-                sequences.append(np.array(ids, dtype=np.int32))
-            bar.update(len(chunk))
+    for chunk, found in tokenize_in_chunks(texts, tokenizer, progress):
+        for text, ids in zip(chunk, found["input_ids"], strict=True):
+            if not text.strip():
+                ids = []
+            elif len(ids) > max_tokens:
+                truncated += 1
+                ids = [*ids[: max_tokens - 1], ids[-1]]
+            sequences.append(np.array(ids, dtype=np.int32))
     return Tokenized(sequences, truncated)
-
-
-def _token_ids(texts: Sequence[str], tokenizer: ErnieMTokenizer) -> list[list[int]]:
-    # verbose: the tokenizer would warn of the longest texts, which are cut here.
-    return tokenizer(list(texts), return_attention_mask=False, verbose=False)["input_ids"]
 
 
 def embed(
@@ -87,8 +78,7 @@ def embed(
     """
     if pooling not in POOLINGS:
         raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, got {pooling!r}")
-    if model.training:
-        raise ValueError("model must be in eval mode, or dropout makes the vectors random; got training mode")
+    check_eval(model)
 
     def compute(batch: PackedBatch) -> np.ndarray:
         output = model(batch, return_packed=True)

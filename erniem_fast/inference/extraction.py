@@ -8,16 +8,17 @@ Behaviour: PaddleNLP's Taskflow("information_extraction").
 """
 
 from collections.abc import Iterable, Iterator
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any, NamedTuple, overload
 
 import numpy as np
 import torch
 
-from ..modeling import ErnieMModel
+from ..modeling import ErnieMForInformationExtraction
 from ..packing import PackedBatch
 from ..tokenization import ErnieMTokenizer
 from ..validation import warn_once
+from .arguments import check_eval, check_parts, check_whole, max_tokens
 from .batching import plan
 from .progress import progress_bar
 from .schema import LANGUAGES, Node, Prompt, check_encodable, parse_schema, prompt_of
@@ -65,13 +66,8 @@ Questions = dict[tuple[int, Prompt], Question]
 class InformationExtraction:
     """Callable that finds spans in texts; made by `information_extraction`."""
 
-    def __init__(self, model: Any, tokenizer: ErnieMTokenizer, batch_tokens: int) -> None:
-        # A wrapper with adapters passes these attributes on.
-        if not (isinstance(getattr(model, "ernie_m", None), ErnieMModel) and hasattr(model, "linear_start")):
-            raise TypeError(f"model must be an erniem_fast.ErnieMForInformationExtraction, got {type(model).__name__}")
-        if not isinstance(tokenizer, ErnieMTokenizer):
-            raise TypeError(f"tokenizer must be an erniem_fast.ErnieMTokenizer, got {type(tokenizer).__name__}")
-        _check_whole("batch_tokens", batch_tokens, 1)
+    def __init__(self, model: ErnieMForInformationExtraction, tokenizer: ErnieMTokenizer, batch_tokens: int) -> None:
+        check_parts(model, ErnieMForInformationExtraction, tokenizer, batch_tokens)
         self.model, self.tokenizer, self.batch_tokens = model, tokenizer, batch_tokens
 
     @overload
@@ -143,8 +139,7 @@ class InformationExtraction:
 
         Args, Raises: see `__call__`; arguments are checked at once.
         """
-        if self.model.training:
-            raise ValueError("model must be in eval mode, or dropout changes what it finds; got training mode")
+        check_eval(self.model)
         if isinstance(texts, str):
             texts = [texts]
         elif not isinstance(texts, Iterable):
@@ -158,7 +153,7 @@ class InformationExtraction:
             raise ValueError(f"language must be one of {', '.join(LANGUAGES)}, got {language!r}")
         if isinstance(threshold, bool) or not isinstance(threshold, Real) or not 0 <= threshold < 1:
             raise ValueError(f"threshold must be a number of at least 0 and below 1, got {threshold!r}")
-        _check_whole("stride", stride, 0)
+        check_whole("stride", stride, 0)
         nodes = parse_schema(schema)
         self._check_names(nodes)
         shown = sum(map(len, texts)) > MANY_CHARACTERS if progress is None else progress
@@ -167,8 +162,7 @@ class InformationExtraction:
     @property
     def max_tokens(self) -> int:
         """Most tokens of a row."""
-        most: int = min(self.model.config.max_tokens, self.tokenizer.model_max_length)
-        return most
+        return max_tokens(self.model, self.tokenizer)
 
     @property
     def longest_prompt(self) -> int:
@@ -273,13 +267,8 @@ class InformationExtraction:
             logits = torch.stack((output.start_logits[0], output.end_logits[0]))
         probabilities: np.ndarray = logits.cpu().double().sigmoid().numpy()
         if np.isnan(probabilities).any():
-            raise ValueError("model gives NaN; expected finite weights, and a dtype that holds what it computes")
+            raise ValueError("model must give finite scores, got NaN: from its weights, or a dtype that is too small")
         return probabilities
-
-
-def _check_whole(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
 
 
 def _parts(texts: list[str]) -> Iterator[list[str]]:
@@ -314,7 +303,7 @@ def _give(asked: list[Asked], questions: Questions) -> Iterator[Place]:
 
 
 def information_extraction(
-    model: Any, tokenizer: ErnieMTokenizer, *, batch_tokens: int = 8192
+    model: ErnieMForInformationExtraction, tokenizer: ErnieMTokenizer, *, batch_tokens: int = 8192
 ) -> InformationExtraction:
     """Make a callable that finds in texts what a schema names, by a UIE model.
 
@@ -322,7 +311,7 @@ def information_extraction(
         extract(texts, {"Person": ["Birthplace", "Friend"]}, language="en")
 
     Args:
-        model: an ErnieMForInformationExtraction in eval mode, on any device; it may carry adapters.
+        model: in eval mode, on any device; it may carry peft's adapters.
         tokenizer: of the model.
         batch_tokens: most tokens of a batch.
 
@@ -331,6 +320,6 @@ def information_extraction(
 
     Raises:
         TypeError: another model or tokenizer; models of `erniem_fast.reference` do not take packed batches.
-        ValueError: `batch_tokens` is below 1.
+        ValueError: `batch_tokens` is no whole number of at least 1.
     """
     return InformationExtraction(model, tokenizer, batch_tokens)

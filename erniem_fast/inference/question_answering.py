@@ -21,8 +21,9 @@ import numpy as np
 from ..modeling import ErnieMForQuestionAnswering
 from ..packing import PackedBatch
 from ..tokenization import ErnieMTokenizer
+from .arguments import check_eval, check_parts, check_whole, max_tokens
 from .batching import as_completed
-from .progress import progress_bar
+from .tokens import tokenize_in_chunks
 
 MAX_SEQ_LEN, DOC_STRIDE, MAX_ANSWER_LEN = 384, 128, 15
 """Defaults of transformers 4.x, all in tokens."""
@@ -30,7 +31,6 @@ SPECIAL_TOKENS = 4
 """[CLS] and three [SEP] in each window."""
 MANY = 64
 """More texts or windows than these show a progress bar unless told otherwise."""
-TEXTS_PER_CALL = 256
 
 
 class Answer(TypedDict):
@@ -82,11 +82,7 @@ class QuestionAnswering:
     """Callable that answers questions; made by `question_answering`."""
 
     def __init__(self, model: ErnieMForQuestionAnswering, tokenizer: ErnieMTokenizer, batch_tokens: int) -> None:
-        if not isinstance(model, ErnieMForQuestionAnswering):
-            raise TypeError(f"model must be an erniem_fast.ErnieMForQuestionAnswering, got {_class_name(model)}")
-        if not isinstance(tokenizer, ErnieMTokenizer):
-            raise TypeError(f"tokenizer must be an erniem_fast.ErnieMTokenizer, got {_class_name(tokenizer)}")
-        _check_integer("batch_tokens", batch_tokens, 1)
+        check_parts(model, ErnieMForQuestionAnswering, tokenizer, batch_tokens)
         self.model, self.tokenizer, self.batch_tokens = model, tokenizer, batch_tokens
 
     def __call__(
@@ -127,15 +123,14 @@ class QuestionAnswering:
                 contexts as questions; a question fills the window, or leaves no more tokens than `doc_stride` to a
                 context that is longer; another argument that can't be right; or the model's scores are not finite.
         """
-        limit = self.model.config.max_tokens
+        limit = max_tokens(self.model, self.tokenizer)
         max_seq_len = min(MAX_SEQ_LEN, limit) if max_seq_len is None else max_seq_len
-        _check_integer("max_seq_len", max_seq_len, SPECIAL_TOKENS + 2, limit)
+        check_whole("max_seq_len", max_seq_len, SPECIAL_TOKENS + 2, limit)
         if doc_stride is not None:
-            _check_integer("doc_stride", doc_stride, 0)
-        _check_integer("top_k", top_k, 1)
-        _check_integer("max_answer_len", max_answer_len, 1)
-        if self.model.training:
-            raise ValueError("model must be in eval mode, or dropout makes the answers random; got training mode")
+            check_whole("doc_stride", doc_stride, 0)
+        check_whole("top_k", top_k, 1)
+        check_whole("max_answer_len", max_answer_len, 1)
+        check_eval(self.model)
 
         pairs, is_single = _pairs(question, context)
         tokens = self._tokenize(pairs, is_single, progress)
@@ -165,21 +160,17 @@ class QuestionAnswering:
         for place, (question, context) in enumerate(pairs):
             names.setdefault(question, _item("question", place, is_single))
             names.setdefault(context, _item("context", place, is_single))
-        texts, tokens = list(names), {}
-        with progress_bar(len(texts), "Tokenizing", " texts", _is_shown(progress, len(texts))) as bar:
-            for first in range(0, len(texts), TEXTS_PER_CALL):
-                some = texts[first : first + TEXTS_PER_CALL]
-                # verbose: the tokenizer would warn of texts longer than the model, which are cut into windows.
-                encoded = self.tokenizer(
-                    some, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False,
-                    verbose=False,
-                )  # fmt: skip
-                for text, ids, spans in zip(some, encoded["input_ids"], encoded["offset_mapping"], strict=True):
-                    offsets = np.array(spans, dtype=np.int64).reshape(-1, 2)
-                    if not (offsets[:, 0] < offsets[:, 1]).any():
-                        raise ValueError(f"{names[text]} must hold text, got {text[:50]!r}")
-                    tokens[text] = Tokens(np.array(ids, dtype=np.int32), offsets)
-                bar.update(len(some))
+        tokens = {}
+        chunks = tokenize_in_chunks(
+            list(names), self.tokenizer, _is_shown(progress, len(names)),
+            add_special_tokens=False, return_offsets_mapping=True,
+        )  # fmt: skip
+        for texts, found in chunks:
+            for text, ids, spans in zip(texts, found["input_ids"], found["offset_mapping"], strict=True):
+                offsets = np.array(spans, dtype=np.int64).reshape(-1, 2)
+                if not (offsets[:, 0] < offsets[:, 1]).any():
+                    raise ValueError(f"{names[text]} must hold text, got {text[:50]!r}")
+                tokens[text] = Tokens(np.array(ids, dtype=np.int32), offsets)
         return tokens
 
     def _windows(
@@ -219,7 +210,7 @@ class QuestionAnswering:
         """Each window, batch by batch, with its start and end logits: of [CLS], then of the tokens of its context."""
 
         def compute(batch: PackedBatch) -> list[np.ndarray]:
-            output = self.model(batch)
+            output = self.model(batch, return_dict=True)
             starts, ends = output.start_logits[0].double().cpu().numpy(), output.end_logits[0].double().cpu().numpy()
             return np.split(np.stack([starts, ends]), batch.cu_seqlens[1:-1].cpu().numpy(), axis=1)
 
@@ -244,7 +235,7 @@ def question_answering(
         answer(question="Wo steht der Dom?", context=text)
 
     Args:
-        model: in eval mode, on any device.
+        model: in eval mode, on any device; it may carry peft's adapters.
         tokenizer: the model's tokenizer.
         batch_tokens: most tokens of a batch.
 
@@ -253,7 +244,7 @@ def question_answering(
 
     Raises:
         TypeError: another class of model or tokenizer.
-        ValueError: `batch_tokens` is no integer of at least 1.
+        ValueError: `batch_tokens` is no whole number of at least 1.
     """
     return QuestionAnswering(model, tokenizer, batch_tokens)
 
@@ -356,14 +347,3 @@ def _items(name: str, values: Any) -> list[Any]:
 
 def _item(name: str, place: int, is_single: bool) -> str:
     return name if is_single else f"{name}[{place}]"
-
-
-def _check_integer(name: str, value: object, least: int, most: int | None = None) -> None:
-    integer = isinstance(value, int) and not isinstance(value, bool)
-    if not integer or value < least or (most is not None and value > most):  # type: ignore[operator]
-        accepted = f"of at least {least}" if most is None else f"in [{least}, {most}]"
-        raise ValueError(f"{name} must be an integer {accepted}, got {value!r}")
-
-
-def _class_name(value: object) -> str:
-    return f"{type(value).__module__}.{type(value).__name__}"

@@ -20,13 +20,13 @@ import numpy as np
 from ..modeling import ErnieMForSequenceClassification
 from ..packing import PackedBatch
 from ..tokenization import ErnieMTokenizer
+from .arguments import check_eval, check_parts, max_tokens
 from .batching import as_completed
-from .progress import progress_bar
+from .tokens import tokenize_in_chunks
 
 HYPOTHESIS_TEMPLATE = "This example is {}."
 SPECIAL_TOKENS = 4
 """[CLS] and three [SEP] in each pair."""
-TEXTS_PER_CALL = 256
 MANY_PAIRS = 256
 """More pairs than these show a progress bar unless told otherwise."""
 
@@ -96,15 +96,9 @@ class ZeroShotClassification:
     """Callable that classifies texts; made by `zero_shot_classification`."""
 
     def __init__(self, model: ErnieMForSequenceClassification, tokenizer: ErnieMTokenizer, batch_tokens: int) -> None:
-        for name, value, cls in (
-            ("model", model, ErnieMForSequenceClassification), ("tokenizer", tokenizer, ErnieMTokenizer)
-        ):  # fmt: skip
-            if not isinstance(value, cls):
-                raise TypeError(f"{name} must be an erniem_fast.{cls.__name__}, got {type(value).__name__}")
+        check_parts(model, ErnieMForSequenceClassification, tokenizer, batch_tokens)
         if model.config.num_labels < 2:
             raise ValueError("model must have at least 2 labels, entailment and contradiction, got 1")
-        if batch_tokens < 1:
-            raise ValueError(f"batch_tokens must be at least 1, got {batch_tokens}")
         self.model, self.tokenizer, self.batch_tokens = model, tokenizer, batch_tokens
         if self._columns[0] == -1:
             logger.warning(
@@ -171,11 +165,12 @@ class ZeroShotClassification:
         self, texts: Sequence[str], labels: Sequence[str], hypothesis_template: str, progress: bool = False
     ) -> Pairs:
         """Tokenize each text and each hypothesis once; see `__call__`."""
+        check_eval(self.model)
         hypotheses = fill_template(hypothesis_template, labels)
         for place, text in enumerate(texts):
             if not isinstance(text, str):
                 raise TypeError(f"sequences[{place}] must be a str, got {type(text).__name__}")
-        most = min(self.model.config.max_tokens, self.tokenizer.model_max_length)
+        most = max_tokens(self.model, self.tokenizer)
         ids = self._token_ids(hypotheses, False)
         for label, tokens in zip(labels, ids, strict=True):
             if len(tokens) >= most - SPECIAL_TOKENS:
@@ -189,12 +184,10 @@ class ZeroShotClassification:
         self, pairs: Pairs, texts: Sequence[str], labels: Sequence[str], multi_label: bool, progress: bool = False
     ) -> list[Classified]:
         """Compute the pairs that `tokenize` made of the texts and labels; see `__call__`."""
-        if self.model.training:
-            raise ValueError("model must be in eval mode, or dropout makes the scores random; got training mode")
         columns = self._columns
 
         def compute(batch: PackedBatch) -> np.ndarray:
-            return self.model(batch).logits[:, columns].cpu().double().numpy()
+            return self.model(batch, return_dict=True).logits[:, columns].cpu().double().numpy()
 
         logits = np.zeros((len(texts), len(labels), 2))
         bar = "Classifying" if progress else None
@@ -218,15 +211,8 @@ class ZeroShotClassification:
         return results
 
     def _token_ids(self, texts: Sequence[str], progress: bool) -> list[np.ndarray]:
-        found: list[np.ndarray] = []
-        with progress_bar(len(texts), "Tokenizing", " texts", progress) as bar:
-            for start in range(0, len(texts), TEXTS_PER_CALL):
-                chunk = list(texts[start : start + TEXTS_PER_CALL])
-                # verbose: the tokenizer would warn of texts that are cut later.
-                rows = self.tokenizer(chunk, add_special_tokens=False, return_attention_mask=False, verbose=False)
-                found += [np.array(ids, np.int32) for ids in rows["input_ids"]]
-                bar.update(len(chunk))
-        return found
+        chunks = tokenize_in_chunks(texts, self.tokenizer, progress, add_special_tokens=False)
+        return [np.array(ids, np.int32) for _, found in chunks for ids in found["input_ids"]]
 
 
 def zero_shot_classification(
@@ -238,8 +224,8 @@ def zero_shot_classification(
         classify(texts, ["travel", "sport"], hypothesis_template="This text is about {}.")
 
     Args:
-        model: a model of natural language inference, in eval mode, on any device. Its label2id names the label whose
-            name begins with "entail"; else the last one counts, and a warning says so.
+        model: a model of natural language inference, in eval mode, on any device; it may carry peft's adapters. Its
+            label2id names the label whose name begins with "entail"; else the last one counts, and a warning says so.
         tokenizer: of the model.
         batch_tokens: most tokens of a batch; a longer pair makes a batch alone.
 
@@ -248,7 +234,7 @@ def zero_shot_classification(
 
     Raises:
         TypeError: the model is no `ErnieMForSequenceClassification`, or the tokenizer no `ErnieMTokenizer`.
-        ValueError: `batch_tokens` is below 1, or the model has a single label.
+        ValueError: `batch_tokens` is no whole number of at least 1, or the model has a single label.
     """
     return ZeroShotClassification(model, tokenizer, batch_tokens)
 

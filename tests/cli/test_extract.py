@@ -152,7 +152,7 @@ def test_what_is_known_only_with_the_model(uie, extract, texts, tmp_path):
     extract.tokenizer.save_pretrained(folder)
     result = run_extract(texts, folder, SCHEMA, "--out", out)
     assert result.exit_code == 2
-    assert "Error: --dtype 'float32': model gives NaN" in result.stderr.splitlines()[-1]
+    assert "Error: --dtype 'float32': model must give finite scores, got NaN" in result.stderr.splitlines()[-1]
     assert out.read_bytes() == b"old"
 
 

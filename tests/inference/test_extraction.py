@@ -188,7 +188,9 @@ def test_arguments_that_are_refused(tell: Any, arguments: dict, error: type[Exce
 
 @pytest.mark.parametrize("name", ["ErnieMForQuestionAnswering", "ErnieMForTokenClassification", "ErnieMModel"])
 def test_models_without_the_head(tiny_config: Any, tokenizer: Any, name: str) -> None:
-    with pytest.raises(TypeError, match=rf"model must be an erniem_fast\.ErnieMForInformationExtraction, got {name}"):
+    with pytest.raises(
+        TypeError, match=rf"model must be an erniem_fast\.ErnieMForInformationExtraction, got .*\.{name}"
+    ):
         information_extraction(getattr(erniem_fast, name)(tiny_config()).eval(), tokenizer)
 
 
@@ -196,21 +198,23 @@ def test_what_is_no_pair_of_model_and_tokenizer(tiny_config: Any, tokenizer: Any
     model = ErnieMForInformationExtraction(tiny_config())
     with pytest.raises(TypeError, match="model must be"):
         information_extraction(reference.ErnieMForInformationExtraction(tiny_config()), tokenizer)
-    with pytest.raises(TypeError, match=r"tokenizer must be an erniem_fast\.ErnieMTokenizer, got str"):
+    with pytest.raises(TypeError, match=r"tokenizer must be an erniem_fast\.ErnieMTokenizer, got builtins.str"):
         information_extraction(model, "uie-m-base")
     for batch_tokens in (0, 1.5, True, None):
         with pytest.raises(ValueError, match="batch_tokens must be a whole number of at least 1, got"):
             information_extraction(model, tokenizer, batch_tokens=batch_tokens)
     extract = information_extraction(model.eval(), tokenizer)
     model.train()
-    with pytest.raises(ValueError, match="model must be in eval mode, or dropout changes what it finds; got training"):
+    with pytest.raises(
+        ValueError, match="model must be in eval mode, or dropout makes the results random; got training"
+    ):
         extract.stream(["Tom"], "名")
 
 
 def test_weights_that_give_nan(pair: Any, tokenizer: Any) -> None:
     _, fast = pair
     fast.linear_end.bias.data.fill_(float("nan"))
-    with pytest.raises(ValueError, match="model gives NaN; expected finite weights"):
+    with pytest.raises(ValueError, match="model must give finite scores, got NaN"):
         information_extraction(fast, tokenizer)(["Tom"], "名")
 
 

@@ -1,5 +1,6 @@
 """Answers to questions: equal to a slow computation by hand, window by window; bad input is named."""
 
+import copy
 import json
 import re
 from itertools import pairwise
@@ -10,6 +11,7 @@ import pytest
 import torch
 from helpers import golden_tokenizer, pairs
 from helpers.documents import document
+from helpers.pairs import SIZES
 from helpers.xquad import ROWS
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -344,15 +346,40 @@ def test_adapters_take_part(models, tokenizer):
     peft = pytest.importorskip("peft")
     adapters = peft.LoraConfig(target_modules=["q_proj", "v_proj"], r=4, init_lora_weights=False)
     adapted = peft.get_peft_model(models[1], adapters).eval()
-    with pytest.raises(TypeError, match="got peft"):
-        question_answering(adapted, tokenizer)
     row = ROWS[0]
-    with_adapters = question_answering(adapted.get_base_model(), tokenizer)(row)
+    with_adapters = question_answering(adapted, tokenizer)(row)
     with adapted.disable_adapter():
-        without = question_answering(adapted.get_base_model(), tokenizer)(row)
+        without = question_answering(adapted, tokenizer)(row)
     merged = question_answering(adapted.merge_and_unload(), tokenizer)(row)
     assert with_adapters["score"] == pytest.approx(merged["score"], rel=1e-6)
     assert with_adapters["score"] != pytest.approx(without["score"], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_tokens_before_the_text_are_refused(models, tokenizer):
+    peft = pytest.importorskip("peft")
+    prompts = peft.PromptTuningConfig(
+        task_type="QUESTION_ANS", num_virtual_tokens=3, num_layers=1, token_dim=SIZES["hidden_size"],
+        num_attention_heads=1,
+    )  # fmt: skip
+    with pytest.raises(TypeError, match="model must take packed batches, got a peft model"):
+        question_answering(peft.get_peft_model(models[1], prompts), tokenizer)
+
+
+def test_the_configuration_may_ask_for_tuples(models, tokenizer):
+    answer = question_answering(models[1], tokenizer)
+    expected = answer("Who?", "I am.")
+    answer.model.config.return_dict = False
+    assert answer("Who?", "I am.") == expected
+
+
+def test_a_tokenizer_may_take_less_than_the_model(models, tokenizer):
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.model_max_length = 40
+    answer = question_answering(models[1], tokenizer)
+    assert answer("Who?", "I am. " * 50) == answer("Who?", "I am. " * 50, max_seq_len=40)
+    with pytest.raises(ValueError, match=r"max_seq_len must be a whole number in \[6, 40\], got 41"):
+        answer("Who?", "I am.", max_seq_len=41)
 
 
 def test_bad_models_are_named(models, tokenizer):

@@ -216,13 +216,14 @@ def test_braces_in_a_label_are_text() -> None:
 
 def test_bad_models() -> None:
     plain, fast = models()
-    with pytest.raises(TypeError, match=r"tokenizer must be an erniem_fast\.ErnieMTokenizer, got str"):
+    with pytest.raises(TypeError, match=r"tokenizer must be an erniem_fast\.ErnieMTokenizer, got builtins.str"):
         zero_shot_classification(fast, "tokenizer")  # type: ignore[arg-type]
     for wrong in (fast.ernie_m, plain):
         with pytest.raises(TypeError, match=r"model must be an erniem_fast\.ErnieMForSequenceClassification, got "):
             zero_shot_classification(wrong, TOKENIZER)
-    with pytest.raises(ValueError, match="batch_tokens must be at least 1, got 0"):
-        zero_shot_classification(fast, TOKENIZER, batch_tokens=0)
+    for batch_tokens in (0, "8192", 1.5, True):
+        with pytest.raises(ValueError, match="batch_tokens must be a whole number of at least 1, got"):
+            zero_shot_classification(fast, TOKENIZER, batch_tokens=batch_tokens)  # type: ignore[arg-type]
     single = make("ErnieMForSequenceClassification", num_labels=1)[1]
     with pytest.raises(ValueError, match="at least 2 labels"):
         zero_shot_classification(single, TOKENIZER)
@@ -232,6 +233,20 @@ def test_bad_models() -> None:
     torch.nn.init.constant_(fast.eval().classifier.bias, float("nan"))
     with pytest.raises(ValueError, match=r"finite scores, got NaN or infinity for sequences\[1\]"):
         classify(["", "a"], ["b"])
+
+
+def test_a_model_in_training_mode_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    classify = zero_shot_classification(models()[1].train(), TOKENIZER)
+    monkeypatch.setattr(classify, "_token_ids", None)
+    with pytest.raises(ValueError, match="eval mode"):
+        classify("a", ["b"])
+
+
+def test_the_configuration_may_ask_for_tuples() -> None:
+    classify = zero_shot_classification(models()[1], TOKENIZER)
+    expected = classify(TEXTS[:2], LABELS)
+    classify.model.config.return_dict = False
+    assert classify(TEXTS[:2], LABELS) == expected
 
 
 def test_large_logits_and_half_precision() -> None:

@@ -1,0 +1,31 @@
+"""Texts to tokens, so many at a time, with a progress bar."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from ..tokenization import ErnieMTokenizer
+from .progress import progress_bar
+
+TEXTS_PER_CALL = 256
+
+
+def tokenize_in_chunks(
+    texts: Sequence[str], tokenizer: ErnieMTokenizer, progress: bool, **options: Any
+) -> Iterator[tuple[list[str], Any]]:
+    """Tokenize texts, each alone and uncut.
+
+    Args:
+        texts: any number of texts.
+        tokenizer: the model's tokenizer.
+        progress: show a progress bar on stderr.
+        options: further arguments of the tokenizer.
+
+    Yields:
+        Some of the texts, in order, and what the tokenizer gives for them.
+    """
+    with progress_bar(len(texts), "Tokenizing", " texts", progress) as bar:
+        for start in range(0, len(texts), TEXTS_PER_CALL):
+            chunk = list(texts[start : start + TEXTS_PER_CALL])
+            # verbose: the tokenizer would warn of long texts, which are cut or read in windows later.
+            yield chunk, tokenizer(chunk, return_attention_mask=False, verbose=False, **options)
+            bar.update(len(chunk))
