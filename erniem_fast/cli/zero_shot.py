@@ -59,8 +59,7 @@ def zero_shot_command(
     try:
         fill_template(hypothesis_template, names)
     except ValueError as error:
-        option = "--hypothesis-template" if "hypothesis_template" in str(error) else "--labels"
-        raise InputError(f"{option}: {error}") from error
+        raise _input_error(error) from error
     tokens_per_batch = parse_count("--batch-tokens", batch_tokens)
     place = parse_device(device)
     check_texts(texts)
@@ -75,8 +74,15 @@ def zero_shot_command(
             pairs = classify.tokenize(lines, names, hypothesis_template, progress=True)
             results = classify.classify(pairs, lines, names, multi_label, progress=True)
         except ValueError as error:
-            raise InputError(f"--model {model!r}: {error}") from error
+            raise _input_error(error) from error
         for result in results:
             file.write(result)
     if pairs.truncated:
         say_on_stderr(f"{pairs.truncated} of {len(lines)} texts were cut to leave room for the hypotheses")
+
+
+def _input_error(error: ValueError) -> InputError:
+    """Name the option behind the argument that a message names."""
+    options = {"hypothesis_template": "--hypothesis-template", "candidate_labels": "--labels"}
+    option = next((option for name, option in options.items() if str(error).startswith(name)), "--model")
+    return InputError(f"{option}: {error}")

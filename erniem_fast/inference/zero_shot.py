@@ -194,7 +194,7 @@ class ZeroShotClassification:
         columns = self._columns
 
         def compute(batch: PackedBatch) -> np.ndarray:
-            return self.model(batch).logits[:, columns].double().cpu().numpy()
+            return self.model(batch).logits[:, columns].cpu().double().numpy()
 
         logits = np.zeros((len(texts), len(labels), 2))
         bar = "Classifying" if progress else None

@@ -79,9 +79,8 @@ def test_from_stdin_to_stdout(nli):
         (["--labels", "a", "--batch-tokens", "0"], ["--batch-tokens", "at least 1"]),
         (["--labels", "a", "--device", "tpu"], ["--device", "'tpu'"]),
         (["--labels", "a", "--out", "v.csv"], ["--out", ".csv is not written", ".jsonl"]),
-        (["--labels", "a " * 50], ["candidate_labels must leave room"]),
+        (["--labels", "a " * 50], ["Error: --labels: candidate_labels must leave room"]),
     ],
-    ids=str,
 )
 def test_bad_options(nli, texts, tmp_path, options, parts):
     result = run_zero_shot(texts, nli, *options)
@@ -103,7 +102,7 @@ def test_bad_models(checkpoint, nli, texts, tmp_path):
         (folder / name).write_bytes((nli / name).read_bytes())
     result = run_zero_shot(texts, folder, *OPTIONS, "--out", tmp_path / "labels.jsonl")
     assert result.exit_code == 2
-    assert "finite scores" in result.stderr.splitlines()[-1]
+    assert "Error: --model: model must give finite scores" in result.stderr.splitlines()[-1]
     assert not (tmp_path / "labels.jsonl").exists()
 
 

@@ -225,6 +225,21 @@ def test_graphs_serve_their_buckets_bitwise() -> None:
     assert len(encoder._graphs) == 2
 
 
+@torch.inference_mode()
+def test_pooled_output_alone_is_captured() -> None:
+    """A capture fails where the host waits."""
+    model = make(torch.bfloat16).eval()
+    batch = of_lengths(300, 20, 0, 111)
+    expected, eager = model(batch).pooler_output, model(batch, pooled_only=True).pooler_output
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = model(batch, pooled_only=True).pooler_output
+    captured.zero_()
+    graph.replay()
+    assert torch.equal(captured, eager)
+    torch.testing.assert_close(captured, expected, rtol=0.05, atol=0.05)
+
+
 def test_graphs_share_their_memory() -> None:
     model = make(torch.bfloat16).eval()
     encoder = GraphedEncoder(model)

@@ -152,6 +152,15 @@ def test_a_long_hypothesis_cuts_the_text_only() -> None:
         classify(TEXTS, ["sport", "a" + " b" * 70])
 
 
+def test_the_lower_limit_of_model_and_tokenizer_counts() -> None:
+    plain, fast = models()
+    expected = pipe_of(plain)(TEXTS, LABELS)
+    assert_same(zero_shot_classification(fast, build())(TEXTS, LABELS), expected)  # 512 tokens
+    short = build(model_max_length=40)
+    pipe = pipeline("zero-shot-classification", plain, tokenizer=short, device="cpu")
+    assert_same(zero_shot_classification(fast, short)(TEXTS, LABELS), pipe(TEXTS, LABELS))
+
+
 def test_the_pairs_need_not_fit_into_memory() -> None:
     """A batch holds at most `batch_tokens` tokens, whatever the number of texts."""
     _, fast = models()
