@@ -372,7 +372,9 @@ def test_spoilt_pickles_are_refused(tmp_path, content):
     refused(tmp_path / "x", content[1])
 
 
-@pytest.mark.parametrize("name", ["numpy\ndtype", "_codecs\nencode", "numpy.core.multiarray\n_reconstruct", "numpy\nndarray"])
+@pytest.mark.parametrize(
+    "name", ["numpy\ndtype", "_codecs\nencode", "numpy.core.multiarray\n_reconstruct", "numpy\nndarray"]
+)
 @pytest.mark.parametrize("attribute", ["CODES", "__defaults__", "__setstate__", "__init__"])
 def test_no_file_changes_how_the_next_is_read(tmp_path, name, attribute):
     state = b"N}X" + struct.pack("<I", len(attribute)) + attribute.encode() + b")s\x86b"
