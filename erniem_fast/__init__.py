@@ -17,8 +17,10 @@ from transformers import AutoConfig, AutoTokenizer
 from .auto_map import MODEL_CLASSES, MODEL_TYPE
 from .configuration import ErnieMConfig
 from .inference.batch_invariance import batch_invariant
+from .inference.extraction import information_extraction
 from .inference.graphs import GraphedEncoder
 from .inference.projections import join_projections
+from .inference.question_answering import question_answering
 from .inference.zero_shot import zero_shot_classification
 from .modeling import (
     ErnieMForInformationExtraction,
@@ -49,7 +51,9 @@ __all__ = [
     "PackedBatch",
     "__version__",
     "batch_invariant",
+    "information_extraction",
     "join_projections",
+    "question_answering",
     "zero_shot_classification",
 ]
 

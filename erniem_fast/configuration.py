@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
+from .adapters import register_targets
 from .auto_map import MODEL_TYPE, SelfLoadingConfig
 
 POSITION_OFFSET = 2
@@ -152,6 +153,11 @@ class ErnieMConfig(SelfLoadingConfig, PreTrainedConfig):
                     f"pruned_heads must map layers below {self.num_hidden_layers} to some, not all, of "
                     f"{self.num_attention_heads} heads, got {{{layer}: {heads}}}"
                 )
+
+    def to_dict(self) -> dict[str, Any]:
+        # peft reads the configuration here before it looks up default target modules, and has no other door.
+        register_targets()
+        return super().to_dict()
 
     @property
     def max_tokens(self) -> int:

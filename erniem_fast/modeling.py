@@ -10,15 +10,17 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
-from . import encoder, fusion, heads, modules, ops
+from . import encoder, fusion, heads, modules, ops, token_heads
 from .configuration import POSITION_OFFSET
 from .encoder import AttentionParts, LayerParts, PackedContext, PackedModelOutput
+from .inputs import pack_input
 from .outputs import Encoded, OutputOptions, base_tuple, called_as
-from .packing import PackedBatch, pack_input
+from .packing import PackedBatch
 from .validation import (
     Limits,
     ValueCheck,
     check_encoder_only,
+    refuse_tracing,
     split_head_mask,
     warn_once,
     warn_token_types,
@@ -194,6 +196,7 @@ class ErnieMModel(modules.ErnieMModules):
         Raises:
             TypeError, ValueError: for an argument that can't be right.
         """
+        refuse_tracing()
         check_encoder_only(past_key_values)
         warn_token_types(token_type_ids)
         if pooled_only and self.pooler is None:
@@ -252,6 +255,8 @@ class ErnieMModel(modules.ErnieMModules):
         config, device, dtype = self.config, batch.position_ids.device, self.embeddings.position_embeddings.weight.dtype
         seed = ops.draw_seed(device) if self.training else None
         backend = ops.resolve_backend(self.backend, device, dtype, hidden_size=config.hidden_size)
+        if batch.holds_padding:
+            return PackedContext(batch, seed, mask, None, "torch")
         if dense or config.position_embedding_type != "absolute":
             warn_once(
                 "Attention is computed densely, padded to the longest sequence: output_attentions, head_mask, masks of "
@@ -281,13 +286,13 @@ class ErnieMForSequenceClassification(_OnRows, heads.SequenceClassification): ..
 class ErnieMForMultipleChoice(_OnRows, heads.MultipleChoice): ...
 
 
-class ErnieMForTokenClassification(_OnRows, heads.TokenClassification): ...
+class ErnieMForTokenClassification(_OnRows, token_heads.TokenClassification): ...
 
 
-class ErnieMForQuestionAnswering(_OnRows, heads.QuestionAnswering): ...
+class ErnieMForQuestionAnswering(_OnRows, token_heads.QuestionAnswering): ...
 
 
-class ErnieMForInformationExtraction(_OnRows, heads.InformationExtraction): ...
+class ErnieMForInformationExtraction(_OnRows, token_heads.InformationExtraction): ...
 
 
-class ErnieMForMaskedLM(_OnRows, heads.MaskedLM): ...
+class ErnieMForMaskedLM(_OnRows, token_heads.MaskedLM): ...

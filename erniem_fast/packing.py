@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,6 @@ from .validation import (
     check_embeds,
     check_integers,
     check_one_source,
-    check_padded,
     check_range,
     check_shape,
     check_tensor,
@@ -43,6 +42,9 @@ class PackedBatch:
         padded_shape: (batch, seq_len) of that padded batch, or None.
         token_ids: further (total_tokens,) integer ids of the tokens, such as token types, by argument name.
     """
+
+    holds_padding: ClassVar[bool] = False
+    """True where rows are padding; then only dense attention, which masks it, is right."""
 
     cu_seqlens: Tensor
     max_seqlen: int
@@ -423,83 +425,3 @@ def _places(cu_seqlens: Tensor, total: int) -> tuple[Tensor, Tensor]:
     offsets = cu_seqlens.long()
     sequence = torch.searchsorted(offsets[1:].contiguous(), rows, right=True).clamp(max=cu_seqlens.shape[0] - 2)
     return sequence, rows - offsets[sequence]
-
-
-def pack_input(
-    limits: Limits,
-    weight: Tensor,
-    input_ids: Tensor | PackedBatch | None,
-    inputs_embeds: Tensor | None,
-    position_ids: Tensor | None,
-    attention_mask: Tensor | None,
-    cu_seq_lens_q: Tensor | None,
-    cu_seq_lens_k: Tensor | None,
-    max_length_q: int | None,
-    validate: bool,
-    value_checks: tuple[ValueCheck, ...],
-) -> tuple[PackedBatch, Tensor | None]:
-    """Check and pack the arguments of a forward: a padded batch, a flattened one or a PackedBatch.
-
-    Args:
-        limits: of the model.
-        weight: the model's position table; its dtype and device are what the input must match.
-        validate: check values of packed input off the CPU too, at the price of a synchronisation.
-        value_checks: further values, read together with the rest.
-        The others: as in the model's forward.
-
-    Returns:
-        The batch, and the mask of a dense attention if one was given.
-
-    Raises:
-        TypeError, ValueError: naming the argument, what came and what is accepted.
-    """
-    batch = _packed_input(
-        limits, input_ids, inputs_embeds, position_ids, attention_mask, cu_seq_lens_q, cu_seq_lens_k, max_length_q
-    )
-    if batch is not None:
-        return batch.checked(limits, weight, validate, value_checks), None
-    assert not isinstance(input_ids, PackedBatch)
-    inputs = check_padded(
-        limits, weight, input_ids, inputs_embeds, attention_mask, position_ids, value_checks, find_packed=True
-    )
-    return PackedBatch.from_padded(inputs), inputs.dense_mask
-
-
-def _packed_input(
-    limits: Limits,
-    input_ids: Tensor | PackedBatch | None,
-    inputs_embeds: Tensor | None,
-    position_ids: Tensor | None,
-    attention_mask: Tensor | None,
-    cu_seq_lens_q: Tensor | None,
-    cu_seq_lens_k: Tensor | None,
-    max_length_q: int | None,
-) -> PackedBatch | None:
-    """Read the arguments as a packed batch, not checked yet; None: they are a padded one."""
-    if isinstance(input_ids, PackedBatch):
-        for name, value in (
-            ("inputs_embeds", inputs_embeds), ("position_ids", position_ids), ("cu_seq_lens_q", cu_seq_lens_q),
-            ("cu_seq_lens_k", cu_seq_lens_k), ("max_length_q", max_length_q),
-        ):  # fmt: skip
-            if value is not None:
-                raise ValueError(f"{name} must be None where input_ids is a PackedBatch, which holds it")
-    elif cu_seq_lens_q is None:
-        for name, value in (("cu_seq_lens_k", cu_seq_lens_k), ("max_length_q", max_length_q)):
-            if value is not None:
-                raise ValueError(f"{name} must be None without cu_seq_lens_q, which makes the input a packed one")
-        return None
-    if attention_mask is not None:
-        raise ValueError("attention_mask must be None with packed input: every packed token is real")
-    if isinstance(input_ids, PackedBatch):
-        return input_ids
-    assert cu_seq_lens_q is not None
-    check_one_source(input_ids, inputs_embeds)
-    check_offsets("cu_seq_lens_q", cu_seq_lens_q)
-    if cu_seq_lens_k is not None and cu_seq_lens_k is not cu_seq_lens_q:
-        check_offsets("cu_seq_lens_k", cu_seq_lens_k)
-        check_device("cu_seq_lens_k", cu_seq_lens_k, cu_seq_lens_q.device, "cu_seq_lens_q")
-        on_cpu = cu_seq_lens_k.device.type == "cpu" and not torch.compiler.is_compiling()
-        same = cu_seq_lens_k.shape == cu_seq_lens_q.shape
-        if not same or (on_cpu and not bool((cu_seq_lens_k == cu_seq_lens_q).all())):
-            raise ValueError("cu_seq_lens_k must equal cu_seq_lens_q: an encoder attends to its own tokens")
-    return PackedBatch.from_flattened(input_ids, inputs_embeds, position_ids, cu_seq_lens_q, max_length_q, limits)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
-from . import heads, modules
+from . import heads, modules, token_heads
 from .configuration import POSITION_OFFSET, ErnieMConfig
 from .outputs import Encoded, OutputOptions, base_tuple, called_as
 from .pretrained import ErnieMPreTrainedModel
@@ -22,6 +22,7 @@ from .validation import (
     ValueCheck,
     check_encoder_only,
     check_padded,
+    refuse_tracing,
     split_head_mask,
     warn_token_types,
 )
@@ -180,6 +181,7 @@ class ErnieMModel(modules.ErnieMModules):
         Raises:
             TypeError, ValueError: for an argument that can't be right.
         """
+        refuse_tracing()
         check_encoder_only(past_key_values)
         warn_token_types(token_type_ids)
         positions = self.embeddings.position_embeddings.weight
@@ -258,13 +260,13 @@ class ErnieMForSequenceClassification(_OnRows, heads.SequenceClassification): ..
 class ErnieMForMultipleChoice(_OnRows, heads.MultipleChoice): ...
 
 
-class ErnieMForTokenClassification(_OnRows, heads.TokenClassification): ...
+class ErnieMForTokenClassification(_OnRows, token_heads.TokenClassification): ...
 
 
-class ErnieMForQuestionAnswering(_OnRows, heads.QuestionAnswering): ...
+class ErnieMForQuestionAnswering(_OnRows, token_heads.QuestionAnswering): ...
 
 
-class ErnieMForInformationExtraction(_OnRows, heads.InformationExtraction): ...
+class ErnieMForInformationExtraction(_OnRows, token_heads.InformationExtraction): ...
 
 
-class ErnieMForMaskedLM(_OnRows, heads.MaskedLM): ...
+class ErnieMForMaskedLM(_OnRows, token_heads.MaskedLM): ...

@@ -8,65 +8,31 @@ import json
 import logging
 import os
 from collections.abc import Sequence
-from functools import lru_cache
-from itertools import groupby, pairwise
+from itertools import count, groupby
 from typing import Any
 
+import numpy as np
 import sentencepiece as spm
+from tokenizers import normalizers
 from transformers import AddedToken, BatchEncoding, PreTrainedTokenizer
-from transformers.tokenization_utils_base import LARGE_INTEGER
+from transformers.tokenization_utils_base import LARGE_INTEGER, TruncationStrategy
+from transformers.utils import PaddingStrategy, TensorType
 
+from .alignment import UNDERLINE
 from .auto_map import SelfLoadingTokenizer
 from .configuration import POSITION_OFFSET
+from .encodings import Encodings, Frame, frame
+from .parts import AddedTokens, Parts
+from .samples import Source, Words, read_samples
+from .segmentation import Ids, Segmenter, Segments
+from .windows import Truncation, windows_of
 
 logger = logging.getLogger(__name__)
 
 MAX_TOKENS = 512
 """Largest number of tokens, special ones included, that the published models take."""
 
-UNDERLINE = "▁"  # SentencePiece's mark for the space before a word
-PUNCTUATION = frozenset(",;:.?!~，；：。？！《》【】")
 VOCAB_FILES_NAMES = {"vocab_file": "vocab.txt", "sentencepiece_model_ckpt": "sentencepiece.bpe.model"}
-
-
-def _split_piece(piece: str) -> tuple[str, ...]:
-    """Tokens of one SentencePiece piece other than a lone "▁": "▁abc12，中" -> ("▁abc", "12", "，", "中").
-
-    Each CJK character (U+4E00..9FFF) and each of `PUNCTUATION` is one token; digits (`str.isdigit`) are split from
-    the rest.
-    """
-    cuts = {0, len(piece)}
-    for i, char in enumerate(piece):
-        if char in PUNCTUATION or "\u4e00" <= char <= "\u9fff":
-            cuts |= {i, i + 1}
-        elif i > 0 and char != UNDERLINE and char.isdigit() != piece[i - 1].isdigit():
-            cuts.add(i)
-    spans = pairwise(sorted(cuts))
-    # Cuts leave bare "▁"s. They are dropped, except at the end: 4.40.2 keeps what follows the last cut.
-    return tuple(piece[start:end] for start, end in spans if piece[start:end] != UNDERLINE or end == len(piece))
-
-
-# Splitting takes nearly all of the tokenizer's time, and a piece gives the same tokens everywhere. Long pieces, runs
-# of unseen characters, rarely come back: they are not cached.
-_LONGEST_CACHED_PIECE = 32
-_split_piece_cached = lru_cache(maxsize=2**16)(_split_piece)
-
-
-def _split_pieces(pieces: Sequence[str]) -> list[str]:
-    """Tokens of a text's SentencePiece pieces.
-
-    A lone "▁" stays only where it is not first and the next piece does not start with "▁". As the last piece
-    (IndexError in 4.40.2) it precedes nothing and is dropped.
-    """
-    tokens: list[str] = []
-    for i, piece in enumerate(pieces):
-        if piece == UNDERLINE:
-            if 0 < i < len(pieces) - 1 and not pieces[i + 1].startswith(UNDERLINE):
-                tokens.append(UNDERLINE)
-        else:
-            split = _split_piece_cached if len(piece) <= _LONGEST_CACHED_PIECE else _split_piece
-            tokens.extend(split(piece))
-    return tokens
 
 
 def _check_file(argument: str, path: str | os.PathLike, accepted: str) -> None:
@@ -120,6 +86,16 @@ def _max_length_of_folder(files: dict[str, str | None]) -> int:
             "The argument model_max_length of from_pretrained overrides both.", limit, given,
         )  # fmt: skip
     return limit if given is None else min(given, limit)
+
+
+COLUMNS = {
+    "input_ids": "ids",
+    "token_type_ids": "type_ids",
+    "attention_mask": "attention_mask",
+    "special_tokens_mask": "special_tokens_mask",
+    "offset_mapping": "offsets",
+}
+"""Name in an `Encoding` of what a batch's key holds."""
 
 
 class ErnieMTokenizer(SelfLoadingTokenizer, PreTrainedTokenizer):
@@ -223,7 +199,8 @@ class ErnieMTokenizer(SelfLoadingTokenizer, PreTrainedTokenizer):
 
     def __getstate__(self) -> dict[str, Any]:
         # The serialized model, not its path: a copy must work without the file.
-        return self.__dict__ | {"sp_model": self.sp_model.serialized_model_proto()}
+        state = self.__dict__ | {"sp_model": self.sp_model.serialized_model_proto()}
+        return {name: value for name, value in state.items() if not name.startswith("_cached_")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         processor = _load_sentencepiece(state["sp_model"], "pickled tokenizer", state["sp_model_kwargs"])
@@ -241,6 +218,16 @@ class ErnieMTokenizer(SelfLoadingTokenizer, PreTrainedTokenizer):
         """
         return self.vocab | self._repeated | self._added_tokens_encoder
 
+    @property
+    def is_fast(self) -> bool:
+        """True: offsets, words and windows are given, as by the tokenizers that are written in Rust."""
+        return True
+
+    @property
+    def backend_tokenizer(self) -> "LowercaseSwitch":
+        """The part of a Rust tokenizer that sentence-transformers sets to lowercase texts."""
+        return LowercaseSwitch(self)
+
     def prepare_for_tokenization(
         self, text: str, is_split_into_words: bool = False, **kwargs: Any
     ) -> tuple[str, dict[str, Any]]:
@@ -251,29 +238,147 @@ class ErnieMTokenizer(SelfLoadingTokenizer, PreTrainedTokenizer):
         """
         if not isinstance(text, str):
             raise TypeError(f"text={text!r}: expected str, got {type(text).__name__}")
-        if self.do_lower_case:
-            # As lowercasing each character alone, as 4.40.2 does: a final "Σ" becomes "σ", not "ς".
-            text = "".join(
-                part if part in self._added_tokens_encoder else part.replace("Σ", "σ").lower()
-                for part in self.tokens_trie.split(text)
+        return self._added.lowercase(text)[0] if self.do_lower_case else text, kwargs
+
+    def tokenize(
+        self, text: str, pair: str | None = None, add_special_tokens: bool = False, **kwargs: Any
+    ) -> list[str]:
+        """Tokens of a text, or of a pair, with "▁" for the space before a word.
+
+        Raises:
+            TypeError: a text is not a str.
+        """
+        for name, value in (("text", text), ("pair", pair)):
+            if not isinstance(value, str) and (name == "text" or value is not None):
+                raise TypeError(f"{name}={value!r}: expected str, got {type(value).__name__}")
+        split_special_tokens = bool(kwargs.get("split_special_tokens", self.split_special_tokens))
+        segments = self._segment([text] if pair is None else [text, pair], split_special_tokens)
+        tokens: list[str] = segments.tokens
+        if add_special_tokens:
+            first = segments.bounds[1]
+            second = None if pair is None else tokens[first:]
+            return frame(tokens[:first], second, self.cls_token, self.sep_token)
+        return tokens
+
+    @property
+    def _segmenter(self) -> Segmenter:
+        found = self.__dict__.get("_cached_segmenter")
+        if found is None:
+            found = self._cached_segmenter = Segmenter(self.sp_model, self.sp_model_kwargs, self.vocab)
+        return found
+
+    @property
+    def _added(self) -> AddedTokens:
+        names = self.tokens_trie._tokens  # tokens never leave it
+        size, found = self.__dict__.get("_cached_added", (-1, None))
+        if size != len(names):
+            found = AddedTokens(names, self._added_tokens_encoder, self._added_tokens_decoder)
+            self._cached_added = len(names), found
+        return found
+
+    def _segment(self, sources: Sequence[Source], split_special_tokens: bool) -> Segments | Ids:
+        added, lower, split = self._added, self.do_lower_case, not split_special_tokens
+        texts = [source for source in sources if isinstance(source, str)]
+        if len(texts) == len(sources) and not lower and not (split and added.found_in("\n".join(texts))):
+            return Segments(self._segmenter, Parts.of_texts(texts), self.unk_token_id)
+        parts = Parts()
+        for source in sources:
+            size = 0
+            if isinstance(source, str):
+                size = added.add_parts(parts, source, lower, split)
+            elif isinstance(source, Words):
+                for number, word in enumerate(source.words):
+                    n_parts = added.add_parts(parts, word, lower, split)
+                    parts.words += [number] * n_parts
+                    size += n_parts
+            parts.sizes.append(size)
+        segments = Segments(self._segmenter, parts, self.unk_token_id)
+        if not any(isinstance(source, list) for source in sources):
+            return segments
+        of_texts = np.split(segments.ids, segments.bounds[1:-1])
+        given = [
+            np.array(s, dtype=np.int64) if isinstance(s, list) else ids
+            for s, ids in zip(sources, of_texts, strict=True)
+        ]
+        return Ids(given)
+
+    def _encode_plus(
+        self,
+        text: Any,
+        text_pair: Any = None,
+        add_special_tokens: bool = True,
+        padding_strategy: PaddingStrategy = PaddingStrategy.DO_NOT_PAD,
+        truncation_strategy: TruncationStrategy = TruncationStrategy.DO_NOT_TRUNCATE,
+        max_length: int | None = None,
+        stride: int = 0,
+        is_split_into_words: bool = False,
+        pad_to_multiple_of: int | None = None,
+        padding_side: str | None = None,
+        return_tensors: str | TensorType | None = None,
+        return_token_type_ids: bool | None = None,
+        return_attention_mask: bool | None = None,
+        return_overflowing_tokens: bool = False,
+        return_special_tokens_mask: bool = False,
+        return_offsets_mapping: bool = False,
+        return_length: bool = False,
+        verbose: bool = True,
+        split_special_tokens: bool | None = None,
+        **kwargs: Any,
+    ) -> BatchEncoding:
+        firsts, pairs, is_batched = read_samples(text, text_pair, is_split_into_words)
+        seconds: list[int | None] | None = None
+        sources = firsts
+        if pairs is not None:
+            numbers = count(len(firsts))
+            seconds = [None if pair is None else next(numbers) for pair in pairs]
+            sources = [*firsts, *(pair for pair in pairs if pair is not None)]
+        if split_special_tokens is None:
+            split_special_tokens = self.split_special_tokens
+        segments = self._segment(sources, split_special_tokens)
+        side = self.truncation_side
+        truncation = None
+        if truncation_strategy != TruncationStrategy.DO_NOT_TRUNCATE and max_length is not None:
+            truncation = Truncation(
+                truncation_strategy.value, max_length, add_special_tokens, stride, side, return_overflowing_tokens
             )
-        return text, kwargs
-
-    def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
-        options = self.sp_model_kwargs
-        try:
-            if options.get("enable_sampling") is True:
-                nbest_size = 64 if options.get("nbest_size") is None else options["nbest_size"]
-                alpha = 0.1 if options.get("alpha") is None else options["alpha"]
-                return _split_pieces(self.sp_model.SampleEncodeAsPieces(text, nbest_size, alpha))
-            return _split_pieces(self.sp_model.EncodeAsPieces(text))
-        except RuntimeError as error:
-            raise ValueError(f"text={text[:100]!r}: expected text that UTF-8 can encode ({error})") from error
-
-    def _encode_plus(self, *args: Any, return_offsets_mapping: bool = False, **kwargs: Any) -> BatchEncoding:
-        if return_offsets_mapping:  # the base class ignores it in silence
-            raise ValueError("return_offsets_mapping=True: expected False; offsets are not supported yet")
-        return super()._encode_plus(*args, **kwargs)
+        windows = windows_of(segments.bounds, len(firsts), seconds, truncation)
+        width: int | None = 0
+        if padding_strategy != PaddingStrategy.DO_NOT_PAD:
+            width = None if padding_strategy == PaddingStrategy.LONGEST else max_length
+        framing = Frame(
+            (self.cls_token_id, self.cls_token),
+            (self.sep_token_id, self.sep_token),
+            (self.pad_token_id, self.pad_token),
+            self.pad_token_type_id,
+            add_special_tokens,
+            width,
+            pad_to_multiple_of or 1,
+            self.padding_side if padding_side is None else padding_side,
+        )
+        encodings = Encodings(segments, windows, framing)
+        longest = int(encodings.lengths.max(initial=0))
+        if max_length is None and longest > self.model_max_length:
+            self._eventual_warn_about_too_long_sequence([0] * longest, max_length, verbose)
+        asked = {
+            "input_ids": True,
+            "token_type_ids": return_token_type_ids,
+            "attention_mask": return_attention_mask,
+            "special_tokens_mask": return_special_tokens_mask,
+            "offset_mapping": return_offsets_mapping,
+        }
+        names = [name for name, ask in asked.items() if (name in self.model_input_names if ask is None else ask)]
+        as_arrays = return_tensors in ("np", "pt") and len(set(np.diff(encodings.bounds).tolist())) == 1
+        data: dict[str, Any] = {}
+        for name in names:
+            data[name] = encodings.arrays(COLUMNS[name]) if as_arrays else encodings.lists(COLUMNS[name])
+        if return_length:
+            data["length"] = encodings.lengths.tolist()
+        if return_overflowing_tokens:
+            data["overflow_to_sample_mapping"] = windows.samples.tolist()
+        if not is_batched and return_tensors is None and not return_overflowing_tokens:
+            data = {name: values[0] for name, values in data.items()}
+        n_sequences = 2 if seconds is not None and seconds[0] is not None else 1
+        return BatchEncoding(data, encodings, return_tensors, n_sequences=n_sequences)
 
     def _convert_token_to_id(self, token: str) -> int | None:
         index = self.vocab.get(token)
@@ -288,6 +393,16 @@ class ErnieMTokenizer(SelfLoadingTokenizer, PreTrainedTokenizer):
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         """Tokens joined, with spaces for "▁" and none at either end."""
         return "".join(tokens).replace(UNDERLINE, " ").strip()
+
+    def _pad(self, encoded_inputs: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        # The base class leaves offsets unpadded, which no tensor can then hold.
+        padded: dict[str, Any] = super()._pad(encoded_inputs, *args, **kwargs)
+        if "offset_mapping" in padded:
+            side = kwargs.get("padding_side") or self.padding_side
+            offsets = [tuple(span) for span in padded["offset_mapping"]]
+            missing = [(0, 0)] * (len(padded["input_ids"]) - len(offsets))
+            padded["offset_mapping"] = offsets + missing if side == "right" else missing + offsets
+        return padded
 
     def _decode(
         self,
@@ -314,9 +429,7 @@ class ErnieMTokenizer(SelfLoadingTokenizer, PreTrainedTokenizer):
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None
     ) -> list[int]:
         """Ids of `[CLS] A [SEP]` (len A + 2), or of `[CLS] A [SEP] [SEP] B [SEP]` (len A + len B + 4)."""
-        cls_id, sep_id = self.cls_token_id, self.sep_token_id
-        pair = [] if token_ids_1 is None else [sep_id, *token_ids_1, sep_id]
-        return [cls_id, *token_ids_0, sep_id, *pair]
+        return frame(token_ids_0, token_ids_1, self.cls_token_id, self.sep_token_id)
 
     def get_special_tokens_mask(
         self,
@@ -337,8 +450,7 @@ class ErnieMTokenizer(SelfLoadingTokenizer, PreTrainedTokenizer):
                 raise ValueError("token_ids_1: expected None with already_has_special_tokens=True")
             special_ids = set(self.all_special_ids) - {self.unk_token_id}
             return [int(int(token_id) in special_ids) for token_id in token_ids_0]
-        pair = [] if token_ids_1 is None else [1, *[0] * len(token_ids_1), 1]
-        return [1, *[0] * len(token_ids_0), 1, *pair]
+        return frame([0] * len(token_ids_0), None if token_ids_1 is None else [0] * len(token_ids_1), 1, 1)
 
     def create_token_type_ids_from_sequences(
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None
@@ -347,9 +459,12 @@ class ErnieMTokenizer(SelfLoadingTokenizer, PreTrainedTokenizer):
 
         ErnieM itself has no token types.
         """
-        if token_ids_1 is None:
-            return [0] * (len(token_ids_0) + 2)
-        return [0] * (len(token_ids_0) + 1) + [1] * (len(token_ids_1) + 3)
+        return frame(
+            [0] * len(token_ids_0),
+            None if token_ids_1 is None else [1] * len(token_ids_1),
+            0,
+            int(token_ids_1 is not None),
+        )
 
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, str]:
         """Write `[prefix-]vocab.txt` and `[prefix-]sentencepiece.bpe.model`, and return their paths.
@@ -364,3 +479,22 @@ class ErnieMTokenizer(SelfLoadingTokenizer, PreTrainedTokenizer):
         with open(model_file, "wb") as file:
             file.write(self.sp_model.serialized_model_proto())
         return vocab_file, model_file
+
+
+class LowercaseSwitch:
+    """Stands for a Rust tokenizer where its normaliser is read, or replaced by one that lowercases too."""
+
+    def __init__(self, tokenizer: ErnieMTokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    @property
+    def normalizer(self) -> normalizers.Lowercase | None:
+        """`Lowercase()` if the tokenizer lowercases, else None."""
+        return normalizers.Lowercase() if self._tokenizer.do_lower_case else None
+
+    @normalizer.setter
+    def normalizer(self, value: normalizers.Normalizer) -> None:
+        steps: list[normalizers.Normalizer] = [*value] if isinstance(value, normalizers.Sequence) else [value]  # type: ignore[misc]
+        if not all(isinstance(step, normalizers.Lowercase) for step in steps):
+            raise ValueError(f"normalizer={value!r}: expected Lowercase(), or a Sequence of it")
+        self._tokenizer.do_lower_case = True

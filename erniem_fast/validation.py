@@ -194,6 +194,15 @@ def read(facts: list[Tensor]) -> list[int]:
     return torch.stack([fact.long() for fact in facts]).tolist()  # type: ignore[no-any-return]
 
 
+def refuse_tracing() -> None:
+    """Raise under `torch.jit.trace`, which `torch.onnx.export(dynamo=False)` uses, too."""
+    if torch.jit.is_tracing():  # type: ignore[attr-defined]
+        raise RuntimeError(
+            "torch.jit.trace is not supported: it would keep the lengths of the traced batch for all others; use "
+            "torch.export.export, or erniem_fast.export.export_onnx for ONNX"
+        )
+
+
 def check_encoder_only(past_key_values: object) -> None:
     if past_key_values is not None:
         raise ValueError("past_key_values must be None: ErnieM is an encoder and keeps no cache")
@@ -233,6 +242,8 @@ def check_padded(
 ) -> PaddedInputs:
     """Check a padded batch and fill in what was left out. Reads the device once (values, totals and errors together).
 
+    Under torch.export nothing is read: `total_tokens` and `max_seqlen` count padding, too.
+
     Args:
         limits: of the model.
         weight: the model's position table; its dtype and device are what the input must match.
@@ -264,7 +275,8 @@ def check_padded(
     # Offloaded weights are on meta until a hook brings them.
     if weight.device.type != "meta":
         check_device(name, source, weight.device, "the model")
-    may_be_packed = find_packed and batch == 1 and attention_mask is None and position_ids is not None
+    exporting = torch.compiler.is_exporting()
+    may_be_packed = find_packed and not exporting and batch == 1 and attention_mask is None and position_ids is not None
     if may_be_packed and torch.compiler.is_compiling():
         raise ValueError(
             "cu_seq_lens_q must be given with position_ids of a lone row under torch.compile: the values of "
@@ -274,6 +286,8 @@ def check_padded(
         _check_row(name, seq_len, limits)
     positions = _positions(limits, position_ids, (batch, seq_len), device, name)
     real, dense_mask = _masks(limits, input_ids, attention_mask, (batch, seq_len), device)
+    if exporting:  # no values are known: every column counts
+        return PaddedInputs(input_ids, inputs_embeds, positions, real, dense_mask, batch * seq_len, seq_len)
 
     lengths = real.sum(1)
     facts = [lengths.sum(), lengths.amax()]
@@ -327,7 +341,7 @@ def _positions(
         return torch.arange(first, first + shape[1], device=device).expand(shape)
     check_integers("position_ids", position_ids)
     check_device("position_ids", position_ids, device, source)
-    if position_ids.dim() != 2 or position_ids.shape[0] not in (1, shape[0]) or position_ids.shape[1] != shape[1]:
+    if position_ids.dim() != 2 or position_ids.shape[0] not in (shape[0], 1) or position_ids.shape[1] != shape[1]:
         check_shape("position_ids", position_ids, shape, "batch, seq_len")
     return position_ids.expand(shape)
 

@@ -11,20 +11,23 @@ from helpers.paths import ROOT
 PACKAGE = ROOT / "erniem_fast"
 # Each may import from those before it.
 LAYERS = [
-    "version", "auto_map", "configuration", "tokenization",
+    "version", "adapters", "auto_map", "configuration",
+    "windows", "alignment", "parts", "segmentation", "encodings", "samples", "tokenization",
     "kernels.dropout", "kernels.tables", "kernels.configs", "kernels.jit", "kernels.common",
     "kernels.attention_tiles", "kernels.attention_forward", "kernels.attention_backward", "kernels.attention",
     "kernels.segment_sum", "kernels.layer_norm", "kernels.activation", "kernels.embedding",
     "kernels.linear", "kernels.mlp",
     "ops.backend", "ops.dropout", "ops.attention_torch", "ops.attention", "ops.layer_norm", "ops.activation", "ops.mlp",
     "ops.embedding", "ops.linear", "ops.__init__",
-    "validation", "packing", "fusion", "encoder", "outputs",
-    "checkpoints", "pretrained", "modules", "losses", "heads", "reference", "modeling",
+    "validation", "packing", "inputs", "fusion", "encoder", "outputs",
+    "checkpoints", "pretrained", "modules", "losses", "heads", "token_heads", "reference", "modeling", "export",
     "inference.__init__", "inference.batch_invariance", "inference.projections", "inference.graphs",
-    "inference.progress", "inference.batching", "inference.zero_shot", "__init__",
-    "inference.pooling", "inference.embed", "array_pickle", "paddle",
-    "cli.__init__", "cli.errors", "cli.folders", "cli.atomic", "cli.files", "cli.loading", "cli.options", "cli.verify",
-    "cli.demo", "cli.convert", "cli.warm_up", "cli.embed", "cli.zero_shot", "cli.main",
+    "inference.progress", "inference.batching", "inference.question_answering", "inference.zero_shot",
+    "inference.schema", "inference.spans", "inference.extraction", "__init__",
+    "sentence_transformers", "inference.pooling", "inference.embed", "array_pickle", "paddle",
+    "cli.__init__", "cli.errors", "cli.atomic", "cli.folders", "cli.files", "cli.loading", "cli.options", "cli.verify",
+    "cli.demo", "cli.convert", "cli.export", "cli.extract", "cli.warm_up", "cli.embed",
+    "cli.zero_shot", "cli.main",
 ]  # fmt: skip
 MODULES = sorted(p for p in PACKAGE.rglob("*.py")) + sorted((ROOT / "kernels").glob("*.py"))
 

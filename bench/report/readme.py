@@ -1,4 +1,4 @@
-"""Texts between two markers in README.md and docs/benchmarks.md."""
+"""Texts between two markers in README.md and the pages of docs/."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -6,9 +6,16 @@ from pathlib import Path
 from bench.engine.environment import ROOT
 
 from .tables import details, summary
+from .texts import embedders, formats
 
 START, END = "<!-- bench:start -->", "<!-- bench:end -->"
-PAGES: dict[Path, Callable[[Path], str]] = {ROOT / "README.md": summary, ROOT / "docs" / "benchmarks.md": details}
+DOCS = ROOT / "docs"
+PAGES: dict[Path, Callable[[Path], str]] = {
+    ROOT / "README.md": summary,
+    DOCS / "benchmarks.md": details,
+    DOCS / "quantisation.md": formats,
+    DOCS / "sentence_embeddings.md": embedders,
+}
 """Pages, and what makes their part from a folder of results."""
 
 

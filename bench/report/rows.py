@@ -9,6 +9,9 @@ from typing import Any
 from bench.engine.registry import OURS
 
 PARTS = ("cpu", "kernels", "models")
+PACKAGES = ("torch", "transformers", "sentence-transformers", "torchao")
+TRUSTED = 0.2
+"""Cores that other processes may keep busy while a CPU is measured."""
 BASE_LAYERS, LARGE_LAYERS = 12, 24
 
 
@@ -60,16 +63,19 @@ class Result:
         content, run = self.content, self.content["runs"][-1]
         versions, reached = content["versions"], run.get("ceilings")
         commit = f"`{content['commit'][:12]}`" if content["commit"] else "unknown"
-        door = "bench.run" if content["suite"] == "cpu" else f"bench.gpu {content['suite']}"
+        doors = {"cpu": "bench.run", "texts": "bench.tools.texts"}
+        door = doors.get(content["suite"], f"bench.gpu {content['suite']}")
         machine = [content["processor"]]
         if content["device"] == "cpu":
-            machine += [f"{content['cores']} cores", f"{content['threads']} threads", "float32"]
+            machine += [f"{content['cores']} cores", f"{content['threads']} threads"]
+            machine += ["float32"] if content["suite"] == "cpu" else []
         else:
             machine += [f"driver {content['driver']}", f"triton {versions['triton']}"]
+        packages = ", ".join(f"{name} {versions[name]}" for name in PACKAGES if name in versions)
         name = self.path.name
         text = (
             f"Measured on {content['date'][:10]} by `python -m {door}` ([{name}]({folder}/{name})): "
-            f"{', '.join(machine)}, torch {versions['torch']}, transformers {versions['transformers']}, commit {commit}"
+            f"{', '.join(machine)}, {packages}, commit {commit}"
             f"{', changed since' if content['dirty'] else ''}."
         )
         if reached:
@@ -77,6 +83,8 @@ class Result:
                 f" In the same run PyTorch reached {reached['matrix_tflops']:,.3g} TFLOP/s in a matrix product and "
                 f"{reached['copy_gbps']:,.0f} GB/s in a copy."
             )
+        if run.get("others_busy_cores", 0) > TRUSTED:
+            text += f" Other processes kept {run['others_busy_cores']:.1f} cores busy: its times are preliminary."
         lacks = [f"{len(content[key])} {what}" for key, what in (("left_out", "cases left out"), ("failed", "failures"))
                  if content[key]]  # fmt: skip
         return text + (f" There were {' and '.join(lacks)}." if lacks else "")

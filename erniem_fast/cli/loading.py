@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from transformers.utils import cached_file
 
 from ..configuration import ErnieMConfig
-from ..modeling import ErnieMModel
+from ..modeling import ErnieMForInformationExtraction, ErnieMModel
 from ..tokenization import VOCAB_FILES_NAMES, ErnieMTokenizer
 from .errors import InputError
 
@@ -150,7 +150,11 @@ def load_head(name: str, cls: Any, config: ErnieMConfig, dtype: torch.dtype, dev
     if cls.__name__ not in architectures:
         held = ", ".join(architectures) or "no architecture"
         raise InputError(f"--model {name!r}: config.json names {held}; expected {cls.__name__}")
-    return _complete(name, load(name, cls, dtype)).to(device)
+    loaded = load(name, cls, dtype)
+    if cls is ErnieMForInformationExtraction:  # which has a pooler that no score reads; early uploads lack it
+        missing = [key for key in loaded.missing if not key.startswith("ernie_m.pooler.")]
+        loaded = replace(loaded, missing=missing)
+    return _complete(name, loaded).to(device)
 
 
 def _complete(name: str, loaded: Loaded) -> Any:

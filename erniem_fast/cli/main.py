@@ -14,6 +14,8 @@ from .convert import convert_command
 from .demo import demo as run_demo
 from .embed import embed_command
 from .errors import InputError, OneLineErrors, say_on_stderr
+from .export import export_command
+from .extract import extract_command
 from .loading import load_config
 from .options import DTYPES, DeviceOption, ModelOption, parse_device
 from .verify import verify as run_verify
@@ -44,7 +46,9 @@ def main(
 
 
 app.command("embed")(embed_command)
+app.command("export")(export_command)
 app.command("convert")(convert_command)
+app.command("extract")(extract_command)
 app.command("zero-shot")(zero_shot_command)
 
 

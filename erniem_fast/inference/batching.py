@@ -1,6 +1,6 @@
 """Sequences in batches of at most so many tokens, results in order of arrival.
 
-logits = run(sequences, lambda batch: model(batch, return_packed=True).logits.cpu(), batch_tokens=8192)
+logits = run(sequences, lambda batch: classifier(batch).logits.cpu(), batch_tokens=8192)
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence

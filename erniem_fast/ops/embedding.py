@@ -82,7 +82,8 @@ def embedding_layer_norm(
             input_ids, words, position_ids, position_weight, weight, bias, eps, padding, position_padding, dropout, save
         )[0]
         return y
-    if position_ids.device.type != "cpu" or torch.compiler.is_compiling():
+    compiling = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+    if position_ids.device.type != "cpu" or compiling:
         # Unread values: an index out of range must not become a device-side assert.
         position_ids = position_ids.clamp(0, position_weight.shape[0] - 1)
         input_ids = None if input_ids is None else input_ids.clamp(0, words.shape[0] - 1)

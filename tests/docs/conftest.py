@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.blocks import GPU, Block, blocks, script
-from helpers.hub import fill_cache
+from helpers.hub import fill_cache, fill_folders
 from helpers.paddle_folders import write_uie_m
 from helpers.paths import ROOT
 
@@ -34,11 +34,20 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     }
 
 
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that holds the checkpoints that a page's reader has."""
+    parent = tmp_path_factory.mktemp("folders")
+    fill_folders(parent)
+    return parent
+
+
 @pytest.fixture
-def run_page(hub: dict[str, str], tmp_path: Path) -> Callable[[Path], str]:
+def run_page(hub: dict[str, str], folders: Path, tmp_path: Path) -> Callable[[Path], str]:
     """A function that runs the blocks of a page left to the tests, and returns what its Python blocks print."""
 
     def run(page: Path) -> str:
+        shutil.copytree(folders, tmp_path, dirs_exist_ok=True)
         if page.stem == "paddle":
             write_uie_m(tmp_path / "uie_m_base")
         chosen = [block for block in blocks(page) if block.mark == "" or (block.mark == GPU and _has_gpu())]

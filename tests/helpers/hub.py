@@ -1,4 +1,4 @@
-"""A Hugging Face cache with tiny random checkpoints under the names of public ones."""
+"""Tiny random checkpoints: in a Hugging Face cache under the names of public ones, and in folders of a reader's own."""
 
 import shutil
 from collections.abc import Mapping
@@ -14,14 +14,24 @@ from helpers.paths import GOLDEN_TOKENIZER
 REVISION = "0" * 40
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 LABELS = ("entailment", "neutral", "contradiction")
+TAGS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
 CHECKPOINTS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "susnato/ernie-m-base_pytorch": ("ErnieMModel", {}),
     "MoritzLaurer/ernie-m-base-mnli-xnli": (
         "ErnieMForSequenceClassification",
         {"id2label": dict(enumerate(LABELS)), "label2id": {label: index for index, label in enumerate(LABELS)}},
     ),
+    "your-org/ernie-m-base-squad": ("ErnieMForQuestionAnswering", {}),
+    "your-org/ernie-m-base-ner": (
+        "ErnieMForTokenClassification",
+        {"id2label": dict(enumerate(TAGS)), "label2id": {tag: index for index, tag in enumerate(TAGS)}},
+    ),
 }
-"""Class and further configuration of each public checkpoint that the documentation names."""
+"""Class and further configuration of each checkpoint that the documentation names: public ones, and a reader's own."""
+
+
+FOLDERS = {"uie-m-base": "ErnieMForInformationExtraction"}
+"""Class of each folder that the documentation takes for granted in the current one."""
 
 
 def fill_cache(cache: Path) -> None:
@@ -30,17 +40,26 @@ def fill_cache(cache: Path) -> None:
     Args:
         cache: the folder that the environment variable HF_HUB_CACHE names.
     """
-    vocabulary, pieces = GOLDEN_TOKENIZER / "vocab.txt", GOLDEN_TOKENIZER / "sentencepiece.bpe.model"
-    size = len(ErnieMTokenizer(pieces, vocabulary))
     for name, (class_name, changes) in CHECKPOINTS.items():
         repository = cache / f"models--{name.replace('/', '--')}"
-        folder = repository / "snapshots" / REVISION
-        model = getattr(erniem_fast, class_name)(ErnieMConfig(vocab_size=size, **SIZES, **changes))
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(torch.randn_like(parameter), alpha=0.1)
-        model.save_pretrained(folder)
-        for file in (vocabulary, pieces):
-            shutil.copy(file, folder)
+        _save(repository / "snapshots" / REVISION, class_name, changes)
         (repository / "refs").mkdir()
         (repository / "refs" / "main").write_text(REVISION, encoding="utf-8")
+
+
+def fill_folders(parent: Path) -> None:
+    """Write every folder of `FOLDERS` into `parent`."""
+    for name, class_name in FOLDERS.items():
+        _save(parent / name, class_name, {})
+
+
+def _save(folder: Path, class_name: str, changes: Mapping[str, Any]) -> None:
+    vocabulary, pieces = GOLDEN_TOKENIZER / "vocab.txt", GOLDEN_TOKENIZER / "sentencepiece.bpe.model"
+    size = len(ErnieMTokenizer(pieces, vocabulary))
+    model = getattr(erniem_fast, class_name)(ErnieMConfig(vocab_size=size, **SIZES, **changes))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    model.save_pretrained(folder)
+    for file in (vocabulary, pieces):
+        shutil.copy(file, folder)

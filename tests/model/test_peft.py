@@ -1,6 +1,9 @@
 """Adapters by peft: trained, merged, on any layer."""
 
 import copy
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +20,10 @@ from helpers.pairs import (
     labels_for,
     make,
 )
+from helpers.paths import ROOT
 from torch import nn
 
-from erniem_fast import join_projections
+from erniem_fast import ErnieMConfig, ErnieMModel, join_projections
 
 
 def lora(model: Any, **changes: Any) -> Any:
@@ -152,3 +156,100 @@ def test_adapters_on_joined_projections() -> None:
         assert_agree(fast, plain, inputs)
         join_projections(fast)
         assert_agree(fast, plain, inputs)
+
+
+DEFAULTS = {"lora": peft.LoraConfig, "adalora": lambda: peft.AdaLoraConfig(total_step=9), "loha": peft.LoHaConfig}
+
+
+@pytest.mark.parametrize("config", DEFAULTS.values(), ids=DEFAULTS)
+def test_default_target_modules(config: Any) -> None:
+    """Query and value, as peft has them for BERT; by get_peft_model and by transformers' add_adapter."""
+    _, fast = make()
+    again = copy.deepcopy(fast)
+    adapted = peft.get_peft_model(fast, config())
+    assert adapted.peft_config["default"].target_modules == {"q_proj", "v_proj"}
+    again.add_adapter(config())
+    for model in (adapted, again):
+        trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        assert trained
+        assert all("q_proj" in name or "v_proj" in name for name in trained)
+
+
+HEADS = {
+    "ErnieMForSequenceClassification": ({"task_type": "SEQ_CLS"}, ("classifier",)),
+    "ErnieMForTokenClassification": ({"task_type": "TOKEN_CLS"}, ("classifier",)),
+    "ErnieMForQuestionAnswering": ({"task_type": "QUESTION_ANS"}, ("qa_outputs",)),
+    "ErnieMForMultipleChoice": ({"modules_to_save": ["classifier"]}, ("classifier",)),
+    "ErnieMForInformationExtraction": ({"modules_to_save": ["linear_start", "linear_end"]},
+                                       ("linear_start", "linear_end")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_head_is_trained_saved_and_merged_with_the_adapter(name: str, tmp_path: Path) -> None:
+    _, fast = make(name, **NO_DROPOUT)
+    untouched = copy.deepcopy(fast)
+    inputs = batch()
+    if name == "ErnieMForMultipleChoice":
+        inputs = {key: value.unflatten(0, (2, 2)) for key, value in inputs.items()}
+        labels: dict[str, Any] = {"labels": torch.tensor([0, 1])}
+    else:
+        labels = labels_for(name, inputs)
+    options, heads = HEADS[name]
+    model = peft.get_peft_model(fast, peft.LoraConfig(lora_dropout=0.0, **options)).train()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
+    for _ in range(2):  # LoRA's first factor gets no gradient before the second one is no longer zero
+        optimizer.zero_grad()
+        model(**inputs, **labels).loss.backward()
+        optimizer.step()
+    for part in (*heads, "lora_A", "lora_B"):
+        assert any(part in key and float(grad.abs().max()) > 0 for key, grad in gradients(model).items()), part
+    model.save_pretrained(tmp_path)
+    with torch.no_grad():
+        before, wanted = untouched(**inputs).to_tuple(), model.eval()(**inputs).to_tuple()
+        again = peft.PeftModel.from_pretrained(untouched, tmp_path).eval()
+        for one, other, old in zip(again(**inputs).to_tuple(), wanted, before, strict=True):
+            assert_close(one, other)
+            assert float((one - old).abs().max()) > 1e-3
+        for one, other in zip(again.merge_and_unload()(**inputs).to_tuple(), wanted, strict=True):
+            assert_close(one, other)
+
+
+FRESH = """
+import sys
+import torch
+import erniem_fast
+model = erniem_fast.ErnieMModel.from_pretrained(sys.argv[1])
+assert "peft" not in sys.modules
+import peft
+assert peft.get_peft_model(model, peft.LoraConfig()).peft_config["default"].target_modules == {"q_proj", "v_proj"}
+model = peft.AutoPeftModelForFeatureExtraction.from_pretrained(sys.argv[2]).eval()
+with torch.no_grad():
+    torch.save(model(torch.load(sys.argv[3])).last_hidden_state, sys.argv[3])
+"""
+
+
+@pytest.mark.slow
+def test_a_fresh_process_finds_the_defaults_and_loads_an_adapter(tmp_path: Path) -> None:
+    """The package itself does not import peft."""
+    base, folder, file = tmp_path / "base", tmp_path / "adapter", tmp_path / "tensor"
+    _, fast = make(dtype=torch.float32)
+    fast.save_pretrained(base)
+    adapted = peft.get_peft_model(ErnieMModel.from_pretrained(base), peft.LoraConfig(task_type="FEATURE_EXTRACTION"))
+    randomise_adapter(adapted)
+    adapted.save_pretrained(folder)
+    ids = batch()["input_ids"]
+    torch.save(ids, file)
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", FRESH, str(base), str(folder), str(file)]
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True)
+    with torch.no_grad():
+        assert_close(torch.load(file), adapted.eval()(ids).last_hidden_state, 1e-6)
+        assert float((torch.load(file) - fast(ids).last_hidden_state).abs().max()) > 1e-3
+
+
+def test_the_tables_of_other_models_stay() -> None:
+    ErnieMConfig().to_dict()
+    table = peft.utils.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    assert table["ernie_m"] == ["q_proj", "v_proj"]
+    assert table["bert"] == ["query", "value"]

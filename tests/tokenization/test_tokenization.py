@@ -13,7 +13,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from transformers import AddedToken, BatchEncoding
 
-from erniem_fast import tokenization
+from erniem_fast import alignment, encodings, parts, samples, segmentation, tokenization
+from erniem_fast.parts import Parts
+from erniem_fast.segmentation import Segmenter, Segments
 from erniem_fast.tokenization import ErnieMTokenizer
 
 CLS, PAD, SEP, UNK, MASK = 0, 1, 2, 3, 16001
@@ -81,6 +83,35 @@ CHARS = (
 PIECES = st.lists(st.text(CHARS, min_size=1, max_size=8) | st.just("▁") | st.text(min_size=1), max_size=8)
 NO_SPECIAL_TOKEN = st.characters(exclude_categories=["Cs"], exclude_characters="[")
 TEXTS = st.text(CHARS + "\t\n", max_size=40) | st.text(NO_SPECIAL_TOKEN, max_size=20)
+
+
+class GivenPieces:
+    """Stands for a SentencePiece model that knows some pieces and splits every text into the given ones."""
+
+    def __init__(self, pieces, known):
+        self.pieces, self.known = pieces, ["<unk>", *known]
+
+    def get_piece_size(self):
+        return len(self.known)
+
+    def id_to_piece(self, ids):
+        return [self.known[i] for i in ids]
+
+    def unk_id(self):
+        return 0
+
+    def encode(self, texts, out_type, **options):
+        ids = [self.known.index(piece) if piece in self.known else 0 for piece in self.pieces]
+        return [ids if out_type is int else self.pieces for _ in texts]
+
+
+def tokens_of(pieces, known=(), **options):
+    segmenter = Segmenter(GivenPieces(pieces, known), options, {"▁": 7, "a": 8, "中": 9})
+    segments = Segments(segmenter, Parts.of_texts(["text"]), UNK)
+    assert segments.ids.tolist() == [segmenter.vocab.get(token, UNK) for token in segments.tokens]
+    return segments.tokens
+
+
 few = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -91,7 +122,11 @@ few = settings(max_examples=150, deadline=None, suppress_health_check=[HealthChe
 @example(["a▁9", "▁9", "9▁a", "中▁文", "中▁", "▁▁"])
 @example(["x" * 40 + "1中"])
 def test_split_pieces(pieces):
-    assert tokenization._split_pieces(pieces) == split_plainly(pieces)
+    expected = split_plainly(pieces)
+    assert tokens_of(pieces) == expected
+    assert tokens_of(pieces, pieces) == expected
+    assert tokens_of(pieces, pieces[::2]) == expected
+    assert tokens_of(pieces, pieces[1::2], enable_sampling=True) == expected
 
 
 @pytest.mark.parametrize(
@@ -111,7 +146,7 @@ def test_split_pieces(pieces):
     ],
 )
 def test_split_pieces_by_hand(pieces, tokens):
-    assert tokenization._split_pieces(pieces) == tokens
+    assert tokens_of(pieces) == tokens_of(pieces, pieces) == tokens
 
 
 @few
@@ -122,27 +157,6 @@ def test_tokenize(tokenizer, processor, text):
     tokens = tokenizer.tokenize(text)
     assert tokens == split_plainly(processor.encode(text, out_type=str))
     assert tokenizer.encode(text) == [CLS, *(tokenizer.vocab.get(token, UNK) for token in tokens), SEP]
-
-
-@few
-@given(PIECES)
-def test_cache_changes_nothing(pieces):
-    tokenization._split_piece_cached.cache_clear()
-    cold, warm = tokenization._split_pieces(pieces), tokenization._split_pieces(pieces)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tokenization, "_LONGEST_CACHED_PIECE", -1)
-        uncached = tokenization._split_pieces(pieces)
-    assert cold == warm == uncached
-
-
-def test_cache_is_bounded():
-    tokenization._split_piece_cached.cache_clear()
-    tokenization._split_pieces(["x" * 33])
-    assert tokenization._split_piece_cached.cache_info().currsize == 0
-    tokenization._split_pieces(["x" * 32])
-    info = tokenization._split_piece_cached.cache_info()
-    assert info.currsize == 1
-    assert info.maxsize is not None
 
 
 def test_result_may_be_changed_by_the_caller(tokenizer):
@@ -192,7 +206,7 @@ def test_special_token_ids(tokenizer):
     assert [getattr(tokenizer, name) for name in names] == [CLS, PAD, SEP, UNK, MASK]
     assert len(tokenizer) == tokenizer.vocab_size == 16002 == len(tokenizer.get_vocab())
     assert tokenizer.get_vocab() is not tokenizer.vocab
-    assert not tokenizer.is_fast
+    assert tokenizer.is_fast
 
 
 def test_pair_with_everything(tokenizer):
@@ -347,8 +361,9 @@ def test_constructor_arguments_as_in_4x():
     }
 
 
-def test_no_torch():
-    tree = ast.parse(Path(tokenization.__file__).read_text(encoding="utf-8"))
+@pytest.mark.parametrize("module", [alignment, encodings, parts, samples, segmentation, tokenization])
+def test_no_torch(module):
+    tree = ast.parse(Path(inspect.getfile(module)).read_text(encoding="utf-8"))
     imports = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     imports |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert not any(name.split(".")[0] == "torch" for name in imports)
@@ -382,9 +397,24 @@ def test_bad_arguments(arguments, error, message):
         ErnieMTokenizer(**{"sentencepiece_model_ckpt": MODEL, "vocab_file": VOCAB} | arguments)
 
 
-@pytest.mark.parametrize("text", [5, b"bytes", ["a", None], ["a", 5]])
-def test_text_must_be_str(tokenizer, text):
-    with pytest.raises(ValueError, match="Input must be a string"):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (5, "text=5: expected a str or a list of token ids, got int"),
+        (None, "specify either `text`"),
+        (b"bytes", "text=b'bytes': expected a str .*, got bytes"),
+        (["a", None], r"text\[1\]=None: expected a str .*, got NoneType"),
+        (["a", 5], r"text\[1\]=5: .*got int"),
+        ([["a", "b", "c"]], r"text\[0\]=\['a', 'b', 'c'\]: expected a text or a pair of texts, got 3 texts"),
+        ([["a", None]], r"text\[0\]\[0\]='a': .*got str"),
+        ([[]], r"text\[0\]=\[\]: expected"),
+        ([[["a"]]], r"text\[0\]\[0\]=\['a'\]: .*got list"),
+        ([1, "a"], r"text\[1\]='a': .*got str"),
+        ({"a": 1}, "text={'a': 1}: .*got dict"),
+    ],
+)
+def test_text_of_another_type(tokenizer, text, message):
+    with pytest.raises(ValueError, match=message):
         tokenizer(text)
 
 
@@ -395,10 +425,3 @@ def test_other_bad_text(tokenizer):
         tokenizer.tokenize("a lone surrogate: \ud800")
     with pytest.raises(ValueError, match="batch"):
         tokenizer(["a", "b"], ["c"])
-
-
-def test_offsets_are_refused(tokenizer):
-    for call in (tokenizer, tokenizer.encode):
-        with pytest.raises(ValueError, match="return_offsets_mapping=True"):
-            call("Hello", return_offsets_mapping=True)
-    assert "offset_mapping" not in tokenizer("Hello", return_offsets_mapping=False)

@@ -235,7 +235,7 @@ def test_committed_results_are_whole_and_the_pages_are_current() -> None:
         if path.name.startswith("gpu-check-"):
             continue
         assert not content["tiny"]
-        prefix = "cpu" if content["suite"] == "cpu" else f"gpu-{content['suite']}-"
+        prefix = content["suite"] if content["device"] == "cpu" else f"gpu-{content['suite']}-"
         assert path.name.startswith(prefix)
         assert path.name.endswith(f"{content['date'][:10]}.json")
     assert goals.CPU_ARRIVAL in tables.details(RESULTS)

@@ -1,0 +1,51 @@
+"""Tables of `bench.tools.texts`: weights in other formats and sentence-transformers, each for its page in docs/."""
+
+from pathlib import Path
+from typing import Any
+
+from bench.engine.results import ResultFile
+
+from .markdown import markdown
+from .rows import Result
+
+NOT_MEASURED = "Not measured yet: `python -m bench.tools.texts` measures."
+EMBEDDERS = {
+    "packed": "`erniem_fast.sentence_transformers.Transformer`",
+    "sentence-transformers' own module": "sentence-transformers' own module, padding-free model",
+    "the same, padded model": "sentence-transformers' own module, padded model as in 4.40.2",
+}
+
+
+def formats(folder: Path) -> str:
+    """Part of docs/quantisation.md."""
+    head = ["linear layers' weights, everything else", "error", "time to float32", "size of the model"]
+    return _part(folder, "formats", head, _format)
+
+
+def embedders(folder: Path) -> str:
+    """Part of docs/sentence_embeddings.md."""
+    return _part(folder, "sentence-transformers", ["first module", "texts/s", "time to ours"], _embedder)
+
+
+def _format(row: dict[str, Any]) -> list[str]:
+    size = f"{row['model_bytes'] / 2**20:,.0f} MiB"
+    return [row["provider"], f"{row['relative_error']:.2%}", f"{row['ratio']:.2f}", size]
+
+
+def _embedder(row: dict[str, Any]) -> list[str]:
+    return [EMBEDDERS[row["provider"]], f"{row['texts'] / row['time_s']:,.0f}", f"{row['ratio']:.2f}"]
+
+
+def _part(folder: Path, operation: str, head: list[str], line: Any) -> str:
+    file = ResultFile.newest(folder, "texts")
+    if file is None:
+        return NOT_MEASURED
+    rows = [row for row in file.content["rows"] if row["operation"] == operation]
+    random = "random weights and the demo's small vocabulary"
+    weights = random if file.content["checkpoint"] is None else f"weights of {file.content['checkpoint']}"
+    first = rows[0]
+    model = f"{first['layers']} layers of {first['hidden_size']}, {weights}"
+    model += f", a batch of {first['tokens']:,} tokens." if "tokens" in first else "."
+    return "\n\n".join(
+        [markdown(head, map(line, rows)), f"{Result(file.path, file.content).describe('../bench/results')} {model}"]
+    )

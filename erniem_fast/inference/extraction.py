@@ -1,0 +1,336 @@
+"""Information extraction by a UIE model: from texts and a schema to spans of the texts.
+
+extract = information_extraction(model, tokenizer)
+extract(["2月8日上午谷爱凌以188.25分获得金牌！"], ["时间", {"选手": "得分"}])
+
+Each level of the schema is one pass: its questions about all texts go through the model together, without padding.
+Behaviour: PaddleNLP's Taskflow("information_extraction").
+"""
+
+from collections.abc import Iterable, Iterator
+from numbers import Integral, Real
+from typing import Any, NamedTuple, overload
+
+import numpy as np
+import torch
+
+from ..modeling import ErnieMModel
+from ..packing import PackedBatch
+from ..tokenization import ErnieMTokenizer
+from ..validation import warn_once
+from .batching import plan
+from .progress import progress_bar
+from .schema import LANGUAGES, Node, Prompt, check_encodable, parse_schema, prompt_of
+from .spans import Answer, Question, Tokens, Window, windows
+
+Result = dict[str, list[Answer]]
+"""Answers about a text by the names of a schema; names without answers are absent."""
+
+SPECIAL_TOKENS = 4
+"""Of [CLS] prompt [SEP] [SEP] text [SEP]."""
+TEXTS_PER_PASS = 256
+CHARACTERS_PER_PASS = 2**20
+MANY_CHARACTERS = 10_000
+"""Longer texts, taken together, show a progress bar unless told otherwise."""
+
+
+class Settings(NamedTuple):
+    """Arguments of a call that are not its input."""
+
+    language: str
+    threshold: float
+    stride: int
+
+
+class Place(NamedTuple):
+    """Where answers go.
+
+    Attributes:
+        text: number of the text.
+        owner: the text's result, or the answer that is asked about.
+        parent: text of that answer; None at the first level.
+        nodes: names to ask for.
+    """
+
+    text: int
+    owner: dict[str, Any]
+    parent: str | None
+    nodes: tuple[Node, ...]
+
+
+Asked = tuple[Place, Node, Prompt]
+Questions = dict[tuple[int, Prompt], Question]
+
+
+class InformationExtraction:
+    """Callable that finds spans in texts; made by `information_extraction`."""
+
+    def __init__(self, model: Any, tokenizer: ErnieMTokenizer, batch_tokens: int) -> None:
+        # A wrapper with adapters passes these attributes on.
+        if not (isinstance(getattr(model, "ernie_m", None), ErnieMModel) and hasattr(model, "linear_start")):
+            raise TypeError(f"model must be an erniem_fast.ErnieMForInformationExtraction, got {type(model).__name__}")
+        if not isinstance(tokenizer, ErnieMTokenizer):
+            raise TypeError(f"tokenizer must be an erniem_fast.ErnieMTokenizer, got {type(tokenizer).__name__}")
+        _check_whole("batch_tokens", batch_tokens, 1)
+        self.model, self.tokenizer, self.batch_tokens = model, tokenizer, batch_tokens
+
+    @overload
+    def __call__(  # type: ignore[overload-overlap]  # a str is an iterable of str, too
+        self, texts: str, schema: Any, *, language: str = ..., threshold: float = ..., stride: int = ...,
+        progress: bool | None = ...,
+    ) -> Result: ...  # fmt: skip
+    @overload
+    def __call__(
+        self, texts: Iterable[str], schema: Any, *, language: str = ..., threshold: float = ..., stride: int = ...,
+        progress: bool | None = ...,
+    ) -> list[Result]: ...  # fmt: skip
+    def __call__(
+        self,
+        texts: str | Iterable[str],
+        schema: Any,
+        *,
+        language: str = "zh",
+        threshold: float = 0.5,
+        stride: int = 128,
+        progress: bool | None = None,
+    ) -> Result | list[Result]:
+        """Find in each text what a schema names.
+
+        The model reads a prompt and the text, and gives each token the probabilities that an answer starts and ends
+        there. Those above the threshold are boundaries, and each end makes a span with the nearest start at or before
+        it, if no other end lies between. A prompt is a name of the schema or, below a name, "X的Y" or "Y of X" for
+        each span X that was found; the same X is asked about once a text.
+
+        A name with options, `name[a,b]`, gives one of them: that in which the span lies, in the prompt.
+
+        A text that is too long for the model is read in overlapping windows. Each token counts in the window in whose
+        middle it lies most, and spans are made of the boundaries of all windows: no span comes twice, and none of at
+        most `stride` tokens is cut. Windows vote for an option.
+
+        Args:
+            texts: one or more texts, in any language and of any length; an empty one has an empty result.
+            schema: a name, a list of names and dicts, or a dict whose values are schemas, None where there are none.
+            language: of the prompts, "zh" or "en".
+            threshold: what the probabilities of a start and of an end must exceed, in [0, 1).
+            stride: tokens that consecutive windows share at least; at most half a window is.
+            progress: show a progress bar on stderr; None: with more than 10,000 characters.
+
+        Returns:
+            A dict for each text; to a str the dict itself. It leads from the names that have answers, in the schema's
+            order, to these, in the text's order. An answer is a dict: `text`, `start` and `end` with text ==
+            texts[i][start:end], `probability`, the product of both boundaries', and `relations`, where names below
+            have answers, a dict like the whole. The answer to a name with options has neither `start` nor `end`.
+
+        Raises:
+            TypeError, ValueError: an argument that is not as described; a name without tokens, or of more than nearly
+                half of the model's; a model in training mode, or one that gives NaN.
+        """
+        results = self.stream(texts, schema, language=language, threshold=threshold, stride=stride, progress=progress)
+        found = list(results)
+        return found[0] if isinstance(texts, str) else found
+
+    def stream(
+        self,
+        texts: str | Iterable[str],
+        schema: Any,
+        *,
+        language: str = "zh",
+        threshold: float = 0.5,
+        stride: int = 128,
+        progress: bool | None = None,
+    ) -> Iterator[Result]:
+        """Yield the result of each text, of one text too, so that the results need not fit into memory.
+
+        Args, Raises: see `__call__`; arguments are checked at once.
+        """
+        if self.model.training:
+            raise ValueError("model must be in eval mode, or dropout changes what it finds; got training mode")
+        if isinstance(texts, str):
+            texts = [texts]
+        elif not isinstance(texts, Iterable):
+            raise TypeError(f"texts must be a str, or any number of them, got {type(texts).__name__}")
+        texts = list(texts)
+        for index, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise TypeError(f"texts[{index}] must be a str, got {type(text).__name__}")
+            check_encodable(f"texts[{index}]", text)
+        if language not in LANGUAGES:
+            raise ValueError(f"language must be one of {', '.join(LANGUAGES)}, got {language!r}")
+        if isinstance(threshold, bool) or not isinstance(threshold, Real) or not 0 <= threshold < 1:
+            raise ValueError(f"threshold must be a number of at least 0 and below 1, got {threshold!r}")
+        _check_whole("stride", stride, 0)
+        nodes = parse_schema(schema)
+        self._check_names(nodes)
+        shown = sum(map(len, texts)) > MANY_CHARACTERS if progress is None else progress
+        return self._results(texts, nodes, Settings(language, float(threshold), stride), shown)
+
+    @property
+    def max_tokens(self) -> int:
+        """Most tokens of a row."""
+        most: int = min(self.model.config.max_tokens, self.tokenizer.model_max_length)
+        return most
+
+    @property
+    def longest_prompt(self) -> int:
+        """Most tokens of a prompt: half of a row is left to the text."""
+        return self.max_tokens // 2 - SPECIAL_TOKENS
+
+    def _check_names(self, nodes: tuple[Node, ...]) -> None:
+        names = [prompt_of(node, None, LANGUAGES[0]).text for node in nodes]
+        for node, tokens in zip(nodes, self._tokenize(names), strict=True):
+            if not 0 < len(tokens.ids) <= self.longest_prompt:
+                raise ValueError(
+                    f"schema has the name {node.name!r:.80}, of {len(tokens.ids)} tokens; "
+                    f"expected names of 1 to {self.longest_prompt} tokens"
+                )
+            self._check_names(node.children)
+
+    def _tokenize(self, texts: list[str]) -> list[Tokens]:
+        if not texts:
+            return []
+        # verbose: the tokenizer would warn of the longest texts, which are read in windows.
+        found = self.tokenizer(
+            texts, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False, verbose=False
+        )
+        return [
+            Tokens(text, np.array(ids, np.int32), np.array(offsets, np.int32).reshape(-1, 2))
+            for text, ids, offsets in zip(texts, found["input_ids"], found["offset_mapping"], strict=True)
+        ]
+
+    def _results(
+        self, texts: list[str], nodes: tuple[Node, ...], settings: Settings, progress: bool
+    ) -> Iterator[Result]:
+        with progress_bar(len(texts), "Extracting", " texts", progress) as bar:
+            done, levels = 0, _levels(nodes)
+            for part in _parts(texts):
+                results: list[Result] = [{} for _ in part]
+                for share in self._fill(results, part, nodes, settings):
+                    bar.update(share * len(part) / levels)
+                done += len(part)
+                bar.update(done - bar.n)  # levels that nothing was asked at
+                yield from results
+
+    def _fill(
+        self, results: list[Result], texts: list[str], nodes: tuple[Node, ...], settings: Settings
+    ) -> Iterator[float]:
+        """Write answers into the results, one level after the other. Yields each batch's share of its level."""
+        tokens = self._tokenize(texts)
+        places = [Place(index, result, None, nodes) for index, result in enumerate(results)]
+        while places:
+            asked = [
+                (place, node, prompt_of(node, place.parent, settings.language))
+                for place in places
+                for node in place.nodes
+            ]
+            questions = self._questions(asked, tokens, settings)
+            yield from self._ask(list(questions.values()))
+            places = list(_give(asked, questions))
+
+    def _questions(self, asked: list[Asked], tokens: list[Tokens], settings: Settings) -> Questions:
+        """A question for each text and prompt, however many ask it."""
+        prompts = list(dict.fromkeys(prompt for _, _, prompt in asked))
+        tokenized = dict(zip(prompts, self._tokenize([prompt.text for prompt in prompts]), strict=True))
+        room, longest = self.max_tokens - SPECIAL_TOKENS, self.longest_prompt
+        questions: Questions = {}
+        for place, _, prompt in asked:
+            text, prompt_tokens = tokens[place.text], tokenized[prompt]
+            length = len(prompt_tokens.ids)
+            if length > longest:
+                warn_once(f"Spans whose prompts would have more than {longest} tokens are not asked about.")
+            elif len(text.ids) and (place.text, prompt) not in questions:
+                parts = windows(len(text.ids), room - length, settings.stride)
+                questions[place.text, prompt] = Question(text, prompt, prompt_tokens, parts, settings.threshold)
+        return questions
+
+    def _ask(self, questions: list[Question]) -> Iterator[float]:
+        """Put questions to the model. Yields each batch's share of all tokens."""
+        rows = [(question, window) for question in questions for window in question.windows]
+        lengths = [
+            SPECIAL_TOKENS + len(question.prompt_tokens.ids) + window.stop - window.start for question, window in rows
+        ]
+        total = sum(lengths)
+        for indices in plan(lengths, self.batch_tokens):
+            batch = PackedBatch.from_sequences((self._row(*rows[i]) for i in indices), self.model.device)
+            probabilities = self._probabilities(batch)
+            start = 0
+            for index in indices:
+                question, window = rows[index]
+                row = probabilities[:, start : start + lengths[index]]
+                prompt_end = 1 + len(question.prompt_tokens.ids)
+                question.take(window, row[:, 1:prompt_end], row[:, prompt_end + 2 : -1])
+                start += lengths[index]
+            yield batch.total_tokens / total
+
+    def _row(self, question: Question, window: Window) -> torch.Tensor:
+        cls, sep = [self.tokenizer.cls_token_id], [self.tokenizer.sep_token_id]
+        text = question.tokens.ids[window.start : window.stop]
+        return torch.from_numpy(np.concatenate((cls, question.prompt_tokens.ids, sep, sep, text, sep)))
+
+    def _probabilities(self, batch: PackedBatch) -> np.ndarray:
+        """(2, total_tokens) float64 of starts and ends."""
+        with torch.inference_mode():
+            output = self.model(batch, return_dict=True)
+            logits = torch.stack((output.start_logits[0], output.end_logits[0]))
+        probabilities: np.ndarray = logits.cpu().double().sigmoid().numpy()
+        if np.isnan(probabilities).any():
+            raise ValueError("model gives NaN; expected finite weights, and a dtype that holds what it computes")
+        return probabilities
+
+
+def _check_whole(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+
+
+def _parts(texts: list[str]) -> Iterator[list[str]]:
+    """Texts in order, so many at once that their tokens fit into memory."""
+    part: list[str] = []
+    characters = 0
+    for text in texts:
+        if part and (len(part) == TEXTS_PER_PASS or characters + len(text) > CHARACTERS_PER_PASS):
+            yield part
+            part, characters = [], 0
+        part.append(text)
+        characters += len(text)
+    if part:
+        yield part
+
+
+def _levels(nodes: tuple[Node, ...]) -> int:
+    return 1 + max(_levels(node.children) for node in nodes) if nodes else 0
+
+
+def _give(asked: list[Asked], questions: Questions) -> Iterator[Place]:
+    """Hand the answers to who asked. Yields what is to be asked about them."""
+    found = {key: question.answers() for key, question in questions.items()}
+    for place, node, prompt in asked:
+        # Who asks the same gets answers of its own, which further answers are written into.
+        answers = [dict(answer) for answer in found.get((place.text, prompt), [])]
+        if answers:
+            owner = place.owner if place.parent is None else place.owner.setdefault("relations", {})
+            owner[node.name] = answers
+        if node.children:
+            yield from (Place(place.text, answer, answer["text"], node.children) for answer in answers)
+
+
+def information_extraction(
+    model: Any, tokenizer: ErnieMTokenizer, *, batch_tokens: int = 8192
+) -> InformationExtraction:
+    """Make a callable that finds in texts what a schema names, by a UIE model.
+
+        extract = information_extraction(model, tokenizer)
+        extract(texts, {"Person": ["Birthplace", "Friend"]}, language="en")
+
+    Args:
+        model: an ErnieMForInformationExtraction in eval mode, on any device; it may carry adapters.
+        tokenizer: of the model.
+        batch_tokens: most tokens of a batch.
+
+    Returns:
+        The callable; `InformationExtraction.__call__` describes its arguments.
+
+    Raises:
+        TypeError: another model or tokenizer; models of `erniem_fast.reference` do not take packed batches.
+        ValueError: `batch_tokens` is below 1.
+    """
+    return InformationExtraction(model, tokenizer, batch_tokens)
