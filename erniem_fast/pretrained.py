@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,7 @@ class ErnieMPreTrainedModel(SelfLoadingModel, PreTrainedModel):
     _no_split_modules = ["ErnieMEncoderLayer", "ErnieMEmbeddings"]
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any = None, *args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path: Any = None, *args: Any, **kwargs: Any) -> Self:
         """Load a folder, or a model of the Hugging Face Hub; see `PreTrainedModel.from_pretrained`.
 
         Raises:

@@ -372,6 +372,17 @@ def test_spoilt_pickles_are_refused(tmp_path, content):
     refused(tmp_path / "x", content[1])
 
 
+@pytest.mark.parametrize(
+    "name", ["numpy\ndtype", "_codecs\nencode", "numpy.core.multiarray\n_reconstruct", "numpy\nndarray"]
+)
+@pytest.mark.parametrize("attribute", ["CODES", "__defaults__", "__setstate__", "__init__"])
+def test_no_file_changes_how_the_next_is_read(tmp_path, name, attribute):
+    state = b"N}X" + struct.pack("<I", len(attribute)) + attribute.encode() + b")s\x86b"
+    refused(tmp_path / "x", A + b"c" + name.encode() + b"\n" + state + b"s.")
+    (tmp_path / "x").write_bytes(array_of(b"K\x01\x85"))
+    assert read(tmp_path / "x")["a"].tobytes() == b"1234"
+
+
 def test_a_code_that_is_registered_is_refused(tmp_path):
     copyreg.add_extension(__name__, "touch", 240)
     try:

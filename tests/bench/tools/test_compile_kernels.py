@@ -64,6 +64,7 @@ def printed() -> list[str]:
     return done.stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_kernels_compile_for_gpus_that_are_not_there(printed: list[str]) -> None:
     """Each kind of binary is read."""
     compiled = [line for line in printed if line.startswith("compiled ")]
@@ -210,6 +211,7 @@ def test_interpreted_kernels_are_refused(monkeypatch: pytest.MonkeyPatch) -> Non
         compile_kernels.main(["--list"])
 
 
+@pytest.mark.slow
 def test_the_committed_report_is_of_the_present_kernels(printed: list[str]) -> None:
     """Of one architecture; the figures are as old as the report."""
     cells = [line.split("\t") for line in printed if line.startswith("sm_90\t")]
