@@ -185,8 +185,8 @@ class ErnieMModel(modules.ErnieMModules):
             return_packed: return a PackedModelOutput, on packed rows.
             value_checks: further values to check along with the input.
             pooled_only: compute in the last layer, behind its attention, only the rows that the pooler reads. Then
-                `last_hidden_state` is None. Where hidden states are asked for, or where a hook or a replaced module
-                would see it, all is computed all the same.
+                `last_hidden_state` is None. Where hidden states are asked for, or a hook or a replaced container of the
+                last layer would see it, all rows are computed all the same.
 
         Returns:
             last_hidden_state (batch, seq_len, hidden_size), 0 at padding, or (1, total_tokens, hidden_size);
