@@ -5,6 +5,7 @@ from typing import Annotated
 import torch
 import typer
 
+from ..inference.arguments import list_texts
 from ..inference.zero_shot import HYPOTHESIS_TEMPLATE, fill_template, split_labels, zero_shot_classification
 from ..modeling import ErnieMForSequenceClassification
 from .errors import InputError, say_on_stderr
@@ -57,7 +58,7 @@ def zero_shot_command(
     if not names:
         raise InputError("--labels: expected at least one label, with --labels A,B,... or --label LABEL")
     try:
-        fill_template(hypothesis_template, names)
+        fill_template(hypothesis_template, list_texts("candidate_labels", names))
     except ValueError as error:
         raise _input_error(error) from error
     tokens_per_batch = parse_count("--batch-tokens", batch_tokens)

@@ -1,5 +1,6 @@
 """Checks that question answering, zero-shot classification and information extraction share."""
 
+from collections.abc import Iterable, Mapping
 from numbers import Integral
 from typing import Any
 
@@ -41,6 +42,46 @@ def check_whole(name: str, value: object, least: int, most: int | None = None) -
     if not whole or value < least or (most is not None and value > most):  # type: ignore[operator]
         accepted = f"of at least {least}" if most is None else f"in [{least}, {most}]"
         raise ValueError(f"{name} must be a whole number {accepted}, got {value!r}")
+
+
+def list_texts(name: str, texts: object) -> list[str]:
+    """Texts as a list, each of them checked.
+
+    Args:
+        name: the argument's name in messages.
+        texts: a str, or any number of them.
+
+    Raises:
+        TypeError: anything else.
+        ValueError: a text with a lone surrogate.
+    """
+    if not isinstance(texts, Iterable) or isinstance(texts, bytes | Mapping):
+        raise TypeError(f"{name} must be a str, or any number of them, got {type(texts).__name__}")
+    listed = [texts] if isinstance(texts, str) else list(texts)
+    for place, text in enumerate(listed):
+        check_text(f"{name}[{place}]", text)
+    return listed
+
+
+def check_text(name: str, text: object) -> None:
+    """Refuse what is no str, and text with lone surrogates, before any work is done.
+
+    Raises:
+        TypeError: it is no str.
+        ValueError: it holds a lone surrogate.
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"{name} must be a str, got {type(text).__name__}")
+    check_encodable(name, text)
+
+
+def check_encodable(name: str, text: str) -> None:
+    """Raise a ValueError that names the first lone surrogate of a text."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        found = f"{text[error.start]!r} at {error.start}"
+        raise ValueError(f"{name} holds a lone surrogate, {found}; expected text that UTF-8 can encode") from error
 
 
 def max_tokens(model: Any, tokenizer: ErnieMTokenizer) -> int:

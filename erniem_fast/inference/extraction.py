@@ -18,10 +18,10 @@ from ..modeling import ErnieMForInformationExtraction
 from ..packing import PackedBatch
 from ..tokenization import ErnieMTokenizer
 from ..validation import warn_once
-from .arguments import check_eval, check_parts, check_whole, max_tokens
+from .arguments import check_eval, check_parts, check_whole, list_texts, max_tokens
 from .batching import plan
 from .progress import progress_bar
-from .schema import LANGUAGES, Node, Prompt, check_encodable, parse_schema, prompt_of
+from .schema import LANGUAGES, Node, Prompt, parse_schema, prompt_of
 from .spans import Answer, Question, Tokens, Window, windows
 
 Result = dict[str, list[Answer]]
@@ -140,15 +140,7 @@ class InformationExtraction:
         Args, Raises: see `__call__`; arguments are checked at once.
         """
         check_eval(self.model)
-        if isinstance(texts, str):
-            texts = [texts]
-        elif not isinstance(texts, Iterable):
-            raise TypeError(f"texts must be a str, or any number of them, got {type(texts).__name__}")
-        texts = list(texts)
-        for index, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise TypeError(f"texts[{index}] must be a str, got {type(text).__name__}")
-            check_encodable(f"texts[{index}]", text)
+        texts = list_texts("texts", texts)
         if language not in LANGUAGES:
             raise ValueError(f"language must be one of {', '.join(LANGUAGES)}, got {language!r}")
         if isinstance(threshold, bool) or not isinstance(threshold, Real) or not 0 <= threshold < 1:

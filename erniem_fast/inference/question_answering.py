@@ -21,7 +21,7 @@ import numpy as np
 from ..modeling import ErnieMForQuestionAnswering
 from ..packing import PackedBatch
 from ..tokenization import ErnieMTokenizer
-from .arguments import check_eval, check_parts, check_whole, max_tokens
+from .arguments import check_eval, check_parts, check_text, check_whole, max_tokens
 from .batching import as_completed
 from .tokens import tokenize_in_chunks
 
@@ -119,9 +119,10 @@ class QuestionAnswering:
 
         Raises:
             TypeError: a question or a context is not a str.
-            ValueError: the model is in training mode; a question or a context is empty; there are not as many
-                contexts as questions; a question fills the window, or leaves no more tokens than `doc_stride` to a
-                context that is longer; another argument that can't be right; or the model's scores are not finite.
+            ValueError: the model is in training mode; a question or a context is empty or has a lone surrogate; there
+                are not as many contexts as questions; a question fills the window, or leaves no more tokens than
+                `doc_stride` to a context that is longer; another argument that can't be right; or the model's scores
+                are not finite.
         """
         limit = max_tokens(self.model, self.tokenizer)
         max_seq_len = min(MAX_SEQ_LEN, limit) if max_seq_len is None else max_seq_len
@@ -334,8 +335,7 @@ def _pairs(question: Any, context: Any) -> tuple[list[tuple[str, str]], bool]:
             )
     for name, texts in (("question", questions), ("context", contexts)):
         for place, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise TypeError(f"{_item(name, place, is_single)} must be a str, got {type(text).__name__}")
+            check_text(_item(name, place, is_single), text)
     return list(zip(questions, contexts, strict=True)), is_single
 
 

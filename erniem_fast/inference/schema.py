@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from .arguments import check_encodable
+
 LANGUAGES = ("zh", "en")
 """Languages of prompts. Texts may be in any language."""
 
@@ -148,20 +150,3 @@ def _split(name: str, path: str) -> tuple[str, str, tuple[Option, ...]]:
     if not stem.strip() or "" in places or len(places) < len(parts):
         raise ValueError(f"{path} has the name {name!r}; expected name[option,option] with no option empty or twice")
     return stem, bracket, tuple(places.values())
-
-
-def check_encodable(argument: str, text: str) -> None:
-    """Refuse text with lone surrogates, before any work is done.
-
-    Args:
-        argument: the text's name in the message.
-        text: the text.
-
-    Raises:
-        ValueError: naming the first one.
-    """
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        found = f"{text[error.start]!r} at {error.start}"
-        raise ValueError(f"{argument} holds a lone surrogate, {found}; expected text that UTF-8 can encode") from error

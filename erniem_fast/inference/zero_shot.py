@@ -20,7 +20,7 @@ import numpy as np
 from ..modeling import ErnieMForSequenceClassification
 from ..packing import PackedBatch
 from ..tokenization import ErnieMTokenizer
-from .arguments import check_eval, check_parts, max_tokens
+from .arguments import check_eval, check_parts, check_text, list_texts, max_tokens
 from .batching import as_completed
 from .tokens import tokenize_in_chunks
 
@@ -150,12 +150,13 @@ class ZeroShotClassification:
 
         Raises:
             TypeError: a text or a label is not a str.
-            ValueError: the model is in training mode; a label is empty or given twice, or there is none; the
-                template has no place for the label; a hypothesis leaves no room for a text; or the model's scores are
-                not finite.
+            ValueError: the model is in training mode; a text or a label holds a lone surrogate; a label is empty or
+                given twice, or there is none; the template has no place for the label; a hypothesis leaves no room
+                for a text; or the model's scores are not finite.
         """
-        texts = [sequences] if isinstance(sequences, str) else list(sequences)
-        labels = split_labels(candidate_labels) if isinstance(candidate_labels, str) else list(candidate_labels)
+        texts = list_texts("sequences", sequences)
+        labels = split_labels(candidate_labels) if isinstance(candidate_labels, str) else candidate_labels
+        labels = list_texts("candidate_labels", labels)
         shown = len(texts) * len(labels) > MANY_PAIRS if progress is None else progress
         pairs = self.tokenize(texts, labels, hypothesis_template, shown)
         results = self.classify(pairs, texts, labels, multi_label, shown)
@@ -167,9 +168,6 @@ class ZeroShotClassification:
         """Tokenize each text and each hypothesis once; see `__call__`."""
         check_eval(self.model)
         hypotheses = fill_template(hypothesis_template, labels)
-        for place, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise TypeError(f"sequences[{place}] must be a str, got {type(text).__name__}")
         most = max_tokens(self.model, self.tokenizer)
         ids = self._token_ids(hypotheses, False)
         for label, tokens in zip(labels, ids, strict=True):
@@ -248,14 +246,10 @@ def fill_template(template: str, labels: Sequence[str]) -> list[str]:
     """Put each label into the template.
 
     Raises:
-        TypeError: the template or a label is not a str.
+        TypeError: the template is not a str.
         ValueError: there are no labels, one is empty or given twice, or the template has no place for a label.
     """
-    if not isinstance(template, str):
-        raise TypeError(f"hypothesis_template must be a str, got {type(template).__name__}")
-    for place, label in enumerate(labels):
-        if not isinstance(label, str):
-            raise TypeError(f"candidate_labels[{place}] must be a str, got {type(label).__name__}")
+    check_text("hypothesis_template", template)
     if not labels or not all(label.strip() for label in labels):
         got = f"an empty one among {list(labels)!r:.80}" if labels else "none"
         raise ValueError(f"candidate_labels must hold at least one label, none of them empty, got {got}")

@@ -75,6 +75,7 @@ def test_from_stdin_to_stdout(nli):
         (["--labels", "a,b", "--label", "a"], ["--labels", "'a' more than once"]),
         (["--labels", "a", "--hypothesis-template", "About."], ["--hypothesis-template", "'About.'"]),
         (["--labels", "a", "--hypothesis-template", "{b}"], ["--hypothesis-template", "'{b}'"]),
+        (["--labels", "a,\udcff"], ["--labels", "lone surrogate"]),
         (["--labels", "a", "--dtype", "int8"], ["--dtype", "'int8'"]),
         (["--labels", "a", "--batch-tokens", "0"], ["--batch-tokens", "at least 1"]),
         (["--labels", "a", "--device", "tpu"], ["--device", "'tpu'"]),

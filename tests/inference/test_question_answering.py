@@ -200,7 +200,7 @@ def test_any_text_is_answered_within_it_or_named(answer_anything, question, cont
     except ValueError as error:
         refusal = str(error)
     if refusal:
-        assert re.match(r"(question|context)\[0\] must hold text|text=.*surrogate", refusal, re.DOTALL)
+        assert re.match(r"(question|context)\[0\] (must hold text|holds a lone surrogate)", refusal, re.DOTALL)
         return
     answers = [found] if top_k == 1 else found
     spans = [(answer["start"], answer["end"]) for answer in answers]

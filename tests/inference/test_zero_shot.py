@@ -196,7 +196,13 @@ BAD: dict[str, tuple[Callable[[Any], Any], type[Exception], str]] = {
     "a template that is cut": (
         lambda classify: classify("a", ["x"], hypothesis_template="About {"), ValueError, "hypothesis_template",
     ),
-    "a lone surrogate": (lambda classify: classify("a\ud800", ["x"]), ValueError, "text="),
+    "no texts": (lambda classify: classify(None, ["x"]), TypeError, "sequences must be a str, .* got NoneType"),
+    "no list of labels": (lambda classify: classify("a", None), TypeError, "candidate_labels must be .* got NoneType"),
+    "a lone surrogate": (lambda classify: classify(["a", "\ud800"], ["x"]), ValueError, r"sequences\[1\] holds a lone"),
+    "a label with one": (lambda classify: classify("a", ["\ud800"]), ValueError, r"candidate_labels\[0\] holds a lone"),
+    "a template with one": (
+        lambda classify: classify("a", ["x"], hypothesis_template="{}\ud800"), ValueError, "hypothesis_template holds",
+    ),
 }  # fmt: skip
 
 
