@@ -279,14 +279,17 @@ class Segments:
             raise ValueError(f"sp_model_kwargs={self._segmenter.options!r}: expected {accepted}")
         shifts = np.repeat(moves.clip(min=0), np.diff(self._token_bounds))
         starts, ends = starts - shifts, ends - shifts
-        for i in sorted({*np.flatnonzero(moves < 0).tolist(), *self._parts.origins}):
-            here = slice(*self._token_bounds[i : i + 2])
-            spans = starts[here], ends[here]
-            if moves[i] < 0:
-                spans = through_normaliser(self._parts.texts[i], self._segmenter.processor, *spans)
-            if i in self._parts.origins:
-                spans = through_origins(self._parts.origins[i], *spans)
-            starts[here], ends[here] = spans
+        moved = np.flatnonzero(moves < 0)
+        if len(moved):
+            here = np.repeat(moves < 0, np.diff(self._token_bounds))
+            sizes = np.diff(self._token_bounds)[moved]
+            texts = [self._parts.texts[i] for i in moved]
+            starts[here], ends[here] = through_normaliser(
+                texts, self._segmenter.processor, starts[here], ends[here], sizes
+            )
+        for i, origins in self._parts.origins.items():
+            part = slice(*self._token_bounds[i : i + 2])
+            starts[part], ends[part] = through_origins(origins, starts[part], ends[part])
         begins = np.repeat(self._parts.starts, np.diff(self._token_bounds))
         return starts + begins, ends + begins
 
