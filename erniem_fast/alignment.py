@@ -10,6 +10,9 @@ from itertools import chain
 import numpy as np
 import sentencepiece as spm
 
+Span = tuple[int, int]
+"""Start and end of a stretch; the end is the place behind it."""
+
 UNDERLINE = "▁"
 """SentencePiece's mark for the space before a word."""
 
