@@ -8,7 +8,7 @@ from typing import Any
 import sentencepiece as spm
 from transformers.tokenization_utils_base import LARGE_INTEGER
 
-from .configuration import POSITION_OFFSET
+from ..configuration import POSITION_OFFSET
 
 logger = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from transformers import AddedToken, BatchEncoding, PreTrainedTokenizer
 from transformers.tokenization_utils_base import TruncationStrategy
 from transformers.utils import PaddingStrategy, TensorType
 
+from ..auto_map import SelfLoadingTokenizer
 from .alignment import UNDERLINE
-from .auto_map import SelfLoadingTokenizer
 from .encodings import Encodings, Frame, frame
 from .parts import AddedTokens, Parts
 from .samples import Source, Words, read_samples
