@@ -12,7 +12,7 @@ PACKAGE = ROOT / "erniem_fast"
 # Each may import from those before it.
 LAYERS = [
     "version", "adapters", "auto_map", "configuration",
-    "windows", "alignment", "parts", "segmentation", "encodings", "samples", "tokenization",
+    "alignment", "windows", "parts", "segmentation", "encodings", "samples", "vocabulary", "tokenization",
     "kernels.dropout", "kernels.tables", "kernels.configs", "kernels.jit", "kernels.common",
     "kernels.attention_tiles", "kernels.attention_forward", "kernels.attention_backward", "kernels.attention",
     "kernels.segment_sum", "kernels.layer_norm", "kernels.activation", "kernels.embedding",
