@@ -88,6 +88,19 @@ def test_arbitrary_text(tokenizer, lower, text):
         assert_spans_hold(one, text)
 
 
+@PROPERTY
+@given(st.lists(ODD_TEXTS, max_size=6))
+@example(["…", " …", "b\x01", "", "İ", "ﬁ"])
+def test_a_batch_is_its_texts_one_by_one(tokenizer, lower, texts):
+    for one in (tokenizer, lower):
+        batch = one(texts, return_offsets_mapping=True)
+        for i, text in enumerate(texts):
+            alone = one(text, return_offsets_mapping=True)
+            assert {name: batch[name][i] for name in batch} == alone
+            assert batch.tokens(i) == alone.tokens()
+            assert batch.word_ids(i) == alone.word_ids()
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -129,8 +142,10 @@ def test_sampled_pieces_have_spans():
 def test_pieces_that_do_not_make_up_the_text():
     odd = build(sp_model_kwargs={"add_eos": True})
     assert odd("Hello").tokens() == ["[CLS]", "▁Hello", "</s>", "[SEP]"]
-    with pytest.raises(ValueError, match=r"sp_model_kwargs=\{'add_eos': True\}: expected .* make up the text"):
-        odd("Hello", return_offsets_mapping=True)
+    for name in ("add_eos", "add_bos", "reverse", "emit_unk_piece"):
+        odd = build(sp_model_kwargs={name: True})
+        with pytest.raises(ValueError, match=f"sp_model_kwargs={{'{name}': True}}: expected .* make up the text"):
+            odd("Hello dog 😀", return_offsets_mapping=True)
 
 
 def test_added_tokens():
@@ -144,15 +159,22 @@ def test_added_tokens():
     ]  # fmt: skip
 
 
-@PROPERTY
-@given(st.lists(st.text("ab<> \t", max_size=9), max_size=3).map("".join), st.booleans())
-def test_added_tokens_are_found_as_by_the_base_class(text, split):
+@pytest.fixture(scope="module")
+def overlapping():
+    """A tokenizer with added tokens that overlap, and the base class's way to split a text at them."""
     names = ["<a>", "<ab>", "<", "b>a", "ab<a>"]
     kinds = [{}, {"lstrip": True}, {"rstrip": True}, {"single_word": True}, {"lstrip": True, "rstrip": True}]
     added = build()
     added.add_tokens([AddedToken(name, **kind) for name, kind in zip(names, kinds, strict=True)])
     added._tokenize = lambda part: added.sp_model.encode(part, out_type=str)
-    plain = super(type(added), added).tokenize(text, split_special_tokens=split)
+    return added, super(type(added), added).tokenize
+
+
+@PROPERTY
+@given(st.lists(st.text("ab<> \t", max_size=9), max_size=3).map("".join), st.booleans())
+def test_added_tokens_are_found_as_by_the_base_class(overlapping, text, split):
+    added, by_base_class = overlapping
+    plain = by_base_class(text, split_special_tokens=split)
     assert [t for t in added.tokenize(text, split_special_tokens=split) if t != "▁"] == [t for t in plain if t != "▁"]
 
 
@@ -175,7 +197,7 @@ def test_batches_and_pairs(tokenizer, tensors):
         pytest.importorskip("torch")
     pairs = [("Hello, dog", "中文 ﬁsh"), ("ok", ""), ("", "Very well, thank you.")]
     batch = tokenizer(pairs, return_offsets_mapping=True, padding=True, return_tensors=tensors)
-    rows = np.array(batch["offset_mapping"])
+    rows = np.asarray(batch["offset_mapping"])
     for i, (text, pair) in enumerate(pairs):
         first, second = ([span for _, span in encode(tokenizer, part)] if part else [] for part in (text, pair))
         n = len(first) + len(second) + 4

@@ -1,9 +1,7 @@
 """ErnieMTokenizer against the ids of transformers 4.40.2 and against a plain version of the splitting rule."""
 
-import ast
 import inspect
 import pickle
-from pathlib import Path
 
 import pytest
 import sentencepiece as spm
@@ -11,12 +9,12 @@ from helpers.golden_tokenizer import MODEL, VOCAB, build, read_json
 from helpers.paths import GOLDEN_TOKENIZER
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from tokenizers import normalizers
 from transformers import AddedToken, BatchEncoding
 
-from erniem_fast import alignment, encodings, parts, samples, segmentation, tokenization
-from erniem_fast.parts import Parts
-from erniem_fast.segmentation import Segmenter, Segments
 from erniem_fast.tokenization import ErnieMTokenizer
+from erniem_fast.tokenization.parts import Parts
+from erniem_fast.tokenization.segmentation import Segmenter, Segments
 
 CLS, PAD, SEP, UNK, MASK = 0, 1, 2, 3, 16001
 
@@ -107,9 +105,12 @@ class GivenPieces:
 
 def tokens_of(pieces, known=(), **options):
     segmenter = Segmenter(GivenPieces(pieces, known), options, {"▁": 7, "a": 8, "中": 9})
-    segments = Segments(segmenter, Parts.of_texts(["text"]), UNK)
+    segments = Segments(segmenter, Parts.of_texts(["text", "text"]), UNK)
     assert segments.ids.tolist() == [segmenter.vocab.get(token, UNK) for token in segments.tokens]
-    return segments.tokens
+    size = segments.bounds[1]
+    assert segments.bounds.tolist() == [0, size, 2 * size]
+    assert segments.tokens[size:] == segments.tokens[:size]
+    return segments.tokens[:size]
 
 
 few = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -361,14 +362,6 @@ def test_constructor_arguments_as_in_4x():
     }
 
 
-@pytest.mark.parametrize("module", [alignment, encodings, parts, samples, segmentation, tokenization])
-def test_no_torch(module):
-    tree = ast.parse(Path(inspect.getfile(module)).read_text(encoding="utf-8"))
-    imports = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    imports |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert not any(name.split(".")[0] == "torch" for name in imports)
-
-
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
@@ -425,3 +418,71 @@ def test_other_bad_text(tokenizer):
         tokenizer.tokenize("a lone surrogate: \ud800")
     with pytest.raises(ValueError, match="batch"):
         tokenizer(["a", "b"], ["c"])
+
+
+def test_surrogates_are_named(tokenizer):
+    for texts in (["fine", "a\udc80b"], [("fine", "a\udc80b")]):
+        with pytest.raises(ValueError, match=r"text='a\\udc80b': .*UTF-8.*character 1 is '\\udc80'"):
+            tokenizer(texts)
+
+
+def test_odd_texts(tokenizer):
+    assert tokenizer(" \t\n\u3000")["input_ids"] == [CLS, SEP]
+    assert tokenizer("\ud55c\u0000\u0000")["input_ids"][-2:] == [UNK, SEP]
+    assert tokenizer("😀 😀")["input_ids"] == [CLS, UNK, tokenizer.vocab["▁"], UNK, SEP]
+    literal = tokenizer("[CLS] a [SEP]", add_special_tokens=False)
+    assert literal["input_ids"] == [CLS, tokenizer.vocab["▁a"], SEP]
+    assert literal.word_ids() == [0, 1, 2]
+
+
+def test_long_texts(tokenizer):
+    line = "Hello dog, 中文 12 😀x. "
+    alone, many = tokenizer(line, add_special_tokens=False), 20_000
+    encoded = tokenizer(line * many, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    assert encoded["input_ids"] == alone["input_ids"] * many
+    first = tokenizer(line, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    start = len(line) * (many - 1)
+    assert encoded["offset_mapping"][-len(first) :] == [(start + a, start + b) for a, b in first]
+
+
+def test_threads_change_nothing(tokenizer, monkeypatch):
+    texts = [f"{row['text']} {row['pair']}" for row in read_json(GOLDEN_TOKENIZER / "golden.json")]
+    asked = []
+    encode = tokenizer.sp_model.encode
+
+    class Recording:
+        def __getattr__(self, name):
+            return getattr(tokenizer.sp_model, name)
+
+        def encode(self, batch, num_threads, **options):
+            asked.append(num_threads)
+            return encode(batch, num_threads=num_threads, **options)
+
+    monkeypatch.setattr("erniem_fast.tokenization.segmentation._N_CORES", 3)
+    monkeypatch.setattr(tokenizer._segmenter, "processor", Recording())
+    several = tokenizer(texts)["input_ids"]
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+    assert tokenizer(texts)["input_ids"] == several
+    tokenizer("short")
+    assert asked[0] == 3
+    assert set(asked[-3:]) == {1}
+
+
+def test_tables_hold_the_vocabulary_only(tokenizer):
+    """No text leaves anything behind."""
+    table = tokenizer._segmenter.table
+    before = (len(table.ids), len(table.texts), set(vars(tokenizer._segmenter)))
+    tokenizer(["鿿" * 1000, "\U0001f600x" * 50])
+    assert tokenizer._segmenter.table is table
+    assert (len(table.ids), len(table.texts), set(vars(tokenizer._segmenter))) == before
+
+
+def test_sentence_transformers_may_ask_for_lowercase():
+    tokenizer = build()
+    assert tokenizer.backend_tokenizer.normalizer is None
+    tokenizer.backend_tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase()])
+    assert tokenizer.do_lower_case
+    assert isinstance(tokenizer.backend_tokenizer.normalizer, normalizers.Lowercase)
+    assert tokenizer.tokenize("HELLO") == tokenizer.tokenize("hello")
+    with pytest.raises(ValueError, match=r"normalizer=.*expected Lowercase"):
+        tokenizer.backend_tokenizer.normalizer = normalizers.NFC()

@@ -4,88 +4,27 @@ Model: Ouyang et al., arXiv 2012.15674. Behaviour: `ErnieMTokenizer` of transfor
 with this class; docstrings name the differences.
 """
 
-import json
-import logging
 import os
 from collections.abc import Sequence
 from itertools import count, groupby
 from typing import Any
 
 import numpy as np
-import sentencepiece as spm
 from tokenizers import normalizers
 from transformers import AddedToken, BatchEncoding, PreTrainedTokenizer
-from transformers.tokenization_utils_base import LARGE_INTEGER, TruncationStrategy
+from transformers.tokenization_utils_base import TruncationStrategy
 from transformers.utils import PaddingStrategy, TensorType
 
+from ..auto_map import SelfLoadingTokenizer
 from .alignment import UNDERLINE
-from .auto_map import SelfLoadingTokenizer
-from .configuration import POSITION_OFFSET
 from .encodings import Encodings, Frame, frame
 from .parts import AddedTokens, Parts
 from .samples import Source, Words, read_samples
 from .segmentation import Ids, Segmenter, Segments
+from .vocabulary import MAX_TOKENS, check_file, load_sentencepiece, load_vocab, max_length_of_folder
 from .windows import Truncation, windows_of
 
-logger = logging.getLogger(__name__)
-
-MAX_TOKENS = 512
-"""Largest number of tokens, special ones included, that the published models take."""
-
 VOCAB_FILES_NAMES = {"vocab_file": "vocab.txt", "sentencepiece_model_ckpt": "sentencepiece.bpe.model"}
-
-
-def _check_file(argument: str, path: str | os.PathLike, accepted: str) -> None:
-    if not isinstance(path, (str, os.PathLike)):
-        raise ValueError(f"{argument}={path!r}: expected the path of {accepted}")
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"{argument}={os.fspath(path)!r}: no such file; expected {accepted}")
-
-
-def _load_vocab(path: str | os.PathLike) -> list[str]:
-    """Tokens of a UTF-8 file with one token a line; a token's id is its line number, from 0."""
-    _check_file("vocab_file", path, "a vocab.txt, one token a line")
-    try:
-        with open(path, encoding="utf-8") as file:
-            return [line.rstrip("\n") for line in file]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"vocab_file={os.fspath(path)!r}: expected UTF-8 text ({error})") from error
-
-
-def _load_sentencepiece(proto: bytes, source: str, kwargs: dict[str, Any]) -> spm.SentencePieceProcessor:
-    """SentencePiece model from its serialized form; `source` names it in errors."""
-    try:
-        processor = spm.SentencePieceProcessor(**kwargs)
-    except TypeError as error:
-        accepted = f"keyword arguments of sentencepiece.SentencePieceProcessor ({error})"
-        raise ValueError(f"sp_model_kwargs={kwargs!r}: expected {accepted}") from error
-    try:
-        processor.LoadFromSerializedProto(proto)
-    except RuntimeError as error:
-        raise ValueError(f"{source}: expected a SentencePiece model ({error})") from error
-    return processor
-
-
-def _read_json(path: str | None) -> dict[str, Any]:
-    """A JSON file's object; empty if there is no such file."""
-    if path is None or not os.path.isfile(path):
-        return {}
-    with open(path, encoding="utf-8") as file:
-        return dict(json.load(file))
-
-
-def _max_length_of_folder(files: dict[str, str | None]) -> int:
-    """`model_max_length` of a folder's tokenizer_config.json, cut to what the folder's model takes."""
-    given = _read_json(files.get("tokenizer_config_file")).get("model_max_length")
-    model_file = files.get("sentencepiece_model_ckpt")
-    config = _read_json(model_file and os.path.join(os.path.dirname(model_file), "config.json"))
-    limit = config.get("max_position_embeddings", MAX_TOKENS + POSITION_OFFSET) - POSITION_OFFSET
-    if given is not None and limit < given < LARGE_INTEGER:
-        logger.warning(
-            "model_max_length is %d, the most tokens that the model takes; tokenizer_config.json has %d. "
-            "The argument model_max_length of from_pretrained overrides both.", limit, given,
-        )  # fmt: skip
-    return limit if given is None else min(given, limit)
 
 
 COLUMNS = {
@@ -155,15 +94,15 @@ class ErnieMTokenizer(SelfLoadingTokenizer, PreTrainedTokenizer):
         self.do_lower_case = do_lower_case
         self.sp_model_kwargs = sp_model_kwargs or {}
 
-        _check_file("sentencepiece_model_ckpt", sentencepiece_model_ckpt, "a sentencepiece.bpe.model")
+        check_file("sentencepiece_model_ckpt", sentencepiece_model_ckpt, "a sentencepiece.bpe.model")
         self.sentencepiece_model_ckpt = os.fspath(sentencepiece_model_ckpt)
         with open(sentencepiece_model_ckpt, "rb") as file:
             source = f"sentencepiece_model_ckpt={self.sentencepiece_model_ckpt!r}"
-            self.sp_model = _load_sentencepiece(file.read(), source, self.sp_model_kwargs)
+            self.sp_model = load_sentencepiece(file.read(), source, self.sp_model_kwargs)
         if vocab_file is None:
             tokens = [self.sp_model.id_to_piece(i) for i in range(self.sp_model.get_piece_size())]
         else:
-            tokens = _load_vocab(vocab_file)
+            tokens = load_vocab(vocab_file)
         # Of a repeated token the last line counts, as in 4.40.2; every line keeps its id.
         self.vocab = {token: index for index, token in enumerate(tokens)}
         self.reverse_vocab = dict(enumerate(tokens))
@@ -196,7 +135,7 @@ class ErnieMTokenizer(SelfLoadingTokenizer, PreTrainedTokenizer):
         cls, resolved_vocab_files: dict[str, str | None], *args: Any, **kwargs: Any
     ) -> "ErnieMTokenizer":
         if kwargs.get("model_max_length", kwargs.get("max_len")) is None:
-            kwargs["model_max_length"] = _max_length_of_folder(resolved_vocab_files)
+            kwargs["model_max_length"] = max_length_of_folder(resolved_vocab_files)
         return super()._from_pretrained(resolved_vocab_files, *args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -205,7 +144,7 @@ class ErnieMTokenizer(SelfLoadingTokenizer, PreTrainedTokenizer):
         return state | {"cache": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        processor = _load_sentencepiece(state["sp_model"], "pickled tokenizer", state["sp_model_kwargs"])
+        processor = load_sentencepiece(state["sp_model"], "pickled tokenizer", state["sp_model_kwargs"])
         self.__dict__.update(state | {"sp_model": processor})
 
     @property
@@ -327,6 +266,8 @@ class ErnieMTokenizer(SelfLoadingTokenizer, PreTrainedTokenizer):
         split_special_tokens: bool | None = None,
         **kwargs: Any,
     ) -> BatchEncoding:
+        if kwargs.get("sanitize_control_tokens"):
+            raise ValueError("sanitize_control_tokens=True: expected False; ErnieM has no chats to sanitize")
         firsts, pairs, is_batched = read_samples(text, text_pair, is_split_into_words)
         seconds: list[int | None] | None = None
         sources = firsts
@@ -347,6 +288,9 @@ class ErnieMTokenizer(SelfLoadingTokenizer, PreTrainedTokenizer):
         width: int | None = 0
         if padding_strategy != PaddingStrategy.DO_NOT_PAD:
             width = None if padding_strategy == PaddingStrategy.LONGEST else max_length
+        padding_side = padding_side or self.padding_side
+        if padding_side not in ("right", "left"):
+            raise ValueError(f"padding_side={padding_side!r}: expected 'right' or 'left'")
         framing = Frame(
             (self.cls_token_id, self.cls_token),
             (self.sep_token_id, self.sep_token),
@@ -355,7 +299,7 @@ class ErnieMTokenizer(SelfLoadingTokenizer, PreTrainedTokenizer):
             add_special_tokens,
             width,
             pad_to_multiple_of or 1,
-            self.padding_side if padding_side is None else padding_side,
+            padding_side,
         )
         encodings = Encodings(segments, windows, framing)
         longest = int(encodings.lengths.max(initial=0))

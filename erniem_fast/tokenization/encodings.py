@@ -11,8 +11,9 @@ from typing import Any, TypeVar, overload
 
 import numpy as np
 
+from .alignment import Span
 from .segmentation import Ids, Segments
-from .windows import Span, Windows
+from .windows import Windows
 
 T = TypeVar("T")
 

@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 import sentencepiece as spm
 
-from .alignment import UNDERLINE, through_normaliser, through_origins
+from .alignment import UNDERLINE, Span, through_normaliser, through_origins
 from .parts import Parts
-from .windows import Span
 
 PUNCTUATION = frozenset(",;:.?!~，；：。？！《》【】")
 CHARS_PER_THREAD = 30_000
@@ -24,6 +23,9 @@ _N_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else
 
 SAMPLING = {"nbest_size": 64, "alpha": 0.1}
 """Defaults of a tokenizer that samples, those of transformers 4.40.2."""
+
+UNALIGNED = ("add_bos", "add_eos", "reverse", "emit_unk_piece")
+"""Arguments of SentencePiece with which pieces do not make up the text in its order."""
 
 
 def split_piece(piece: str) -> list[Span]:
@@ -62,25 +64,25 @@ class PieceTable:
     """
 
     def __init__(self, pieces: Sequence[str], vocab: Mapping[str, int], whole: Mapping[str, int] | None = None) -> None:
-        special = {
-            char
-            for char in set().union(*pieces)
-            if char in PUNCTUATION or "\u4e00" <= char <= "\u9fff" or char.isdigit()
-        }
+        chars = set().union(*pieces)
+        cutting = {char for char in chars if char in PUNCTUATION or "\u4e00" <= char <= "\u9fff" or char.isdigit()}
         counts: list[int] = []
         tokens: list[tuple[int, int, int, int]] = []
         self.texts: dict[int, str] = {}
         for piece in pieces:
-            spans = [(0, len(piece))] if special.isdisjoint(piece) else split_piece(piece)
+            spans = [(0, len(piece))] if cutting.isdisjoint(piece) else split_piece(piece)
             counts.append(len(spans))
             for start, end in spans:
-                token = piece[start:end]
+                token = piece if end - start == len(piece) else piece[start:end]
                 token_id = vocab.get(token, -1)
                 if token_id < 0:
                     self.texts[len(tokens)] = token
-                visible = end - len(token.lstrip(UNDERLINE))
-                last = max(visible, end - len(token) + len(token.rstrip(UNDERLINE)))
-                tokens.append((token_id, visible, last, piece.count(UNDERLINE, 0, visible)))
+                before = 0
+                if UNDERLINE in piece:
+                    start = end - len(token.lstrip(UNDERLINE))
+                    end = max(start, end - len(token) + len(token.rstrip(UNDERLINE)))
+                    before = piece.count(UNDERLINE, 0, start)
+                tokens.append((token_id, start, end, before))
         n_whole = len(whole or ())
         for token, token_id in (whole or {}).items():
             self.texts[len(tokens)] = token
@@ -150,7 +152,7 @@ class Segmenter:
         size = len(self.pieces)
         if self.samples:
             known = self.numbers
-            flat = (known.get(p, -1) if p in known else new.setdefault(p, size + len(new)) for row in rows for p in row)
+            flat = (known[p] if p in known else new.setdefault(p, size + len(new)) for row in rows for p in row)
             return np.fromiter(flat, np.int64, int(sizes.sum())), sizes, list(new)
         numbers = np.fromiter(chain.from_iterable(rows), np.int64, int(sizes.sum()))
         places = np.flatnonzero(numbers == unknown_id)
@@ -274,19 +276,23 @@ class Segments:
         moves[added] = 0
         is_wrong = lengths != np.diff(bounds[self._part_bounds])
         is_wrong[added] = False
-        if is_wrong.any():
-            accepted = "a SentencePiece model whose pieces make up the text, or no offsets"
-            raise ValueError(f"sp_model_kwargs={self._segmenter.options!r}: expected {accepted}")
+        options = self._segmenter.options
+        if is_wrong.any() or any(options.get(name) for name in UNALIGNED):
+            accepted = "a SentencePiece model whose pieces make up the text in its order, or no offsets"
+            raise ValueError(f"sp_model_kwargs={options!r}: expected {accepted}")
         shifts = np.repeat(moves.clip(min=0), np.diff(self._token_bounds))
         starts, ends = starts - shifts, ends - shifts
-        for i in sorted({*np.flatnonzero(moves < 0).tolist(), *self._parts.origins}):
-            here = slice(*self._token_bounds[i : i + 2])
-            spans = starts[here], ends[here]
-            if moves[i] < 0:
-                spans = through_normaliser(self._parts.texts[i], self._segmenter.processor, *spans)
-            if i in self._parts.origins:
-                spans = through_origins(self._parts.origins[i], *spans)
-            starts[here], ends[here] = spans
+        moved = np.flatnonzero(moves < 0)
+        if len(moved):
+            here = np.repeat(moves < 0, np.diff(self._token_bounds))
+            sizes = np.diff(self._token_bounds)[moved]
+            texts = [self._parts.texts[i] for i in moved]
+            starts[here], ends[here] = through_normaliser(
+                texts, self._segmenter.processor, starts[here], ends[here], sizes
+            )
+        for i, origins in self._parts.origins.items():
+            part = slice(*self._token_bounds[i : i + 2])
+            starts[part], ends[part] = through_origins(origins, starts[part], ends[part])
         begins = np.repeat(self._parts.starts, np.diff(self._token_bounds))
         return starts + begins, ends + begins
 

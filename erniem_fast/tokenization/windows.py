@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-Span = tuple[int, int]
+from .alignment import Span
 
 N_SPECIAL = {False: 2, True: 4}
 """Special tokens of a row: of a text, and of a pair."""
