@@ -46,7 +46,7 @@ def zero_shot_command(
 ) -> None:
     """Say which of the labels fits each line of TEXTS.
 
-    Writes a line of JSON a text, in order: {"sequence": TEXT, "labels": [the best first], "scores": [...]}.
+    Writes a line of JSON a text, in order: {"sequence": TEXT, "labels": [BEST, ...], "scores": [...]}.
 
     An empty line gets no labels. Texts of more tokens than the model takes are cut.
 

@@ -89,6 +89,8 @@ class ErnieMTokenizer(SelfLoadingTokenizer, PreTrainedTokenizer):
     ) -> None:
         if not isinstance(sp_model_kwargs, dict | None):
             raise ValueError(f"sp_model_kwargs={sp_model_kwargs!r}: expected a dict or None")
+        # datasets empties what has this name before it hashes a tokenizer: its fingerprints outlive the first use.
+        self.cache: dict[str, Any] = {}
         self.do_lower_case = do_lower_case
         self.sp_model_kwargs = sp_model_kwargs or {}
 
@@ -139,7 +141,7 @@ class ErnieMTokenizer(SelfLoadingTokenizer, PreTrainedTokenizer):
     def __getstate__(self) -> dict[str, Any]:
         # The serialized model, not its path: a copy must work without the file.
         state = self.__dict__ | {"sp_model": self.sp_model.serialized_model_proto()}
-        return {name: value for name, value in state.items() if not name.startswith("_cached_")}
+        return state | {"cache": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         processor = load_sentencepiece(state["sp_model"], "pickled tokenizer", state["sp_model_kwargs"])
@@ -201,18 +203,18 @@ class ErnieMTokenizer(SelfLoadingTokenizer, PreTrainedTokenizer):
 
     @property
     def _segmenter(self) -> Segmenter:
-        found = self.__dict__.get("_cached_segmenter")
-        if found is None:
-            found = self._cached_segmenter = Segmenter(self.sp_model, self.sp_model_kwargs, self.vocab)
-        return found
+        cache = self.cache
+        if "segmenter" not in cache:
+            cache["segmenter"] = Segmenter(self.sp_model, self.sp_model_kwargs, self.vocab)
+        return cache["segmenter"]
 
     @property
     def _added(self) -> AddedTokens:
         names = self.tokens_trie._tokens  # tokens never leave it
-        size, found = self.__dict__.get("_cached_added", (-1, None))
+        size, found = self.cache.get("added", (-1, None))
         if size != len(names):
             found = AddedTokens(names, self._added_tokens_encoder, self._added_tokens_decoder)
-            self._cached_added = len(names), found
+            self.cache["added"] = len(names), found
         return found
 
     def _segment(self, sources: Sequence[Source], split_special_tokens: bool) -> Segments | Ids:

@@ -7,6 +7,7 @@ from helpers.command_line import MAX_TOKENS, TEXTS, assert_one_line, run, run_em
 
 import erniem_fast
 from erniem_fast.cli import embed as cli
+from erniem_fast.cli.main import app
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
@@ -72,6 +73,13 @@ def test_vectors_that_are_not_finite(save, texts, tmp_path):
 )
 def test_usage_errors_are_one_line(arguments, part):
     assert_one_line(run(*arguments), part)
+
+
+@pytest.mark.parametrize("command", app.registered_commands, ids=lambda command: command.name)
+def test_help_leaves_no_word_out(command):
+    # Rich takes words in square brackets for a style, and drops them.
+    shown = " ".join(run(command.name, "--help").stdout.split())
+    assert " ".join(command.callback.__doc__.split()) in shown
 
 
 def test_help_and_version():

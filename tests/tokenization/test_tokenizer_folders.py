@@ -202,6 +202,16 @@ def test_copies_need_no_files(tmp_path, duplicate):
     assert_same(ErnieMTokenizer.from_pretrained(tmp_path / "b"), copied)
 
 
+def test_datasets_finds_the_results_of_a_tokenizer_that_was_used():
+    hash_of = pytest.importorskip("datasets").fingerprint.Hasher.hash
+    tokenizer, expected = full_tokenizer(), hash_of(full_tokenizer())
+    ids = tokenizer("Wo ist der Bahnhof?", return_offsets_mapping=True)["input_ids"]
+    assert hash_of(tokenizer) == expected
+    assert tokenizer("Wo ist der Bahnhof?")["input_ids"] == ids
+    tokenizer.add_tokens(["another"])
+    assert hash_of(tokenizer) != expected
+
+
 def test_save_vocabulary(tokenizer, tmp_path):
     plain = tokenizer.save_vocabulary(str(tmp_path / "new"))
     assert plain == (str(tmp_path / "new" / "vocab.txt"), str(tmp_path / "new" / "sentencepiece.bpe.model"))
