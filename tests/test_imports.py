@@ -13,8 +13,8 @@ PACKAGE = ROOT / "erniem_fast"
 LAYERS = [
     "version", "adapters", "auto_map", "configuration",
     "tokenization.alignment", "tokenization.windows", "tokenization.parts", "tokenization.segmentation",
-    "tokenization.encodings", "tokenization.samples", "tokenization.vocabulary", "tokenization.tokenizer",
-    "tokenization.__init__",
+    "tokenization.encodings", "tokenization.samples", "tokenization.vocabulary", "tokenization.memory",
+    "tokenization.tokenizer", "tokenization.__init__",
     "kernels.dropout", "kernels.tables", "kernels.configs", "kernels.jit", "kernels.common",
     "kernels.attention_tiles", "kernels.attention_forward", "kernels.attention_backward", "kernels.attention",
     "kernels.segment_sum", "kernels.layer_norm", "kernels.activation", "kernels.embedding",

@@ -1,6 +1,7 @@
 """Time of the tokenizer against SentencePiece alone and against XLM-R's Rust tokenizer of the same pieces.
 
-Short lines and documents are drawn, with repetition, from the texts in `tests/golden/tokenizer`, or are a file's lines.
+Short lines are drawn, with repetition, from the Tatoeba pairs in `tests/embeddings`, documents from those of the demo, in
+23 languages; or the texts are a file's lines.
 All run on one thread, in turns; ratios are medians over the rounds. Writes `bench/results/tokenizer-<date>.json`.
 """
 
@@ -29,13 +30,16 @@ GOALS = {"ids": 2.0, "offsets": 4.0}
 
 
 def drawn(n_lines: int) -> dict[str, list[str]]:
-    """Short lines, and a tenth as many documents of three paragraphs each."""
-    rows = json.loads((DATA / "golden.json").read_text(encoding="utf-8"))
+    """Short lines, and a tenth as many documents of at least 300 characters."""
     random.seed(0)
-    short = [row["text"] for row in rows if len(row["text"]) <= 120 and row["pair"] is None]
-    paragraphs = [row["pair"] for row in rows if row["pair"] is not None]
-    documents = [" ".join(random.choices(paragraphs, k=3)) for _ in range(max(1, n_lines // 10))]
-    return {"short lines": random.choices(short, k=n_lines), "documents": documents}
+    pairs = (ROOT / "tests" / "embeddings" / "pairs.tsv").read_text(encoding="utf-8").splitlines()
+    short = [text for pair in pairs for text in pair.split("\t")[1:]]
+    texts = (ROOT / "erniem_fast" / "demo_data" / "texts.jsonl").read_text(encoding="utf-8").splitlines()
+    documents = [text for text in (json.loads(line)["text"] for line in texts) if len(text) >= 300]
+    return {
+        "short lines": random.choices(short, k=n_lines),
+        "documents": random.choices(documents, k=max(1, n_lines // 10)),
+    }
 
 
 def rust_tokenizer(processor: spm.SentencePieceProcessor) -> XLMRobertaTokenizerFast:

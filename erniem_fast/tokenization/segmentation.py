@@ -158,13 +158,14 @@ class Segmenter:
         places = np.flatnonzero(numbers == unknown_id)
         if len(places):
             # Only as pieces do unknown characters keep their text.
-            unsure = np.unique(np.searchsorted(np.cumsum(sizes), places, side="right"))
-            pieces = self._call([texts[i] for i in unsure], str)
+            ends = np.cumsum(sizes)
+            row_of_place = np.searchsorted(ends, places, side="right")
+            unsure, again = np.unique(row_of_place, return_inverse=True)
+            pieces = self._call([texts[i] for i in unsure.tolist()], str)
+            within = places - (ends - sizes)[row_of_place]
             numbers[places] = [
-                new.setdefault(piece, size + len(new))
-                for i, row in zip(unsure, pieces, strict=True)
-                for number, piece in zip(rows[i], row, strict=True)
-                if number == unknown_id
+                new.setdefault(pieces[i][k], size + len(new))
+                for i, k in zip(again.tolist(), within.tolist(), strict=True)
             ]
         return numbers, sizes, list(new)
 

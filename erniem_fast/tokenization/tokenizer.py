@@ -18,6 +18,7 @@ from transformers.utils import PaddingStrategy, TensorType
 from ..auto_map import SelfLoadingTokenizer
 from .alignment import UNDERLINE
 from .encodings import Encodings, Frame, frame
+from .memory import without_collections
 from .parts import AddedTokens, Parts
 from .samples import Source, Words, read_samples
 from .segmentation import Ids, Segmenter, Segments
@@ -243,6 +244,7 @@ class ErnieMTokenizer(SelfLoadingTokenizer, PreTrainedTokenizer):
         ]
         return Ids(given)
 
+    @without_collections
     def _encode_plus(
         self,
         text: Any,
