@@ -253,5 +253,7 @@ def _join_chunks(arrays: dict[str, Any]) -> dict[str, np.ndarray]:
             raise ValueError(f"it lacks chunks of {key!r:.100}")
         if key in arrays:
             raise ValueError(f"it holds {key!r:.100} both whole and in chunks")
+        if len({id(arrays[name]) for name in names}) < len(names):  # more of it could be made than memory holds
+            raise ValueError(f"it makes {key!r:.100} of one array several times")
         arrays[key] = np.concatenate([arrays.pop(name) for name in names]).reshape(shape)
     return arrays

@@ -188,7 +188,9 @@ def convert(
         array = arrays.pop(key)
         advance(1)
         module, _, parameter = key.rpartition(".")
-        name, kind = modules.get(NUMBER.sub("{}", module), ("", EMBEDDING))
+        # A name that holds {} itself is none of the table's.
+        template = "" if "{" in module else NUMBER.sub("{}", module)
+        name, kind = modules.get(template, ("", EMBEDDING))
         if name and kind.dimensions.get(parameter) == array.ndim:
             name = f"{name.format(*NUMBER.findall(module))}.{parameter}"
             state[name] = to_tensor(array.T if kind.transposed else array)
@@ -283,7 +285,7 @@ def _model(converted: Converted, config: ErnieMConfig) -> tuple[Any, list[str]]:
 def _read_json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file.name} is not JSON ({error})") from error
     if not isinstance(content, dict):
         raise ValueError(f"{file.name} must hold an object, got {type(content).__name__}")
@@ -344,7 +346,10 @@ def _config(fields: dict[str, Any], converted: Converted, tokenizer: ErnieMToken
         taken.setdefault("classifier_dropout", fields["dropout"])
     # PaddleNLP reads neither of these: its feed-forward is always 4 hidden_size wide, and its classes, made with a
     # number of labels, need not name it.
-    taken["intermediate_size"] = next(len(value) for key, value in state.items() if key.endswith("linear1.bias"))
+    widths = [len(value) for key, value in state.items() if key.endswith("linear1.bias")]
+    if not widths:
+        raise ValueError("the weights lack linear1.bias of every layer")
+    taken["intermediate_size"] = widths[0]
     counted = state.get(f"{converted.head.counted}.bias")
     if counted is not None and "id2label" not in taken:
         taken["num_labels"] = len(counted)

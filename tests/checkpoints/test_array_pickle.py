@@ -106,6 +106,16 @@ def test_wrong_chunks_raise(tmp_path, spoil):
         read(tmp_path / "x")
 
 
+def test_an_array_is_no_two_chunks(tmp_path):
+    """A reference of a few bytes would make any number of copies."""
+    array = np.zeros(1000, np.float32)
+    names = [f"x{i}" for i in range(100)]
+    chunks = {"w": {"OriginShape": (100_000,), "slices": names}}
+    (tmp_path / "x").write_bytes(pickled(dict.fromkeys(names, array) | {"UnpackBigParamInfor@@": chunks}))
+    with pytest.raises(ValueError, match="it makes 'w' of one array several times"):
+        read(tmp_path / "x")
+
+
 def test_bytes_are_counted(tmp_path):
     content = pickled(arrays())
     (tmp_path / "x").write_bytes(content)

@@ -154,6 +154,11 @@ def spoil_weights(how: str, arrays: dict[str, np.ndarray]) -> None:
             del arrays["ernie_m.encoder.layers.1.norm2.bias"]
         case "missing head":
             del arrays["classifier.bias"]
+        case "missing in every layer":
+            for key in [key for key in arrays if "linear1.bias" in key]:
+                del arrays[key]
+        case "braces":
+            arrays["ernie_m.encoder.layers.{}.linear1.bias"] = np.zeros(3, np.float32)
         case "missing layer":
             for key in [key for key in arrays if "layers.1." in key]:
                 del arrays[key]
@@ -182,6 +187,8 @@ def spoil_weights(how: str, arrays: dict[str, np.ndarray]) -> None:
         ("not of the encoder", "no such parameters: encoder.layers.0.linear1.weight"),
         ("missing", "the weights lack ernie_m.encoder.layers.1.norm2.bias"),
         ("missing head", "the weights lack classifier.bias"),
+        ("missing in every layer", "the weights lack linear1.bias of every layer"),
+        ("braces", r"no such parameters: ernie_m.encoder.layers.{}.linear1.bias \(3,\)"),
         ("missing layer", "num_hidden_layers is 2, and the weights hold 1"),
         ("no table", "hold no embeddings.word_embeddings.weight"),
         ("transposed", "other shapes than config.json says: ernie_m.encoder.layers.0.linear1.weight"),
@@ -230,6 +237,7 @@ def test_wrong_configurations_raise(tmp_path, changes, message):
     [
         ("config.json", None, FileNotFoundError, "config.json or model_config.json"),
         ("config.json", "{", ValueError, "config.json is not JSON"),
+        ("config.json", "[" * 100_000, ValueError, "config.json is not JSON"),
         ("config.json", "[1]", ValueError, "must hold an object, got list"),
         ("config.json", "{}", ValueError, "the configuration lacks hidden_size"),
         ("vocab.txt", None, FileNotFoundError, r"holds no tokenizer \(no vocab.txt\)"),

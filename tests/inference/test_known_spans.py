@@ -50,6 +50,18 @@ def test_characters_where_lowercasing_changes_the_length(tell: Any) -> None:
     assert_equal(extract(text, "名"), {"名": [answer(text, "PARIS"), answer(text, "Paris")]})
 
 
+def test_names_that_ask_the_same_keep_their_own_relations(tell: Any) -> None:
+    text = "Tom lives in Paris."
+    extract = tell({"Person": ["Tom"], "Friend": ["Tom"], "City of Tom": ["Paris"], "Verb of Paris": ["lives"],
+                    "Place of Paris": ["in"]})  # fmt: skip
+    found = extract(text, {"Person": {"City": "Verb"}, "Friend": {"City": "Place"}}, language="en")
+    expected = {
+        "Person": [answer(text, "Tom", City=[answer(text, "Paris", Verb=[answer(text, "lives")])])],
+        "Friend": [answer(text, "Tom", City=[answer(text, "Paris", Place=[answer(text, "in")])])],
+    }
+    assert_equal(found, expected)
+
+
 def test_relations_of_each_span(tell: Any) -> None:
     text = "Tom lives in Paris, Mary in Rome. Tom likes Mary."
     extract = tell({

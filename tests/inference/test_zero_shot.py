@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers.golden_tokenizer import build
 from helpers.pairs import make
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import pipeline
 
@@ -111,6 +111,8 @@ IDS = st.lists(st.integers(4, 90), max_size=40)
     max_tokens=st.integers(30, 60),
     side=st.sampled_from(list(SIDES)),
 )
+@example(texts=[[*range(4, 44)], [5]], hypotheses=[[7] * 25, [8]], max_tokens=40, side="left")
+@example(texts=[[*range(4, 44)], [5]], hypotheses=[[7] * 25, [8]], max_tokens=40, side="right")
 def test_pairs_are_the_tokenizer_s(
     texts: list[list[int]], hypotheses: list[list[int]], max_tokens: int, side: str
 ) -> None:

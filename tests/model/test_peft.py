@@ -253,3 +253,10 @@ def test_the_tables_of_other_models_stay() -> None:
     table = peft.utils.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
     assert table["ernie_m"] == ["q_proj", "v_proj"]
     assert table["bert"] == ["query", "value"]
+
+
+def test_a_user_s_own_defaults_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = peft.utils.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    monkeypatch.setitem(table, "ernie_m", ["linear1"])
+    ErnieMConfig().to_dict()
+    assert table["ernie_m"] == ["linear1"]
