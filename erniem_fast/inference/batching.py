@@ -18,7 +18,7 @@ TokenIds = Sequence[int] | np.ndarray | Tensor
 """Token ids of one sequence, special tokens included: (length,) integers."""
 
 
-def plan(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+def plan(lengths: Sequence[int] | np.ndarray, batch_tokens: int) -> Iterator[list[int]]:
     """Group sequences by length, the longest first, into batches of at most `batch_tokens` tokens.
 
     Args:
@@ -33,15 +33,17 @@ def plan(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
     """
     if batch_tokens < 1:
         raise ValueError(f"batch_tokens must be at least 1, got {batch_tokens}")
+    sizes = np.asarray(lengths, dtype=np.int64)
+    order = np.argsort(-sizes, kind="stable")
     batch: list[int] = []
     tokens = 0
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if batch and tokens + lengths[index] > batch_tokens:
+    for index, size in zip(order.tolist(), sizes[order].tolist(), strict=True):
+        if batch and tokens + size > batch_tokens:
             yield batch
             batch, tokens = [], 0
-        if lengths[index]:
+        if size:
             batch.append(index)
-            tokens += lengths[index]
+            tokens += size
     if batch:
         yield batch
 
@@ -52,6 +54,7 @@ def as_completed(
     batch_tokens: int,
     device: torch.device | str | None = None,
     progress: str | None = None,
+    lengths: Sequence[int] | np.ndarray | None = None,
 ) -> Iterator[tuple[list[int], T]]:
     """Compute sequences a batch at a time; for results that are stored elsewhere, or too large to be kept.
 
@@ -62,6 +65,7 @@ def as_completed(
         batch_tokens: most tokens of a batch; a longer sequence makes a batch alone.
         device: where the batches go.
         progress: description of a progress bar on stderr; None: no bar.
+        lengths: tokens of each, where sequences are put together when they are read; None: they are asked.
 
     Yields:
         Indices of the batch's sequences, and the batch's result.
@@ -69,8 +73,9 @@ def as_completed(
     Raises:
         ValueError: `batch_tokens` is below 1.
     """
-    lengths = [len(sequence) for sequence in sequences]
-    with progress_bar(sum(lengths), progress or "", " tokens", progress is not None) as bar:
+    if lengths is None:
+        lengths = [len(sequence) for sequence in sequences]
+    with progress_bar(int(np.sum(lengths)), progress or "", " tokens", progress is not None) as bar:
         for indices in plan(lengths, batch_tokens):
             batch = PackedBatch.from_sequences((torch.as_tensor(sequences[i]) for i in indices), device)
             with torch.inference_mode():

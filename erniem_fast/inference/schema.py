@@ -7,6 +7,7 @@ Prompts are those of PaddleNLP's UIE: Lu et al., arXiv 2203.12277, as spans of p
 
 import re
 from collections.abc import Iterator, Mapping
+from itertools import count
 from typing import Any, NamedTuple
 
 from .arguments import check_encodable
@@ -15,6 +16,7 @@ LANGUAGES = ("zh", "en")
 """Languages of prompts. Texts may be in any language."""
 
 MAX_NESTING = 100
+MAX_NAMES = 10_000
 ACCEPTED = "expected a name, a list of names and dicts, or a dict from names to schemas"
 
 _HALF_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
@@ -80,26 +82,28 @@ def parse_schema(schema: object) -> tuple[Node, ...]:
     Raises:
         TypeError: anything else in the place of a name or a schema.
         ValueError: nothing at all, an empty name, a name twice on one level, an empty option or one twice, a schema
-            that holds itself, or more than `MAX_NESTING` lists and dicts inside each other.
+            that holds itself, more than `MAX_NESTING` lists and dicts inside each other, more than `MAX_NAMES` names.
     """
     if schema is None:
         raise TypeError(f"schema is None; {ACCEPTED}")
-    nodes = _parse(schema, "schema", ())
+    nodes = _parse(schema, "schema", (), count(1))
     if not nodes:
         raise ValueError(f"schema is empty; {ACCEPTED}")
     return nodes
 
 
-def _parse(schema: object, path: str, above: tuple[int, ...]) -> tuple[Node, ...]:
-    """Read what lies at `path`; `above` holds the ids of the lists and dicts around it."""
+def _parse(schema: object, path: str, above: tuple[int, ...], numbers: Iterator[int]) -> tuple[Node, ...]:
+    """Read what lies at `path`; `above` holds the ids of the lists and dicts around it, `numbers` counts the names."""
     if len(above) > MAX_NESTING:
         raise ValueError(f"schema nests more than {MAX_NESTING} lists and dicts; expected fewer")
     nodes: dict[str, Node] = {}
     for name, value, place, inside in _entries(schema, path, above):
+        if next(numbers) > MAX_NAMES:  # one dict in several places counts as often, and doubles on every level
+            raise ValueError(f"schema holds more than {MAX_NAMES} names; expected fewer")
         if name in nodes:
             raise ValueError(f"{path} holds the name {name!r} twice; expected each name once on a level")
         stem, bracket, options = _split(name, place)
-        nodes[name] = Node(name, stem, bracket, options, _parse(value, place, inside))
+        nodes[name] = Node(name, stem, bracket, options, _parse(value, place, inside, numbers))
     return tuple(nodes.values())
 
 

@@ -74,6 +74,12 @@ class Pairs(Sequence[np.ndarray]):
         self._from_left = tokenizer.truncation_side == "left"
         self.truncated = sum(len(text) > min(self._rooms) for text in texts)
 
+    def lengths(self) -> np.ndarray:
+        """(len(self),) int64, the tokens of each."""
+        texts = np.array([len(text) for text in self.texts], dtype=np.int64)[:, None]
+        tails = np.array([len(tail) for tail in self._tails], dtype=np.int64)
+        return np.where(texts, np.minimum(texts, self._rooms) + tails + len(self._head), 0).ravel()
+
     def __len__(self) -> int:
         return len(self.texts) * len(self._tails)
 
@@ -189,7 +195,8 @@ class ZeroShotClassification:
 
         logits = np.zeros((len(texts), len(labels), 2))
         bar = "Classifying" if progress else None
-        for indices, found in as_completed(pairs, compute, self.batch_tokens, self.model.device, bar):
+        batches = as_completed(pairs, compute, self.batch_tokens, self.model.device, bar, pairs.lengths())
+        for indices, found in batches:
             logits.reshape(-1, 2)[indices] = found
         if not np.isfinite(logits).all():
             place = int(np.isfinite(logits).all((1, 2)).argmin())

@@ -102,6 +102,10 @@ class Truncation:
             return [(0, n)]
         if not self.all_windows:
             return [(0, size)] if self.side == "right" else [(n - size, n)]
+        if size == 0:
+            raise ValueError(
+                f"max_length={self.max_length}: expected more than the special tokens and one of each text, for windows"
+            )
         if self.stride >= size:
             raise ValueError(
                 f"stride={self.stride}: expected less than the {size} tokens of a text that max_length="

@@ -126,8 +126,9 @@ def test_an_error_in_a_process_of_its_own(checkpoint, texts, tmp_path):
     arguments = command("embed", texts, "--model", checkpoint, "--out", out)
     done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert len(done.stderr.splitlines()) == 1
-    assert "line 2" in done.stderr
+    # torchao, where it is installed, has its own to say when transformers imports it.
+    (line,) = [line for line in done.stderr.splitlines() if "torchao" not in line and "_pytree.py" not in line]
+    assert "line 2" in line
     assert not out.exists()
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from erniem_fast.inference.schema import MAX_NESTING, Node, parse_schema, prompt_of
+from erniem_fast.inference.schema import MAX_NAMES, MAX_NESTING, Node, parse_schema, prompt_of
 
 OPINIONS = {"评价维度": ["观点词", "情感倾向[正向，负向]"]}
 
@@ -137,3 +137,13 @@ def test_schemas_that_are_refused(schema: object, error: type[Exception], messag
 
 def test_the_deepest_schema() -> None:
     assert names(parse_schema(deep(MAX_NESTING)))
+
+
+def test_a_schema_of_too_many_names():
+    """Twenty dicts, each in two places of the one above: a million names."""
+    schema = "name"
+    for _ in range(20):
+        schema = {"one": schema, "other": schema}
+    with pytest.raises(ValueError, match=f"more than {MAX_NAMES} names"):
+        parse_schema(schema)
+    assert len(parse_schema([str(number) for number in range(MAX_NAMES)])) == MAX_NAMES

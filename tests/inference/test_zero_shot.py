@@ -132,6 +132,7 @@ def test_pairs_are_the_tokenizer_s(
         if len(text) + len(hypothesis) + 4 > max_tokens:
             cut.add(index // len(hypotheses))
     assert pairs.truncated == len(cut)
+    assert pairs.lengths().tolist() == [len(pair) for pair in pairs]
     assert [pair.tolist() for pair in pairs[1:]] == [pair.tolist() for pair in list(pairs)[1:]]
 
 

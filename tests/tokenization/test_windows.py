@@ -214,3 +214,9 @@ def test_padding_later_keeps_offsets(tokenizer):
         padded = tokenizer.pad(rows, padding_side=side, return_tensors="np")
         assert padded["offset_mapping"].shape == (2, 4, 2)
         assert padded["offset_mapping"][1][padded["attention_mask"][1] == 1].tolist() == [[0, 0], [0, 2], [0, 0]]
+
+
+@pytest.mark.parametrize("max_length", [4, 5])
+def test_windows_of_pairs_need_a_token_of_each_text(tokenizer, max_length):
+    with pytest.raises(ValueError, match=f"max_length={max_length}: expected more than the special tokens"):
+        tokenizer("one two", "three four", truncation=True, max_length=max_length, return_overflowing_tokens=True)
