@@ -51,9 +51,14 @@ def export_onnx(model: Any, path: str | os.PathLike[str]) -> Path:
         ImportError: the packages onnx and onnxscript are missing.
         TypeError: the model is none of these classes.
         ValueError: the model is in training mode, or of a dtype that onnxruntime does not compute on CPUs.
-        OSError: the file can't be written.
+        OSError: `path` is a folder, or in none; or the file can't be written.
     """
     check_packages()
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"path={os.fspath(path)!r}: expected the file to write, got a folder")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"path={os.fspath(path)!r}: expected a file in a folder that exists")
     if not isinstance(model, ErnieMPreTrainedModel):
         raise TypeError(f"model must be an ErnieM model, adapters merged, got {type(model).__name__}")
     if any(module.training for module in model.modules()):
@@ -77,7 +82,7 @@ def export_onnx(model: Any, path: str | os.PathLike[str]) -> Path:
     program.model.metadata_props.update(
         {"model_type": model.config.model_type, "architecture": type(model).__name__, "erniem_fast": __version__}
     )
-    return _write(program, Path(path))
+    return _write(program, path)
 
 
 def onnx_difference(model: Any, path: str | os.PathLike[str], batches: list[dict[str, Tensor]]) -> float:

@@ -246,6 +246,8 @@ def load(folder: str | Path, progress: bool = False) -> Loaded:
         ValueError: a file does not hold what its name promises, or parameters are missing or unknown.
     """
     folder = Path(folder)
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{str(folder)!r} is no folder")
     weights = sorted(folder.glob("*.pdparams"))
     if len(weights) != 1:
         names = ", ".join(file.name for file in weights) or "none"

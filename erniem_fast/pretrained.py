@@ -30,6 +30,7 @@ class ErnieMPreTrainedModel(SelfLoadingModel, PreTrainedModel):
     `attn_implementation` takes transformers' names, and changes nothing: our attention is what runs.
     """
 
+    config: ErnieMConfig
     config_class = ErnieMConfig
     base_model_prefix = "ernie_m"
     supports_gradient_checkpointing = True

@@ -79,7 +79,7 @@ def _source(value: Any, name: str, is_split_into_words: bool) -> Source:
         wrong = next((i for i, part in enumerate(value) if not isinstance(part, accepted)), None)
         if wrong is None and (value or is_split_into_words):
             return Words([*value]) if accepted is str else [*value]
-        if wrong is not None:
+        if wrong is not None and not isinstance(value[wrong], str):  # a str is right elsewhere, not in a list
             name, value = f"{name}[{wrong}]", value[wrong]
     accepted_kinds = "a str or a list of token ids" + (", or of words" if is_split_into_words else "")
     raise ValueError(f"{name}={_short(value)}: expected {accepted_kinds}, got {type(value).__name__}")

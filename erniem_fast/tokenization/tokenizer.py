@@ -137,7 +137,13 @@ class ErnieMTokenizer(SelfLoadingTokenizer, PreTrainedTokenizer):
     ) -> "ErnieMTokenizer":
         if kwargs.get("model_max_length", kwargs.get("max_len")) is None:
             kwargs["model_max_length"] = max_length_of_folder(resolved_vocab_files)
-        return super()._from_pretrained(resolved_vocab_files, *args, **kwargs)
+        try:
+            return super()._from_pretrained(resolved_vocab_files, *args, **kwargs)
+        except ValueError as error:
+            if resolved_vocab_files.get("sentencepiece_model_ckpt") is not None or "=None" not in str(error):
+                raise
+            name = VOCAB_FILES_NAMES["sentencepiece_model_ckpt"]
+            raise OSError(f"{args[0]!r}: expected a folder or a model on the Hugging Face Hub with {name}") from error
 
     def __getstate__(self) -> dict[str, Any]:
         # The serialized model, not its path: a copy must work without the file.

@@ -76,15 +76,15 @@ def test_a_malicious_file_is_refused(tmp_path, source):
 
 @pytest.mark.parametrize("wrong", ["missing", "a file", "no weights", "no tokenizer"])
 def test_wrong_sources(tmp_path, source, wrong):
-    given = source
+    given, part = source, ""
     if wrong == "missing":
-        given = tmp_path / "nothing"
+        given, part = tmp_path / "nothing", "is no folder"
     elif wrong == "a file":
-        given = source / "config.json"
+        given, part = source / "config.json", "is no folder"
     else:
         (source / ("model_state.pdparams" if wrong == "no weights" else "vocab.txt")).unlink()
     result = run("convert", given, tmp_path / "out")
-    assert_one_line(result, f"IN '{given}'", "expected a folder as PaddleNLP saves ERNIE-M")
+    assert_one_line(result, f"IN '{given}'", part, "expected a folder as PaddleNLP saves ERNIE-M")
     assert {path.name for path in tmp_path.iterdir()} == {"paddle"}
 
 

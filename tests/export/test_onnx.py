@@ -112,6 +112,14 @@ def test_refused_models(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_refused_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.export, "export", lambda *args, **kwargs: pytest.fail("exports before it looks"))
+    with pytest.raises(IsADirectoryError, match=r"path='.*': expected the file to write, got a folder"):
+        export_onnx(small(), tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"path='.*missing.*': expected a file in a folder that exists"):
+        export_onnx(small(), tmp_path / "missing" / "model.onnx")
+
+
 def test_missing_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export, "find_spec", lambda package: None if package == "onnxscript" else object())
     with pytest.raises(ImportError, match=r"needs the package onnxscript: pip install 'erniem_fast\[export\]'"):

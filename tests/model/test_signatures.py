@@ -23,6 +23,7 @@ def test_signatures(models: Any, name: str) -> None:
     if name == "ErnieMForMultipleChoice":
         inputs = {key: value[None] for key, value in inputs.items()}
     assert type(model(**inputs)) is typing.get_type_hints(model.forward)["return"]
+    assert typing.get_type_hints(type(model))["config"] is type(model.config) is ErnieMConfig
     parameters = inspect.signature(model.forward).parameters.values()
     assert {parameter.kind for parameter in parameters} == {inspect.Parameter.POSITIONAL_OR_KEYWORD}
     with pytest.raises(TypeError, match="unexpected keyword argument 'cu_seqlens'"):

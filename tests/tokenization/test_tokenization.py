@@ -399,10 +399,10 @@ def test_bad_arguments(arguments, error, message):
         (["a", None], r"text\[1\]=None: expected a str .*, got NoneType"),
         (["a", 5], r"text\[1\]=5: .*got int"),
         ([["a", "b", "c"]], r"text\[0\]=\['a', 'b', 'c'\]: expected a text or a pair of texts, got 3 texts"),
-        ([["a", None]], r"text\[0\]\[0\]='a': .*got str"),
+        ([["a", None]], r"text\[0\]=\['a', None\]: expected a str or a list of token ids, got list"),
         ([[]], r"text\[0\]=\[\]: expected"),
         ([[["a"]]], r"text\[0\]\[0\]=\['a'\]: .*got list"),
-        ([1, "a"], r"text\[1\]='a': .*got str"),
+        ([1, "a"], r"text=\[1, 'a'\]: .*got list"),
         ({"a": 1}, "text={'a': 1}: .*got dict"),
     ],
 )
@@ -412,6 +412,8 @@ def test_text_of_another_type(tokenizer, text, message):
 
 
 def test_other_bad_text(tokenizer):
+    with pytest.raises(ValueError, match=r"text_pair=\['b'\]: expected a str or a list of token ids, got list"):
+        tokenizer("a", ["b"])
     with pytest.raises(TypeError, match="text=5: expected str, got int"):
         tokenizer.tokenize(5)
     with pytest.raises(ValueError, match=r"text=.*UTF-8"):

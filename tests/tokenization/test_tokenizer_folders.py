@@ -212,6 +212,16 @@ def test_datasets_finds_the_results_of_a_tokenizer_that_was_used():
     assert hash_of(tokenizer) != expected
 
 
+@pytest.mark.parametrize("files", [[], ["vocab.txt"], ["vocab.txt", "tokenizer_config.json"]])
+def test_a_folder_without_the_model_is_named(tmp_path, files):
+    full_tokenizer().save_pretrained(tmp_path / "full")
+    (tmp_path / "part").mkdir()
+    for file in files:
+        shutil.copy(tmp_path / "full" / file, tmp_path / "part")
+    with pytest.raises(OSError, match=r"part': expected a folder or .* with sentencepiece.bpe.model"):
+        ErnieMTokenizer.from_pretrained(tmp_path / "part")
+
+
 def test_save_vocabulary(tokenizer, tmp_path):
     plain = tokenizer.save_vocabulary(str(tmp_path / "new"))
     assert plain == (str(tmp_path / "new" / "vocab.txt"), str(tmp_path / "new" / "sentencepiece.bpe.model"))
@@ -281,9 +291,3 @@ def test_tokens_added_to_a_vocabulary_with_repeated_tokens_take_new_ids(tmp_path
     again = ErnieMTokenizer.from_pretrained(tmp_path / "saved")
     assert again.get_vocab() == tokenizer.get_vocab()
     assert again("a<one>").input_ids == tokenizer("a<one>").input_ids == [0, 9, 11, 3]
-
-
-def test_folder_without_model(tmp_path):
-    shutil.copy(VOCAB, tmp_path)
-    with pytest.raises(ValueError, match="sentencepiece_model_ckpt=None"):
-        ErnieMTokenizer.from_pretrained(tmp_path)
