@@ -2,15 +2,19 @@
 
 import sys
 
-LIKE, TARGETS = {"query", "value"}, ("q_proj", "v_proj")
+NAMES = {
+    "query": ["q_proj"],
+    "key": ["k_proj"],
+    "value": ["v_proj"],
+    "output.dense": ["out_proj", "linear2"],  # behind the attention and of the feed-forward block
+}
+"""ErnieM's names of modules, by BERT's."""
 
 
 def register_targets() -> None:
-    """Enter ErnieM into peft's tables of default target modules, if peft has been imported.
-
-    Those tables are meant in which BERT has its query and value: LoRA's, and those of the methods like it.
-    """
+    """Enter ErnieM into peft's tables of default target modules that BERT is in, if peft has been imported."""
     tables = sys.modules.get("peft.utils.constants")
-    for name, table in vars(tables).items() if tables else ():
-        if name.endswith("_TARGET_MODULES_MAPPING") and set(table.get("bert", ())) == LIKE:
-            table.setdefault("ernie_m", list(TARGETS))
+    for name, table in list(vars(tables).items()) if tables else ():
+        modules = table.get("bert") if name.endswith("_MODULES_MAPPING") else None
+        if modules and NAMES.keys() >= set(modules):
+            table.setdefault("ernie_m", [ours for module in modules for ours in NAMES[module]])

@@ -1,7 +1,7 @@
 """Time of the tokenizer against SentencePiece alone and against XLM-R's Rust tokenizer of the same pieces.
 
-Short lines are drawn, with repetition, from the Tatoeba pairs in `tests/embeddings`, documents from those of the demo, in
-23 languages; or the texts are a file's lines.
+Short lines are drawn, with repetition, from the Tatoeba pairs in `tests/embeddings`, documents from those of the demo;
+or the texts are a file's lines.
 All run on one thread, in turns; ratios are medians over the rounds. Writes `bench/results/tokenizer-<date>.json`.
 """
 

@@ -175,6 +175,23 @@ def test_default_target_modules(config: Any) -> None:
         assert all("q_proj" in name or "v_proj" in name for name in trained)
 
 
+def test_default_target_modules_of_ia3() -> None:
+    """IA3 rescales keys, values and what the feed-forward block reads, and merged it gives the same."""
+    _, fast = make("ErnieMForSequenceClassification", **NO_DROPOUT)
+    adapted = peft.get_peft_model(fast, peft.IA3Config(task_type="SEQ_CLS")).eval()
+    config = adapted.peft_config["default"]
+    assert config.target_modules == {"k_proj", "v_proj", "out_proj", "linear2"}
+    assert config.feedforward_modules == {"out_proj", "linear2"}
+    inputs = batch()
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "ia3_l" in name:
+                parameter.add_(torch.randn_like(parameter), alpha=0.2)
+        expected = adapted(**inputs).logits
+        merged = adapted.merge_and_unload()(**inputs).logits
+    torch.testing.assert_close(merged, expected, rtol=1e-4, atol=1e-5)
+
+
 HEADS = {
     "ErnieMForSequenceClassification": ({"task_type": "SEQ_CLS"}, ("classifier",)),
     "ErnieMForTokenClassification": ({"task_type": "TOKEN_CLS"}, ("classifier",)),
