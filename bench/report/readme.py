@@ -6,7 +6,7 @@ from pathlib import Path
 from bench.engine.environment import ROOT
 
 from .tables import details, summary
-from .texts import embedders, formats
+from .texts import embedders, formats, zero_shot
 
 START, END = "<!-- bench:start -->", "<!-- bench:end -->"
 DOCS = ROOT / "docs"
@@ -15,6 +15,7 @@ PAGES: dict[Path, Callable[[Path], str]] = {
     DOCS / "benchmarks.md": details,
     DOCS / "quantisation.md": formats,
     DOCS / "sentence_embeddings.md": embedders,
+    DOCS / "zero_shot.md": zero_shot,
 }
 """Pages, and what makes their part from a folder of results."""
 

@@ -63,7 +63,7 @@ class Result:
         content, run = self.content, self.content["runs"][-1]
         versions, reached = content["versions"], run.get("ceilings")
         commit = f"`{content['commit'][:12]}`" if content["commit"] else "unknown"
-        doors = {"cpu": "bench.run", "texts": "bench.tools.texts"}
+        doors = {"cpu": "bench.run", "texts": "bench.tools.texts", "zero-shot": "bench.tools.zero_shot"}
         door = doors.get(content["suite"], f"bench.gpu {content['suite']}")
         machine = [content["processor"]]
         if content["device"] == "cpu":

@@ -1,4 +1,4 @@
-"""Tables of `bench.tools.texts`: weights in other formats and sentence-transformers, each for its page in docs/."""
+"""Tables of `bench.tools.texts` and `zero_shot`, whose rows are real text through whole models, for pages of docs/."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from bench.engine.results import ResultFile
 from .markdown import markdown
 from .rows import Result
 
-NOT_MEASURED = "Not measured yet: `python -m bench.tools.texts` measures."
+NOT_MEASURED = "Not measured yet: `python -m bench.tools.{}` measures."
 EMBEDDERS = {
     "packed": "`erniem_fast.sentence_transformers.Transformer`",
     "sentence-transformers' own module": "sentence-transformers' own module, padding-free model",
@@ -19,12 +19,18 @@ EMBEDDERS = {
 def formats(folder: Path) -> str:
     """Part of docs/quantisation.md."""
     head = ["linear layers' weights, everything else", "error", "time to float32", "size of the model"]
-    return _part(folder, "formats", head, _format)
+    return _part(folder, "texts", "formats", head, _format)
 
 
 def embedders(folder: Path) -> str:
     """Part of docs/sentence_embeddings.md."""
-    return _part(folder, "sentence-transformers", ["first module", "texts/s", "time to ours"], _embedder)
+    return _part(folder, "texts", "sentence-transformers", ["first module", "texts/s", "time to ours"], _embedder)
+
+
+def zero_shot(folder: Path) -> str:
+    """Part of docs/zero_shot.md."""
+    head = ["96 documents, 5 labels", "pairs/s", "time to ours"]
+    return _part(folder, "zero-shot", "zero-shot", head, _classifier)
 
 
 def _format(row: dict[str, Any]) -> list[str]:
@@ -36,10 +42,15 @@ def _embedder(row: dict[str, Any]) -> list[str]:
     return [EMBEDDERS[row["provider"]], f"{row['texts'] / row['time_s']:,.0f}", f"{row['ratio']:.2f}"]
 
 
-def _part(folder: Path, operation: str, head: list[str], line: Any) -> str:
-    file = ResultFile.newest(folder, "texts")
+def _classifier(row: dict[str, Any]) -> list[str]:
+    pairs = row["texts"] * row["labels"]
+    return [row["provider"], f"{pairs / row['time_s']:,.0f}", f"{row['ratio']:.2f}"]
+
+
+def _part(folder: Path, suite: str, operation: str, head: list[str], line: Any) -> str:
+    file = ResultFile.newest(folder, suite)
     if file is None:
-        return NOT_MEASURED
+        return NOT_MEASURED.format(suite.replace("-", "_"))
     rows = [row for row in file.content["rows"] if row["operation"] == operation]
     random = "random weights and the demo's small vocabulary"
     weights = random if file.content["checkpoint"] is None else f"weights of {file.content['checkpoint']}"
