@@ -25,6 +25,7 @@ from ..engine.results import dump, write_whole
 
 DATA = ROOT / "tests" / "golden" / "tokenizer"
 MODEL = DATA / "sentencepiece.bpe.model"
+LINES = 10_000
 GOALS = {"ids": 2.0, "offsets": 4.0}
 """Most time, by that of SentencePiece."""
 
@@ -84,7 +85,7 @@ def measure(texts: list[str], rounds: int) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lines", type=int, default=10_000, help="number of short lines")
+    parser.add_argument("--lines", type=int, default=LINES, help="number of short lines")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--texts", type=Path, help="time the lines of this file instead; writes nothing")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the result")
@@ -94,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     sets = drawn(options.lines) if options.texts is None else {
         "lines of the file": options.texts.read_text(encoding="utf-8").splitlines()
     }  # fmt: skip
-    about = describe("cpu")
+    about = describe("cpu") | {"suite": "tokenizer", "tiny": options.lines < LINES}
     content = about | {"rounds": options.rounds, "rows": {name: measure(t, options.rounds) for name, t in sets.items()}}
     content["others_busy_cores"] = ((others_seconds() or others) - others) / (time.perf_counter() - start)
     for name, row in content["rows"].items():

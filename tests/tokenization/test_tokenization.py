@@ -448,6 +448,7 @@ def test_long_texts(tokenizer):
 
 
 def test_threads_change_nothing(tokenizer, monkeypatch):
+    monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
     texts = [f"{row['text']} {row['pair']}" for row in read_json(GOLDEN_TOKENIZER / "golden.json")]
     asked = []
     encode = tokenizer.sp_model.encode

@@ -28,7 +28,8 @@ def a_file(folder: Path, date: str, time_s: float, busy: float) -> None:
 
 
 def test_tables_show_the_newest_file(tmp_path: Path) -> None:
-    assert texts.formats(tmp_path) == texts.embedders(tmp_path) == texts.NOT_MEASURED
+    assert texts.formats(tmp_path) == texts.embedders(tmp_path) == texts.NOT_MEASURED.format("texts")
+    assert texts.zero_shot(tmp_path) == texts.NOT_MEASURED.format("zero_shot")
     a_file(tmp_path, "2030-01-01T00:00:00+00:00", 1.0, 1.5)
     assert "Other processes kept 1.5 cores busy: its times are preliminary." in texts.formats(tmp_path)
     a_file(tmp_path, "2030-01-02T00:00:00+00:00", 2.0, 0.1)

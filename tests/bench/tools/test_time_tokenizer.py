@@ -2,13 +2,22 @@
 
 import json
 
+import pytest
+
 from bench.tools import time_tokenizer
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch):
+    """The tool turns off the threads of the whole process."""
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
 
 
 def test_it_writes_what_it_prints(tmp_path, capsys):
     assert time_tokenizer.main(["--lines", "30", "--rounds", "1", "--output", str(tmp_path)]) == 0
     (path,) = tmp_path.glob("tokenizer-*.json")
     content = json.loads(path.read_text(encoding="utf-8"))
+    assert content["tiny"]
     assert [row["texts"] for row in content["rows"].values()] == [30, 3]
     for row in content["rows"].values():
         assert row["to_sentencepiece"]["sentencepiece, a batch"] == 1
