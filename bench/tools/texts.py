@@ -7,15 +7,10 @@ Of ernie-m-base's sizes: 12 layers for the formats, 2 for sentence-transformers.
 into docs/quantisation.md and docs/sentence_embeddings.md.
 """
 
-import argparse
 import copy
-import json
 import tempfile
-from collections.abc import Callable, Sequence
-from importlib.metadata import version
-from pathlib import Path
-from statistics import median
-from time import monotonic
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -25,15 +20,13 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
 from torchao.utils import get_model_size_in_bytes
 
-from bench.engine.environment import RESULTS, ROOT, describe, now, others_seconds
-from bench.engine.results import Measured, ResultFile
-from bench.engine.shapes import Sizes
-from bench.engine.timing import in_turns
 from erniem_fast import ErnieMModel, ErnieMTokenizer, PackedBatch, reference
+from erniem_fast.cli.verify import sample
 from erniem_fast.inference.embed import tokenize
 from erniem_fast.sentence_transformers import Transformer
 
-DEMO = ROOT / "erniem_fast" / "demo_data"
+from .real_text import Rows, Runs, parser, random_model, timed, write
+
 FORMATS: dict[str, tuple[torch.dtype, Any]] = {
     "float32": (torch.float32, None),
     "bfloat16": (torch.bfloat16, None),
@@ -46,11 +39,9 @@ FORMATS: dict[str, tuple[torch.dtype, Any]] = {
 FEW = 32
 """Documents in the batch of the formats."""
 TOLERANCE = 1e-5
-Runs = dict[str, Callable[[], Any]]
-Rows = list[dict[str, Any]]
 
 
-def formats(model: ErnieMModel, texts: list[str], tokenizer: ErnieMTokenizer, seconds: float) -> Rows:
+def formats(model: ErnieMModel, texts: list[str], tokenizer: ErnieMTokenizer, options: Namespace) -> Rows:
     """Forwards of the first texts in one packed batch; errors are relative ones of all last hidden states."""
     sequences = tokenize(texts[:FEW], tokenizer, model.config.max_tokens).sequences
     batch = PackedBatch.from_sequences([torch.from_numpy(sequence) for sequence in sequences])
@@ -69,10 +60,10 @@ def formats(model: ErnieMModel, texts: list[str], tokenizer: ErnieMTokenizer, se
     exact = runs["float32"]()
     errors = {name: float((run() - exact).norm() / exact.norm()) for name, run in runs.items()}
     tokens = dict.fromkeys(runs, batch.total_tokens)
-    return timed(runs, seconds, {"relative_error": errors, "model_bytes": sizes, "tokens": tokens})
+    return timed(runs, options, {"relative_error": errors, "model_bytes": sizes, "tokens": tokens})
 
 
-def embedders(model: ErnieMModel, texts: list[str], tokenizer: ErnieMTokenizer, seconds: float) -> Rows:
+def embedders(model: ErnieMModel, texts: list[str], tokenizer: ErnieMTokenizer, options: Namespace) -> Rows:
     """`SentenceTransformer.encode`; errors are the greatest absolute ones of a value of a vector, against ours."""
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
@@ -92,25 +83,7 @@ def embedders(model: ErnieMModel, texts: list[str], tokenizer: ErnieMTokenizer, 
     errors = {name: float((run() - ours).abs().max()) for name, run in runs.items()}
     if max(errors.values()) > TOLERANCE:
         raise ValueError(f"vectors differ by more than {TOLERANCE}: {errors}")
-    return timed(runs, seconds, {"max_error": errors, "texts": dict.fromkeys(runs, len(texts))})
-
-
-def timed(runs: Runs, seconds: float, more: dict[str, dict[str, Any]]) -> Rows:
-    """Rows of a table: times in turns, median ratios to the first one's, and further columns."""
-    times, failures = in_turns(runs, "cpu", seconds, cold=False)
-    if failures:
-        raise RuntimeError(f"{failures}")
-    first = times[next(iter(runs))].wall_s
-    return [
-        {
-            "provider": name,
-            "time_s": median(taken.wall_s),
-            "ratio": median(one / other for one, other in zip(taken.wall_s, first, strict=True)),
-            "rounds": len(first),
-        }
-        | {column: values[name] for column, values in more.items()}
-        for name, taken in times.items()
-    ]
+    return timed(runs, options, {"max_error": errors, "texts": dict.fromkeys(runs, len(texts))})
 
 
 def load(path: str | None, layers: int, tiny: bool) -> tuple[ErnieMModel, ErnieMTokenizer]:
@@ -118,44 +91,23 @@ def load(path: str | None, layers: int, tiny: bool) -> tuple[ErnieMModel, ErnieM
     if path is not None:
         model = ErnieMModel.from_pretrained(path, num_hidden_layers=layers, ignore_mismatched_sizes=True)
         return model.eval(), ErnieMTokenizer.from_pretrained(path)
-    tokenizer = ErnieMTokenizer.from_pretrained(DEMO / "tokenizer")
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "num_heads": 4, "intermediate_size": 48} if tiny else {}
-    config = Sizes(vocab_size=len(tokenizer), num_layers=layers, **sizes).config()
-    return ErnieMModel(config).eval(), tokenizer
+    return random_model(ErnieMModel, layers, tiny)
 
 
 @torch.inference_mode()
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="folder of a checkpoint of ernie-m-base's depth or deeper")
-    parser.add_argument("--threads", type=int, default=2, help="threads of PyTorch")
-    parser.add_argument("--seconds", type=float, default=40.0, help="seconds of timing for each of the two tables")
-    parser.add_argument("--tiny", action="store_true", help="dry run on a tiny model")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the result file")
-    options = parser.parse_args(argv)
+    options = parser(__doc__, seconds=40.0).parse_args(argv)
     torch.set_num_threads(options.threads)
-    lines = (DEMO / "texts.jsonl").read_text(encoding="utf-8").splitlines()
-    texts = [json.loads(line)["text"] for line in lines][: 8 if options.tiny else None]
-    about = describe("cpu") | {"suite": "texts", "tiny": options.tiny, "checkpoint": options.model}
-    about["versions"] |= {name: version(name) for name in ("sentence-transformers", "torchao")}
-    file = ResultFile.new(options.output / f"texts-{about['date'][:10]}.json", about)
-    begun, others = monotonic(), others_seconds()
-    run: dict[str, Any] = {"date": now()}
-    file.begin(run)
-    for operation, table, layers in (("formats", formats, 12), ("sentence-transformers", embedders, 2)):
-        model, tokenizer = load(options.model, layers, options.tiny)
-        same = {"operation": operation, "layers": layers, "hidden_size": model.config.hidden_size}
-        rows = [same | row for row in table(model, texts, tokenizer, 0.0 if options.tiny else options.seconds)]
-        file.add(operation, Measured(rows))
-        for row in rows:
-            print(f"{operation:22} {row['provider']:45}{row['time_s']:8.3f} s{row['ratio']:8.2f}x")
-    run["seconds"] = round(monotonic() - begun, 1)
-    if others is not None:
-        run["others_busy_cores"] = round(((others_seconds() or others) - others) / run["seconds"], 2)
-    file.write()
-    print(file.path)
+    texts = [text for _, text in sample()][: 8 if options.tiny else None]
+
+    def tables() -> Iterator[tuple[str, Rows]]:
+        for operation, table, layers in (("formats", formats, 12), ("sentence-transformers", embedders, 2)):
+            model, tokenizer = load(options.model, layers, options.tiny)
+            same = {"layers": layers, "hidden_size": model.config.hidden_size}
+            yield operation, [same | row for row in table(model, texts, tokenizer, options)]
+
+    write(options, "texts", tables(), ("sentence-transformers", "torchao"))
     return 0
 
 

@@ -43,7 +43,7 @@ def test_tables_show_the_newest_file(tmp_path: Path) -> None:
     assert texts.embedders(tmp_path).endswith("12 layers of 768, random weights and the demo's small vocabulary.")
 
 
-@pytest.mark.parametrize("name", ["quantisation.md", "sentence_embeddings.md"])
+@pytest.mark.parametrize("name", ["quantisation.md", "sentence_embeddings.md", "zero_shot.md"])
 def test_the_pages_are_current(name: str) -> None:
     page = ROOT / "docs" / name
     wanted = dict(readme.texts(RESULTS))
