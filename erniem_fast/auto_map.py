@@ -6,7 +6,7 @@ Beside what transformers writes, a folder gets `auto_map` in config.json and in 
 """
 
 import os
-from typing import Any
+from typing import Any, ClassVar
 
 MODULE = "erniem_fast_auto"
 """Name of the module in saved folders."""
@@ -45,15 +45,38 @@ def _is_ours(cls: type) -> bool:
     return cls.__module__.partition(".")[0] == __name__.partition(".")[0]
 
 
-def _check_auto_class(cls: type, auto_class: object, accepted: list[str]) -> None:
-    name = auto_class.__name__ if isinstance(auto_class, type) else auto_class
-    if name not in accepted:
-        loaded_by = f"expected {accepted[0]}" if accepted else "no Auto class builds it"
-        raise ValueError(f"auto_class={name!r}: saved folders don't load {cls.__name__} by it; {loaded_by}")
+class _Named:
+    """Mixin of classes that every saved folder names."""
+
+    auto_classes: ClassVar[dict[str, str]]
+    """Name of the class that each Auto class of its kind builds."""
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str | type | None = None) -> None:
+        """Do nothing for our classes: every saved folder names them. A user's subclass is copied into its folders.
+
+        Args:
+            auto_class: an Auto class or its name; None: the first of its kind.
+
+        Raises:
+            ValueError: `auto_class` does not load the class.
+        """
+        if auto_class is None:
+            auto_class = next(iter(cls.auto_classes))
+        if not _is_ours(cls):
+            super().register_for_auto_class(auto_class)  # type: ignore[misc]
+            return
+        accepted = [name for name, built in cls.auto_classes.items() if built == cls.__name__]
+        name = auto_class.__name__ if isinstance(auto_class, type) else auto_class
+        if name not in accepted:
+            loaded_by = f"expected {accepted[0]}" if accepted else "no Auto class builds it"
+            raise ValueError(f"auto_class={name!r}: saved folders don't load {cls.__name__} by it; {loaded_by}")
 
 
-class SelfLoadingConfig:
+class SelfLoadingConfig(_Named):
     """Mixin of a configuration whose saved folders load by themselves."""
+
+    auto_classes = {"AutoConfig": CONFIG_CLASS}
 
     model_type: str
     auto_map: dict[str, str]
@@ -76,37 +99,17 @@ class SelfLoadingConfig:
         write_module(working_dir)
         return super()._upload_modified_files(working_dir, *args, **kwargs)  # type: ignore[misc]
 
-    @classmethod
-    def register_for_auto_class(cls, auto_class: str | type = "AutoConfig") -> None:
-        """Do nothing for our class: every saved folder names it. A user's subclass is copied into its folders.
 
-        Raises:
-            ValueError: `auto_class` does not load the class.
-        """
-        if _is_ours(cls):
-            _check_auto_class(cls, auto_class, ["AutoConfig"])
-        else:
-            super().register_for_auto_class(auto_class)  # type: ignore[misc]
-
-
-class SelfLoadingModel:
+class SelfLoadingModel(_Named):
     """Mixin of models with a `SelfLoadingConfig`, which does the saving."""
 
-    @classmethod
-    def register_for_auto_class(cls, auto_class: str | type = "AutoModel") -> None:
-        """Do nothing for our classes: every saved folder names them. A user's subclass is copied into its folders.
-
-        Raises:
-            ValueError: `auto_class` does not load the class.
-        """
-        if _is_ours(cls):
-            _check_auto_class(cls, auto_class, [name for name, built in MODEL_CLASSES.items() if built == cls.__name__])
-        else:
-            super().register_for_auto_class(auto_class)  # type: ignore[misc]
+    auto_classes = MODEL_CLASSES
 
 
-class SelfLoadingTokenizer:
+class SelfLoadingTokenizer(_Named):
     """Mixin of a tokenizer whose saved folders load by themselves."""
+
+    auto_classes = {"AutoTokenizer": TOKENIZER_CLASS}
 
     @property
     def _auto_map(self) -> dict[str, list[str | None]]:
@@ -118,15 +121,3 @@ class SelfLoadingTokenizer:
     ) -> tuple[str, ...]:
         file_names = (*file_names, write_module(save_directory))
         return super()._save_pretrained(save_directory, file_names, *args, **kwargs)  # type: ignore[misc]
-
-    @classmethod
-    def register_for_auto_class(cls, auto_class: str | type = "AutoTokenizer") -> None:
-        """Do nothing for our class: every saved folder names it. A user's subclass is copied into its folders.
-
-        Raises:
-            ValueError: `auto_class` does not load the class.
-        """
-        if _is_ours(cls):
-            _check_auto_class(cls, auto_class, ["AutoTokenizer"])
-        else:
-            super().register_for_auto_class(auto_class)  # type: ignore[misc]
