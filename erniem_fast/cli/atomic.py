@@ -41,14 +41,19 @@ def whole_file(out: str, terminal: bool) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def naming(out: str, accepted: str) -> Iterator[None]:
-    """Turn an OSError of the output into an InputError, except that of a pipe without a reader."""
+def naming(what: str, accepted: str) -> Iterator[None]:
+    """Turn an OSError of an output into an InputError, except that of a pipe without a reader.
+
+    Args:
+        what: the option and its value.
+        accepted: what would do.
+    """
     try:
         yield
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise InputError(f"--out {out!r}: {error.strerror}; {accepted}") from error
+        raise InputError(f"{what}: {error.strerror or error}; {accepted}") from error
 
 
 @contextmanager
@@ -59,7 +64,7 @@ def _to_stdout(terminal: bool) -> Iterator[BinaryIO]:
         raise InputError("--out '-': stdout is a terminal; expected a file or a pipe")
     with _closing(tempfile.TemporaryFile()) as temporary:
         yield temporary
-        with naming(STANDARD_STREAM, "expected a stream that can be written"):
+        with naming(f"--out {STANDARD_STREAM!r}", "expected a stream that can be written"):
             _copy(temporary, sys.stdout.buffer)
 
 
@@ -76,16 +81,16 @@ def _copy(source: BinaryIO, target: BinaryIO) -> None:
 def _to_file(out: str) -> Iterator[BinaryIO]:
     target = Path(os.path.realpath(out))
     with ExitStack() as stack:
-        with naming(out, ACCEPTED_OUT):
+        with naming(f"--out {out!r}", ACCEPTED_OUT):
             replaced = _status_if_replaceable(target)
             remove_abandoned(target.parent)
             path, temporary = _create(target.parent, 0o666 if replaced is None else 0o600, stack)
             if replaced is not None:
                 _keep_owner_and_mode(path, replaced)
         yield temporary
-        with naming(out, "expected room for the results"):
+        with naming(f"--out {out!r}", "expected room for the results"):
             temporary.flush()
-        with naming(out, ACCEPTED_OUT):
+        with naming(f"--out {out!r}", ACCEPTED_OUT):
             if sys.platform == "win32":
                 temporary.close()  # Windows replaces no open file; elsewhere closing would unlock it too early
             os.replace(path, target)

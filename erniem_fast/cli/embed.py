@@ -3,7 +3,6 @@
 from typing import Annotated
 
 import numpy as np
-import torch
 import typer
 
 from ..inference.embed import embed, tokenize
@@ -12,14 +11,15 @@ from .errors import InputError, say_on_stderr
 from .files import check_distinct, check_texts, read_texts, vector_file
 from .loading import load_config, load_encoder, load_tokenizer
 from .options import (
-    DTYPES,
     BatchTokensOption,
     DeviceOption,
     DtypeOption,
     ModelOption,
     TextsArgument,
+    parse_choice,
     parse_count,
     parse_device,
+    parse_dtype,
 )
 
 
@@ -51,9 +51,8 @@ def embed_command(
 
     FILE is written at once at the end, or not at all.
     """
-    for name, value, accepted in (("--pooling", pooling, tuple(POOLINGS)), ("--dtype", dtype, DTYPES)):
-        if value not in accepted:
-            raise InputError(f"{name} {value!r}: expected one of {', '.join(accepted)}")
+    parse_choice("--pooling", pooling, POOLINGS)
+    weights = parse_dtype(dtype)
     tokens_per_batch = parse_count("--batch-tokens", batch_tokens)
     place = parse_device(device)
     check_texts(texts)
@@ -63,7 +62,7 @@ def embed_command(
         config = load_config(model)
         tokenizer = load_tokenizer(model, config)
         file.allocate(len(lines), config.hidden_size)
-        encoder = load_encoder(model, getattr(torch, dtype), place, POOLINGS[pooling].reads_pooler)
+        encoder = load_encoder(model, weights, place, POOLINGS[pooling].reads_pooler)
         sequences, truncated = tokenize(lines, tokenizer, config.max_tokens, progress=True)
         for indices, vectors in embed(encoder, sequences, pooling, tokens_per_batch, progress=True):
             if not np.isfinite(vectors).all():

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 
 from ..inference.extraction import information_extraction
@@ -17,14 +16,15 @@ from .errors import InputError
 from .files import check_distinct, check_texts, read_texts, record_file
 from .loading import load_config, load_head, load_tokenizer
 from .options import (
-    DTYPES,
     BatchTokensOption,
     DeviceOption,
     DtypeOption,
     ModelOption,
     TextsArgument,
+    parse_choice,
     parse_count,
     parse_device,
+    parse_dtype,
 )
 
 ACCEPTED_SCHEMA = 'expected JSON that starts with {, [ or ", or the path of a JSON file'
@@ -61,9 +61,8 @@ def extract_command(
 
     FILE is written at once at the end, or not at all.
     """
-    for name, value, accepted in (("--language", language, LANGUAGES), ("--dtype", dtype, DTYPES)):
-        if value not in accepted:
-            raise InputError(f"{name} {value!r}: expected one of {', '.join(accepted)}")
+    parse_choice("--language", language, LANGUAGES)
+    weights = parse_dtype(dtype)
     least = parse_threshold(threshold)
     tokens_per_batch = parse_count("--batch-tokens", batch_tokens)
     place = parse_device(device)
@@ -74,7 +73,7 @@ def extract_command(
         lines = read_texts(texts)
         config = load_config(model)
         tokenizer = load_tokenizer(model, config)
-        head = load_head(model, ErnieMForInformationExtraction, config, getattr(torch, dtype), place)
+        head = load_head(model, ErnieMForInformationExtraction, config, weights, place)
         extract = information_extraction(head, tokenizer, batch_tokens=tokens_per_batch)
         with _naming(f"--schema {schema!r:.80}"):
             results = extract.stream(lines, names, language=language, threshold=least, progress=True)

@@ -130,7 +130,7 @@ class VectorFile:
             InputError: it doesn't fit.
         """
         size = vectors * hidden_size * 4
-        with naming(self.out, f"expected room for {size:,} bytes"):
+        with naming(f"--out {self.out!r}", f"expected room for {size:,} bytes"):
             header = {"descr": "<f4", "fortran_order": False, "shape": (vectors, hidden_size)}
             np.lib.format.write_array_header_1_0(self.file, header)
             self._start = self.file.tell()
@@ -145,7 +145,7 @@ class VectorFile:
         Raises:
             InputError: the disk is full.
         """
-        with naming(self.out, "expected room for the vectors"):
+        with naming(f"--out {self.out!r}", "expected room for the vectors"):
             for index, vector in zip(indices, np.ascontiguousarray(vectors, dtype="<f4"), strict=True):
                 self.file.seek(self._start + index * vector.nbytes)
                 self.file.write(vector)
@@ -168,7 +168,7 @@ class RecordFile:
         Raises:
             InputError: the disk is full.
         """
-        with naming(self.out, "expected room for the records"):
+        with naming(f"--out {self.out!r}", "expected room for the records"):
             self.file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
 
 

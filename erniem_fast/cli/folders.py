@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from .atomic import naming
 from .errors import InputError
 
 ACCEPTED_FOLDER = "expected an empty folder, or the name of a new one in a folder that exists"
@@ -28,14 +29,14 @@ def whole_folder(option: str, out: str) -> Iterator[Path]:
         InputError: there are files in it, or no such folder can be written. Known at once, before any work.
     """
     target = Path(os.path.realpath(out))
-    with _naming(option, out):
+    with naming(f"{option} {out!r}", ACCEPTED_FOLDER):
         # A file is "Not a directory".
         filled = target.exists() and any(os.scandir(target))
         if filled:
             raise InputError(f"{option} {out!r}: holds files; {ACCEPTED_FOLDER}")
         folder = Path(tempfile.mkdtemp(prefix=".erniem-fast-", dir=target.parent))
     try:
-        with _naming(option, out):
+        with naming(f"{option} {out!r}", ACCEPTED_FOLDER):
             yield folder
             _open_to_others(folder)
             if target.exists():  # empty; Windows replaces no folder
@@ -43,15 +44,6 @@ def whole_folder(option: str, out: str) -> Iterator[Path]:
             folder.rename(target)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def _naming(option: str, out: str) -> Iterator[None]:
-    """Turn an OSError into an InputError."""
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"{option} {out!r}: {error.strerror or error}; {ACCEPTED_FOLDER}") from error
 
 
 def _open_to_others(folder: Path) -> None:

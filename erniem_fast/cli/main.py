@@ -2,7 +2,6 @@
 
 from typing import Annotated
 
-import torch
 import transformers
 import typer
 from huggingface_hub import constants
@@ -17,7 +16,7 @@ from .errors import InputError, OneLineErrors, say_on_stderr
 from .export import export_command
 from .extract import extract_command
 from .loading import load_config
-from .options import DTYPES, DeviceOption, ModelOption, parse_device
+from .options import DTYPES, DeviceOption, ModelOption, parse_device, parse_dtype
 from .verify import verify as run_verify
 from .warm_up import warm_up
 from .zero_shot import zero_shot_command
@@ -92,13 +91,12 @@ def warm_up_command(
     device: DeviceOption = "auto",
 ) -> None:
     """Compile the GPU kernels that a model will need; triton keeps them on disk."""
-    if dtype not in DTYPES:
-        raise InputError(f"--dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
+    weights = parse_dtype(dtype)
     place = parse_device(device)
     if place.type != "cuda":
         raise InputError(f"--device {device!r}: there is no CUDA device to compile for; a CPU needs no kernels")
     try:
-        warm_up(load_config(model), place, getattr(torch, dtype), training, progress=True)
+        warm_up(load_config(model), place, weights, training, progress=True)
     except ValueError as error:
         raise InputError(str(error)) from error
 

@@ -1,5 +1,6 @@
 """Options that several commands share, and the parsing of their values."""
 
+from collections.abc import Iterable
 from typing import Annotated
 
 import torch
@@ -41,6 +42,27 @@ def parse_count(name: str, value: str) -> int:
     if number < 1:
         raise InputError(f"{name} {value!r}: expected a whole number of at least 1")
     return number
+
+
+def parse_choice(name: str, value: str, accepted: Iterable[str]) -> str:
+    """Check a value against those that an option takes.
+
+    Raises:
+        InputError: the value is none of them.
+    """
+    if value not in accepted:
+        raise InputError(f"{name} {value!r}: expected one of {', '.join(accepted)}")
+    return value
+
+
+def parse_dtype(value: str) -> torch.dtype:
+    """Parse the name of one of `DTYPES`.
+
+    Raises:
+        InputError: the name is another one.
+    """
+    dtype: torch.dtype = getattr(torch, parse_choice("--dtype", value, DTYPES))
+    return dtype
 
 
 def parse_device(name: str) -> torch.device:

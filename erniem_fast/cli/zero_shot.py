@@ -2,7 +2,6 @@
 
 from typing import Annotated
 
-import torch
 import typer
 
 from ..inference.arguments import list_texts
@@ -12,7 +11,6 @@ from .errors import InputError, say_on_stderr
 from .files import check_distinct, check_texts, read_texts, record_file
 from .loading import load_config, load_head, load_tokenizer
 from .options import (
-    DTYPES,
     BatchTokensOption,
     DeviceOption,
     DtypeOption,
@@ -20,6 +18,7 @@ from .options import (
     TextsArgument,
     parse_count,
     parse_device,
+    parse_dtype,
 )
 
 
@@ -52,8 +51,7 @@ def zero_shot_command(
 
     FILE is written at once at the end, or not at all.
     """
-    if dtype not in DTYPES:
-        raise InputError(f"--dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
+    weights = parse_dtype(dtype)
     names = (split_labels(labels) if labels is not None else []) + (label or [])
     if not names:
         raise InputError("--labels: expected at least one label, with --labels A,B,... or --label LABEL")
@@ -69,7 +67,7 @@ def zero_shot_command(
         lines = read_texts(texts)
         config = load_config(model)
         tokenizer = load_tokenizer(model, config)
-        head = load_head(model, ErnieMForSequenceClassification, config, getattr(torch, dtype), place)
+        head = load_head(model, ErnieMForSequenceClassification, config, weights, place)
         try:
             classify = zero_shot_classification(head, tokenizer, batch_tokens=tokens_per_batch)
             pairs = classify.tokenize(lines, names, hypothesis_template, progress=True)
