@@ -23,12 +23,11 @@ from .batching import plan
 from .progress import progress_bar
 from .schema import LANGUAGES, Node, Prompt, parse_schema, prompt_of
 from .spans import Answer, Question, Tokens, Window, windows
+from .tokens import SPECIAL_TOKENS, join_pair, tokenize_in_chunks
 
 Result = dict[str, list[Answer]]
 """Answers about a text by the names of a schema; names without answers are absent."""
 
-SPECIAL_TOKENS = 4
-"""Of [CLS] prompt [SEP] [SEP] text [SEP]."""
 TEXTS_PER_PASS = 256
 CHARACTERS_PER_PASS = 2**20
 MANY_CHARACTERS = 10_000
@@ -172,15 +171,13 @@ class InformationExtraction:
             self._check_names(node.children)
 
     def _tokenize(self, texts: list[str]) -> list[Tokens]:
-        if not texts:
-            return []
-        # verbose: the tokenizer would warn of the longest texts, which are read in windows.
-        found = self.tokenizer(
-            texts, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False, verbose=False
+        chunks = tokenize_in_chunks(
+            texts, self.tokenizer, progress=False, add_special_tokens=False, return_offsets_mapping=True
         )
         return [
             Tokens(text, np.array(ids, np.int32), np.array(offsets, np.int32).reshape(-1, 2))
-            for text, ids, offsets in zip(texts, found["input_ids"], found["offset_mapping"], strict=True)
+            for chunk, found in chunks
+            for text, ids, offsets in zip(chunk, found["input_ids"], found["offset_mapping"], strict=True)
         ]
 
     def _results(
@@ -248,9 +245,8 @@ class InformationExtraction:
             yield batch.total_tokens / total
 
     def _row(self, question: Question, window: Window) -> torch.Tensor:
-        cls, sep = [self.tokenizer.cls_token_id], [self.tokenizer.sep_token_id]
         text = question.tokens.ids[window.start : window.stop]
-        return torch.from_numpy(np.concatenate((cls, question.prompt_tokens.ids, sep, sep, text, sep)))
+        return torch.from_numpy(join_pair(self.tokenizer, question.prompt_tokens.ids, text))
 
     def _probabilities(self, batch: PackedBatch) -> np.ndarray:
         """(2, total_tokens) float64 of starts and ends."""

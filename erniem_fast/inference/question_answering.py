@@ -23,12 +23,10 @@ from ..packing import PackedBatch
 from ..tokenization import ErnieMTokenizer
 from .arguments import check_eval, check_parts, check_text, check_whole, max_tokens
 from .batching import as_completed
-from .tokens import tokenize_in_chunks
+from .tokens import SPECIAL_TOKENS, join_pair, tokenize_in_chunks
 
 MAX_SEQ_LEN, DOC_STRIDE, MAX_ANSWER_LEN = 384, 128, 15
 """Defaults of transformers 4.x, all in tokens."""
-SPECIAL_TOKENS = 4
-"""[CLS] and three [SEP] in each window."""
 MANY = 64
 """More texts or windows than these show a progress bar unless told otherwise."""
 
@@ -201,8 +199,8 @@ class QuestionAnswering:
                 )
             for first in window_starts(len(read.ids), room, stride):
                 part = slice(first, first + room)
-                ids = self.tokenizer.build_inputs_with_special_tokens(asked.tolist(), read.ids[part].tolist())
-                windows.append(Window(pair, np.array(ids, dtype=np.int32), read.offsets[part]))
+                ids = join_pair(self.tokenizer, asked, read.ids[part])
+                windows.append(Window(pair, ids, read.offsets[part]))
         return windows
 
     def _logits(

@@ -1,12 +1,16 @@
-"""Texts to tokens, so many at a time, with a progress bar."""
+"""Texts to tokens, so many at a time, with a progress bar; pairs of texts from their tokens."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
+
+import numpy as np
 
 from ..tokenization import ErnieMTokenizer
 from .progress import progress_bar
 
 TEXTS_PER_CALL = 256
+SPECIAL_TOKENS = 4
+"""Of a pair: [CLS] first [SEP] [SEP] second [SEP]."""
 
 
 def tokenize_in_chunks(
@@ -29,3 +33,15 @@ def tokenize_in_chunks(
             # verbose: the tokenizer would warn of long texts, which are cut or read in windows later.
             yield chunk, tokenizer(chunk, return_attention_mask=False, verbose=False, **options)
             bar.update(len(chunk))
+
+
+def join_pair(tokenizer: ErnieMTokenizer, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Put a pair together: (len(first) + len(second) + SPECIAL_TOKENS,) int32.
+
+    Args:
+        tokenizer: whose special tokens count.
+        first: (length,) token ids of the first text, without special tokens.
+        second: likewise of the second text.
+    """
+    cls, sep = [tokenizer.cls_token_id], [tokenizer.sep_token_id]
+    return np.concatenate((cls, first, sep, sep, second, sep), dtype=np.int32)

@@ -22,11 +22,9 @@ from ..packing import PackedBatch
 from ..tokenization import ErnieMTokenizer
 from .arguments import check_eval, check_parts, check_text, list_texts, max_tokens
 from .batching import as_completed
-from .tokens import tokenize_in_chunks
+from .tokens import SPECIAL_TOKENS, join_pair, tokenize_in_chunks
 
 HYPOTHESIS_TEMPLATE = "This example is {}."
-SPECIAL_TOKENS = 4
-"""[CLS] and three [SEP] in each pair."""
 MANY_PAIRS = 256
 """More pairs than these show a progress bar unless told otherwise."""
 
@@ -66,10 +64,9 @@ class Pairs(Sequence[np.ndarray]):
     def __init__(
         self, texts: list[np.ndarray], hypotheses: list[np.ndarray], tokenizer: ErnieMTokenizer, max_tokens: int
     ) -> None:
-        sep = tokenizer.sep_token_id
         self.texts = texts
-        self._head = np.array([tokenizer.cls_token_id], np.int32)
-        self._tails = [np.array([sep, sep, *ids, sep], np.int32) for ids in hypotheses]
+        self._hypotheses = hypotheses
+        self._tokenizer = tokenizer
         self._rooms = [max_tokens - SPECIAL_TOKENS - len(ids) for ids in hypotheses]
         self._from_left = tokenizer.truncation_side == "left"
         self.truncated = sum(len(text) > min(self._rooms) for text in texts)
@@ -77,11 +74,11 @@ class Pairs(Sequence[np.ndarray]):
     def lengths(self) -> np.ndarray:
         """(len(self),) int64, the tokens of each."""
         texts = np.array([len(text) for text in self.texts], dtype=np.int64)[:, None]
-        tails = np.array([len(tail) for tail in self._tails], dtype=np.int64)
-        return np.where(texts, np.minimum(texts, self._rooms) + tails + len(self._head), 0).ravel()
+        hypotheses = np.array([len(ids) for ids in self._hypotheses], dtype=np.int64)
+        return np.where(texts, np.minimum(texts, self._rooms) + hypotheses + SPECIAL_TOKENS, 0).ravel()
 
     def __len__(self) -> int:
-        return len(self.texts) * len(self._tails)
+        return len(self.texts) * len(self._hypotheses)
 
     @overload
     def __getitem__(self, index: int) -> np.ndarray: ...
@@ -90,12 +87,12 @@ class Pairs(Sequence[np.ndarray]):
     def __getitem__(self, index: int | slice) -> np.ndarray | list[np.ndarray]:
         if isinstance(index, slice):
             return [self[place] for place in range(*index.indices(len(self)))]
-        place, label = divmod(range(len(self))[index], len(self._tails))
+        place, label = divmod(range(len(self))[index], len(self._hypotheses))
         text, room = self.texts[place], self._rooms[label]
         if not len(text):
             return text
         kept = text[max(0, len(text) - room) :] if self._from_left else text[:room]
-        return np.concatenate((self._head, kept, self._tails[label]))
+        return join_pair(self._tokenizer, kept, self._hypotheses[label])
 
 
 class ZeroShotClassification:
