@@ -1,0 +1,78 @@
+"""Tiny checkpoints of other families, as plain transformers saves them, with tokenizers of their kinds."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import BertTokenizer, RobertaTokenizer, XLMRobertaTokenizer
+
+from erniem_fast.cli.verify import sample
+
+SIZES = {
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
+    "initializer_range": 0.2,
+}  # fmt: skip
+FAMILIES: dict[str, dict[str, Any]] = {
+    "Bert": {},
+    "Ernie": {"use_task_id": True, "task_type_vocab_size": 3, "type_vocab_size": 4, "hidden_act": "relu"},
+    "Roberta": {"type_vocab_size": 1, "pad_token_id": 1},
+    "XLMRoberta": {"type_vocab_size": 1, "pad_token_id": 1},
+    "Camembert": {"type_vocab_size": 1, "pad_token_id": 1},
+    "Data2VecText": {"type_vocab_size": 1, "pad_token_id": 1},
+    "Electra": {"embedding_size": 16},
+    "DistilBert": {},
+}
+"""Changes of each family's configuration, by the prefix of its classes."""
+MAX_TOKENS = 40
+
+
+def tokenizer(family: str) -> Any:
+    """Words in pieces of one character, bytes, or characters, as the family's own tokenizer class reads them."""
+    if family in ("Roberta", "Data2VecText"):
+        specials = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+        letters = RobertaTokenizer().backend_tokenizer.pre_tokenizer.alphabet()
+        vocabulary = {token: index for index, token in enumerate([*specials, *sorted(letters)])}
+        return RobertaTokenizer(vocab=vocabulary, merges=[])
+    characters = sorted({character for _, text in sample() for character in text.lower() if not character.isspace()})
+    if family in ("XLMRoberta", "Camembert"):
+        pieces = ["<s>", "<pad>", "</s>", "<unk>", "▁", *characters, "<mask>"]
+        return XLMRobertaTokenizer(vocab=[(piece, -float(place)) for place, piece in enumerate(pieces)])
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters, *(f"##{one}" for one in characters)]
+    return BertTokenizer(vocab={token: index for index, token in enumerate(tokens)})
+
+
+def save_family(folder: Path, family: str, head: str = "Model", **changes: Any) -> Path:
+    """Save a checkpoint with fresh random weights.
+
+    Args:
+        folder: of the checkpoint.
+        family: a key of `FAMILIES`.
+        head: ending of the class.
+        changes: further fields of the configuration.
+    """
+    made = tokenizer(family)
+    cls = getattr(transformers, f"{family}{head}")
+    sizes = SIZES | {"vocab_size": len(made), "max_position_embeddings": MAX_TOKENS}
+    fields = sizes | FAMILIES[family] | {"pad_token_id": made.pad_token_id} | changes
+    if fields["pad_token_id"]:
+        fields["max_position_embeddings"] += fields["pad_token_id"] + 1
+    config = cls.config_class(**fields)
+    if family == "DistilBert":
+        config.dim, config.n_layers, config.n_heads, config.hidden_dim = 32, 2, 4, 48
+    model = cls(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    model.save_pretrained(folder)
+    made.save_pretrained(folder)
+    return folder
+
+
+def break_weight(folder: Path) -> None:
+    """Make config.json ask for a layer more than there are weights."""
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    name = "n_layers" if "n_layers" in config else "num_hidden_layers"
+    file.write_text(json.dumps(config | {name: config[name] + 1}))
