@@ -48,6 +48,12 @@ class Swapped(nn.Module):
             cls.__doc__ = f"{original.__name__} of transformers on packed rows."
         super().__init_subclass__(**kwargs)
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for module in self.modules():  # which its parent makes
+            if type(module) in SWAPS:
+                module.__class__ = SWAPS[type(module)]
+
     @classmethod
     def is_custom_code(cls) -> bool:
         """False: transformers' conversions of checkpoints apply."""
@@ -271,6 +277,11 @@ class PackedEncoder(Swapped):
             batch, None, None, num_heads=self.num_heads, hidden_size=self.config.hidden_size,
             dtype=self.position_table.weight.dtype, training=self.training, backend=self.backend,
         )  # fmt: skip
+
+    def parts(self, index: int) -> LayerParts:
+        """Parts of a layer that computes on rows."""
+        layer: Any = self.layers[index]
+        return layer.parts(index)  # type: ignore[no-any-return]
 
     def reason_for_grid(self, layer: nn.Module) -> str | None:
         """Reason why a layer must compute the padded grid, as transformers' own, or None."""

@@ -52,7 +52,7 @@ def padding_free(model: M) -> M:
         # A head, which asks of its encoder what only a padding-free one gives.
         if type(module) in SWAPS and getattr(module, "base_model", None) in encoders | done:
             _swap(module)
-    stayed = _others(model)
+    stayed = other_models(model)
     if stayed:
         logger.warning("padding_free: %s stay as they are: their families are not supported.", ", ".join(stayed))
     return model
@@ -108,7 +108,7 @@ def _found(model: nn.Module) -> str:
     return f"got {type(model).__name__}"
 
 
-def _others(model: nn.Module) -> list[str]:
+def other_models(model: nn.Module) -> list[str]:
     """Names of transformers' models inside, that neither are padding-free, nor hold or belong to one that is."""
     inside = {child for module in model.modules() if isinstance(module, PackedEncoder | ErnieMModel)
               for child in module.modules()}  # fmt: skip
@@ -118,7 +118,3 @@ def _others(model: nn.Module) -> list[str]:
             inside |= set(module.modules())
             names.append(f"{name or 'model'} ({type(module).__name__})")
     return names
-
-
-def explain(model: nn.Module) -> str:
-    raise NotImplementedError
