@@ -66,8 +66,8 @@ def _explain_encoder(
 def _layers(encoder: PackedEncoder) -> list[tuple[LayerParts | None, str | None]]:
     """Parts of each layer, or the reason why it is computed by transformers."""
     found: list[tuple[LayerParts | None, str | None]] = []
-    for index, layer in enumerate(encoder.layers):
-        reason = encoder.reason_for_grid(layer)
+    for index in range(len(encoder.layers)):
+        reason = encoder.reason_for_grid(encoder.layers[index])
         parts = None if reason else encoder.parts(index)
         found.append((parts, f"transformers' own, on padded tokens: {reason}" if reason else None))
     return found
@@ -77,7 +77,7 @@ def _of_ernie_m(layer: Any) -> tuple[LayerParts | None, str | None]:
     parts: LayerParts = layer.parts()
     attention = layer.self_attn
     if fusion.is_plain(attention, modeling.ErnieMAttention) and fusion.may_bypass(attention.self_attn):
-        parts = parts._replace(attention=attention.self_attn.parts(), out=attention.out_proj)
+        parts = parts._replace(attention=attention.self_attn.parts(), out=attention.out_proj)  # type: ignore[operator]
     return parts, None
 
 

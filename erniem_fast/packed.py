@@ -85,7 +85,8 @@ class Containers(NamedTuple):
     def reason_to_call(self) -> str | None:
         """Reason why one of them must be called, or None."""
         for name, module, cls in self.items:
-            if type(module) is not cls:
+            # FSDP2 makes subclasses of ours, which were the exact class when they were swapped.
+            if not (isinstance(module, cls) if issubclass(cls, Swapped) else type(module) is cls):
                 return f"{name} was replaced by a {type(module).__name__}"
             if not is_unwatched(module):
                 return f"{name} has hooks"
@@ -106,6 +107,19 @@ def is_unwatched(module: nn.Module) -> bool:
 def _home(function: Any) -> str:
     function = function.func if isinstance(function, functools.partial) else function
     return str(getattr(function, "__module__", ""))
+
+
+class PackedEmbeddings(Swapped):
+    """Embeddings whose `forward` takes a PackedContext; on any other arguments it is transformers'."""
+
+    def rows(self, context: PackedContext) -> Tensor:
+        """(total_tokens,) tokens to (total_tokens, hidden_size)."""
+        raise NotImplementedError
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if args and isinstance(args[0], PackedContext):
+            return self.rows(args[0])
+        return super().forward(*args, **kwargs)
 
 
 class PackedLayer(Swapped):

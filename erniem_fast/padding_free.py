@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from .modeling import ErnieMModel
-from .packed import SWAPS, PackedEncoder, PackedLayer, Swapped
+from .packed import SWAPS, PackedEmbeddings, PackedEncoder, PackedLayer, Swapped
 
 logger = logging.getLogger(__name__)
 M = TypeVar("M", bound=nn.Module)
@@ -45,9 +45,9 @@ def padding_free(model: M) -> M:
         raise ValueError(f"model must hold an encoder of {', '.join(_supported())}; {_found(model)}")
     for module in encoders:
         _swap(module)
-        for layer in module.modules():
-            if _is(layer, PackedLayer):
-                _swap(layer)
+        for inner in module.modules():
+            if _is(inner, PackedEmbeddings) or _is(inner, PackedLayer):
+                _swap(inner)
     for module in model.modules():
         # A head, which asks of its encoder what only a padding-free one gives.
         if type(module) in SWAPS and getattr(module, "base_model", None) in encoders | done:
