@@ -15,9 +15,10 @@ from torch import Tensor
 
 from .. import modeling, reference
 from ..configuration import ErnieMConfig
+from ..explain import explain
 from ..inference.embed import tokenize
 from ..modeling import ErnieMModel
-from ..padding_free import explain, padding_free, restore
+from ..padding_free import padding_free, restore
 from .loading import Loaded, families, further_layers, listing, load, load_config, load_tokenizer, model_class
 
 HEADS = [name for name in reference.__all__ if name.startswith("ErnieMFor")]
@@ -214,7 +215,7 @@ def _summarise(
         "class": cls + also,
         "parameters": f"{loaded.model.num_parameters():,} in {str(loaded.model.dtype).removeprefix('torch.')}",
         "layers": f"{config.num_hidden_layers}, hidden {config.hidden_size}, heads {config.num_attention_heads}, "
-        f"intermediate {config.intermediate_size}",
+        f"intermediate {_intermediate_size(config)}",
         "max. tokens": str(max_tokens),
         "vocabulary": f"{config.vocab_size:,} in the model, {tokens:,} in the tokenizer",
         "missing keys": listing(loaded.missing),
@@ -233,6 +234,12 @@ def _summarise(
     if surplus:
         problems.append(f"the weights hold {len(surplus)} parameters that {cls} lacks: {listing(surplus)}")
     return problems
+
+
+def _intermediate_size(config: Any) -> int:
+    """Width of the feed-forward blocks, by DistilBERT's name and by XLM's rule, too."""
+    named = (getattr(config, name, None) for name in ("intermediate_size", "hidden_dim"))
+    return next((size for size in named if size is not None), 4 * config.hidden_size)
 
 
 def _without_pooler(keys: list[str]) -> list[str]:

@@ -2,11 +2,12 @@
 
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 import transformers
-from transformers import BertTokenizer, RobertaTokenizer, XLMRobertaTokenizer
+from transformers import BertTokenizer, RobertaTokenizer, XLMRobertaTokenizer, XLMTokenizer
 
 from erniem_fast.cli.verify import sample
 
@@ -23,13 +24,25 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "Data2VecText": {"type_vocab_size": 1, "pad_token_id": 1},
     "Electra": {"embedding_size": 16},
     "DistilBert": {},
+    "XLM": {},
 }
 """Changes of each family's configuration, by the prefix of its classes."""
+RENAMED = {
+    "DistilBert": {
+        "hidden_size": "dim", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads",
+        "intermediate_size": "hidden_dim",
+    },
+    "XLM": {"hidden_size": "emb_dim", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads"},
+}  # fmt: skip
+"""Sizes that go by other names."""
 MAX_TOKENS = 40
 
 
 def tokenizer(family: str) -> Any:
-    """Words in pieces of one character, bytes, or characters, as the family's own tokenizer class reads them."""
+    """Words in pieces of one character, bytes, or characters, by the family's own tokenizer class or its like.
+
+    XLM's needs the package sacremoses.
+    """
     if family in ("Roberta", "Data2VecText"):
         specials = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
         letters = RobertaTokenizer().backend_tokenizer.pre_tokenizer.alphabet()
@@ -39,6 +52,14 @@ def tokenizer(family: str) -> Any:
     if family in ("XLMRoberta", "Camembert"):
         pieces = ["<s>", "<pad>", "</s>", "<unk>", "▁", *characters, "<mask>"]
         return XLMRobertaTokenizer(vocab=[(piece, -float(place)) for place, piece in enumerate(pieces)])
+    if family == "XLM":
+        specials = ["<s>", "</s>", "<pad>", "<unk>", *(f"<special{index}>" for index in range(10))]
+        tokens = [*specials, *characters, *(f"{one}</w>" for one in characters)]
+        with TemporaryDirectory() as folder:
+            vocabulary, merges = Path(folder) / "vocab.json", Path(folder) / "merges.txt"
+            vocabulary.write_text(json.dumps({token: index for index, token in enumerate(tokens)}), encoding="utf-8")
+            merges.write_text("\n", encoding="utf-8")
+            return XLMTokenizer(vocabulary, merges)
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters, *(f"##{one}" for one in characters)]
     return BertTokenizer(vocab={token: index for index, token in enumerate(tokens)})
 
@@ -56,11 +77,10 @@ def save_family(folder: Path, family: str, head: str = "Model", **changes: Any) 
     cls = getattr(transformers, f"{family}{head}")
     sizes = SIZES | {"vocab_size": len(made), "max_position_embeddings": MAX_TOKENS}
     fields = sizes | FAMILIES[family] | {"pad_token_id": made.pad_token_id} | changes
-    if fields["pad_token_id"]:
+    fields = {RENAMED.get(family, {}).get(name, name): value for name, value in fields.items()}
+    if "Roberta" in family or family in ("Camembert", "Data2VecText"):  # positions count from pad + 1
         fields["max_position_embeddings"] += fields["pad_token_id"] + 1
     config = cls.config_class(**fields)
-    if family == "DistilBert":
-        config.dim, config.n_layers, config.n_heads, config.hidden_dim = 32, 2, 4, 48
     model = cls(config)
     with torch.no_grad():
         for parameter in model.parameters():
