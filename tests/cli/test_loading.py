@@ -22,7 +22,7 @@ from huggingface_hub import constants
         ("no tokenizer", "no vocab.txt"),
         ("no JSON", "config.json can't be read"),
         ("bad value", "num_attention_heads"),
-        ("another model", "'bert'; expected 'ernie_m'"),
+        ("another model", "'t5'; expected 'ernie_m', 'bert', 'camembert', "),
         ("cut weights", "weights can't be read"),
         ("more layers", "lack encoder.layers.2"),
         ("fewer layers", "hold more layers: encoder.layers.1"),

@@ -80,6 +80,8 @@ def save_family(folder: Path, family: str, head: str = "Model", **changes: Any) 
     fields = {RENAMED.get(family, {}).get(name, name): value for name, value in fields.items()}
     if "Roberta" in family or family in ("Camembert", "Data2VecText"):  # positions count from pad + 1
         fields["max_position_embeddings"] += fields["pad_token_id"] + 1
+    if family == "XLM":  # whose feed-forward blocks are four times as wide as it is
+        del fields["intermediate_size"]
     config = cls.config_class(**fields)
     model = cls(config)
     with torch.no_grad():
@@ -90,9 +92,9 @@ def save_family(folder: Path, family: str, head: str = "Model", **changes: Any) 
     return folder
 
 
-def break_weight(folder: Path) -> None:
-    """Make config.json ask for a layer more than there are weights."""
+def change_layers(folder: Path, by: int) -> None:
+    """Make config.json ask for more or fewer layers than there are weights."""
     file = folder / "config.json"
     config = json.loads(file.read_text())
     name = "n_layers" if "n_layers" in config else "num_hidden_layers"
-    file.write_text(json.dumps(config | {name: config[name] + 1}))
+    file.write_text(json.dumps(config | {name: config[name] + by}))
