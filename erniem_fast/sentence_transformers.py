@@ -3,6 +3,7 @@
 model = SentenceTransformer(modules=[Transformer(folder), Pooling(768, "mean")])
 """
 
+import functools
 import inspect
 from typing import Any
 
@@ -55,6 +56,16 @@ class Transformer(modules.Transformer):
         ValueError: the checkpoint holds a model of no such family.
     """
 
+    @functools.wraps(modules.Transformer.__init__)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # The base class knows the rows of the position table, of which RoBERTa's kind leaves the first ones out.
+        self.max_seq_length = min(self.max_seq_length, self._encoder.limits.max_tokens)
+
+    @property
+    def _encoder(self) -> Any:
+        return next(part for part in self.model.modules() if isinstance(part, ErnieMModel | PackedEncoder))
+
     def preprocess(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Make the features of texts or pairs, as sentence-transformers' own module does."""
         features = super().preprocess(*args, **kwargs)
@@ -69,7 +80,7 @@ class Transformer(modules.Transformer):
     def _can_flatten_inputs(self) -> bool:
         """True: the model takes packed rows. The base class asks for an attention with "flash" in its name."""
         self.data_collator = Flattening(return_position_ids=True, return_seq_idx=True, return_flash_attn_kwargs=True)
-        encoder = next(part for part in self.model.modules() if isinstance(part, ErnieMModel | PackedEncoder))
+        encoder = self._encoder
         self._flatten_position_offset = encoder.limits.first_position
         # Of the features, heads hand the packed ones on to the encoder; `seq_idx` is for the pooling alone.
         self.model_forward_params = {*inspect.signature(encoder.forward).parameters, *PACKED_ARGUMENTS}

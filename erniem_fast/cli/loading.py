@@ -159,9 +159,7 @@ def load(name: str, cls: Any, dtype: torch.dtype | str, **options: Any) -> Loade
     return Loaded(model.eval(), missing, sorted(info["unexpected_keys"]), mismatched)
 
 
-def load_encoder(
-    name: str, dtype: torch.dtype, device: torch.device, pooler: bool = False, config: Any = None
-) -> Any:
+def load_encoder(name: str, dtype: torch.dtype, device: torch.device, pooler: bool = False, config: Any = None) -> Any:
     """Load the padding-free encoder of a checkpoint, without its head, in eval mode.
 
     Args:

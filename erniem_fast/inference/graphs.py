@@ -26,9 +26,7 @@ Key = tuple[int, int, bool, torch.dtype | None, tuple[str, ...]]
 """Tokens and sequences of the bucket, batch invariance, autocast's dtype, names of the further ids."""
 
 
-def in_bucket(
-    batch: PackedBatch, tokens: int, sequences: int, max_tokens: int, first_position: int = 0
-) -> PackedBatch:
+def in_bucket(batch: PackedBatch, tokens: int, sequences: int, max_tokens: int, first_position: int = 0) -> PackedBatch:
     """Enlarge a batch to fixed sizes. On the sequences of `batch`, the first ones, the model gives the same.
 
     The sequences added are empty: `cu_seqlens` goes on with its last offset. The rows added belong to no sequence.
@@ -157,7 +155,9 @@ class GraphedEncoder:
         captured.graph.replay()
         return PackedModelOutput(
             last_hidden_state=captured.rows[: batch.total_tokens].clone(),
-            pooler_output=None if getattr(self.model, "pooler", None) is None else captured.pooled[: batch.num_sequences].clone(),
+            pooler_output=None
+            if getattr(self.model, "pooler", None) is None
+            else captured.pooled[: batch.num_sequences].clone(),
             batch=batch,
         )
 

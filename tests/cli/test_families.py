@@ -125,9 +125,7 @@ def test_verify_shares_the_weights_and_leaves_transformers_class(save: Callable[
 
 
 @pytest.mark.parametrize("family", [marked(family) for family in FAMILIES])
-def test_more_or_fewer_layers_than_weights(
-    family: str, save: Callable[..., Path], texts: Path, tmp_path: Path
-) -> None:
+def test_more_or_fewer_layers_than_weights(family: str, save: Callable[..., Path], texts: Path, tmp_path: Path) -> None:
     folder = save(family)
     for by, part, verdict in ((1, "the weights lack", "the weights lack"), (-2, "hold more layers", "weights hold")):
         change_layers(folder, by)
