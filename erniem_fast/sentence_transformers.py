@@ -3,7 +3,6 @@
 model = SentenceTransformer(modules=[Transformer(folder), Pooling(768, "mean")])
 """
 
-import functools
 import inspect
 from typing import Any
 
@@ -40,9 +39,10 @@ class Transformer(modules.Transformer):
     It takes the place of sentence-transformers' own Transformer, with the same arguments, methods and saved files, for
     ErnieM and for every family that `padding_free` takes. A batch's texts become features without padding: `input_ids`,
     `position_ids`, `seq_idx` and, where the tokenizer gives them, `token_type_ids` (1, total_tokens), `cu_seq_lens_q`
-    (num_texts + 1,) int32 and `max_length_q`. The model returns `token_embeddings` (1, total_tokens, hidden_size), which
-    sentence-transformers' Pooling reads by `cu_seq_lens_q`, or `scores` (num_texts, num_labels). `unpad_inputs=False`
-    pads the features, for modules that read `attention_mask`; the model still computes on real tokens only.
+    (num_texts + 1,) int32 and `max_length_q`. The model returns `token_embeddings` (1, total_tokens, hidden_size),
+    which sentence-transformers' Pooling reads by `cu_seq_lens_q`, or `scores` (num_texts, num_labels).
+    `unpad_inputs=False` pads the features, for modules that read `attention_mask`; the model still computes on real
+    tokens only.
 
     A folder saved with this module names it in `modules.json`, and sentence-transformers then asks for
     `trust_remote_code=True`; nothing else needs to import this package.
@@ -56,11 +56,10 @@ class Transformer(modules.Transformer):
         ValueError: the checkpoint holds a model of no such family.
     """
 
-    @functools.wraps(modules.Transformer.__init__)
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         # The base class knows the rows of the position table, of which RoBERTa's kind leaves the first ones out.
-        self.max_seq_length = min(self.max_seq_length, self._encoder.limits.max_tokens)
+        self.tokenizer.model_max_length = min(self.tokenizer.model_max_length, self._encoder.limits.max_tokens)
 
     @property
     def _encoder(self) -> Any:

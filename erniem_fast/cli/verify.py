@@ -58,7 +58,8 @@ def reference_of(model: Any) -> Any:
     """Build the padded model on a padding-free one's own parameters, shared rather than copied.
 
     Args:
-        model: any class of `modeling`, or a model that `padding_free` changed. Its mode (training or eval) is taken over.
+        model: any class of `modeling`, or a model that `padding_free` changed. Its mode (training or eval) is taken
+            over.
     """
     if not isinstance(model.config, ErnieMConfig):
         shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}

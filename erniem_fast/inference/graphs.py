@@ -153,11 +153,10 @@ class GraphedEncoder:
         self._graphs.move_to_end(key)
         _refill(captured.batch, batch)
         captured.graph.replay()
+        has_pooler = getattr(self.model, "pooler", None) is not None
         return PackedModelOutput(
             last_hidden_state=captured.rows[: batch.total_tokens].clone(),
-            pooler_output=None
-            if getattr(self.model, "pooler", None) is None
-            else captured.pooled[: batch.num_sequences].clone(),
+            pooler_output=captured.pooled[: batch.num_sequences].clone() if has_pooler else None,
             batch=batch,
         )
 

@@ -243,7 +243,7 @@ def test_another_model_is_refused(tmp_path: Path) -> None:
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
     MPNetModel(MPNetConfig(vocab_size=9, **sizes)).save_pretrained(tmp_path)
     (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a"]))
-    with pytest.raises(ValueError, match="must hold an encoder of BertModel, .*; got MPNetModel"):
+    with pytest.raises(ValueError, match=r"must hold an encoder of BertModel, .*; got MPNetModel"):
         Transformer(str(tmp_path))
 
 
