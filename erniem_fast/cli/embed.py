@@ -9,7 +9,7 @@ from ..inference.embed import embed, tokenize
 from ..inference.pooling import POOLINGS
 from .errors import InputError, say_on_stderr
 from .files import check_distinct, check_texts, read_texts, vector_file
-from .loading import families, load_config, load_encoder, load_tokenizer
+from .loading import load_config, load_encoder, load_tokenizer
 from .options import (
     BatchTokensOption,
     DeviceOption,
@@ -59,7 +59,7 @@ def embed_command(
     check_distinct(texts, out)
     with vector_file(out) as file:
         lines = read_texts(texts)
-        config = load_config(model, families())
+        config = load_config(model, any_family=True)
         tokenizer = load_tokenizer(model, config)
         file.allocate(len(lines), config.hidden_size)
         encoder = load_encoder(model, weights, place, POOLINGS[pooling].reads_pooler, config)

@@ -7,7 +7,7 @@ import inspect
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -50,18 +50,18 @@ def families() -> tuple[str, ...]:
     return MODEL_TYPE, *sorted({cls.config_class.model_type for cls in encoders})
 
 
-def load_config(name: str, kinds: Sequence[str] = (MODEL_TYPE,)) -> Any:
+def load_config(name: str, any_family: bool = False) -> Any:
     """Load the configuration of a checkpoint.
 
     Args:
         name: a folder, or user/name on the Hub. A folder of that name goes first.
-        kinds: each model_type that will do.
+        any_family: take every family that `padding_free` takes, and not ErnieM alone.
 
     Returns:
         An ErnieMConfig, or transformers' configuration of another family.
 
     Raises:
-        InputError: no such folder and no such id, or no checkpoint of these kinds in it.
+        InputError: no such folder and no such id, or no checkpoint of such a family in it.
     """
     problem = None
     file = Path(name) / "config.json"
@@ -82,8 +82,9 @@ def load_config(name: str, kinds: Sequence[str] = (MODEL_TYPE,)) -> Any:
     with _as_input_error(f"--model {name!r}: config.json can't be read"):
         fields = json.loads(file.read_text(encoding="utf-8"))
         kind = fields.get("model_type") if isinstance(fields, dict) else None
+        kinds = families() if any_family and kind != MODEL_TYPE else (MODEL_TYPE,)
         if kind not in kinds:
-            expected = " or ".join((", ".join(map(repr, kinds[:-1])), repr(kinds[-1]))) if kinds[1:] else repr(kinds[0])
+            expected = " or ".join(filter(None, (", ".join(map(repr, kinds[:-1])), repr(kinds[-1]))))
             raise InputError(f"--model {name!r}: config.json has model_type {kind!r}; expected {expected}")
         reader = ErnieMConfig if kind == MODEL_TYPE else AutoConfig
         return reader.from_pretrained(name, local_files_only=not _on_hub(name))

@@ -15,7 +15,7 @@ from .embed import embed_command
 from .errors import InputError, OneLineErrors, say_on_stderr
 from .export import export_command
 from .extract import extract_command
-from .loading import families, load_config
+from .loading import load_config
 from .options import DTYPES, DeviceOption, ModelOption, parse_device, parse_dtype
 from .verify import verify as run_verify
 from .warm_up import warm_up
@@ -98,7 +98,7 @@ def warm_up_command(
     if place.type != "cuda":
         raise InputError(f"--device {device!r}: there is no CUDA device to compile for; a CPU needs no kernels")
     try:
-        warm_up(load_config(model, families()), place, weights, training, progress=True)
+        warm_up(load_config(model, any_family=True), place, weights, training, progress=True)
     except ValueError as error:
         raise InputError(str(error)) from error
 

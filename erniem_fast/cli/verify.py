@@ -19,7 +19,7 @@ from ..explain import explain
 from ..inference.embed import tokenize
 from ..modeling import ErnieMModel
 from ..padding_free import padding_free, restore
-from .loading import Loaded, families, further_layers, listing, load, load_config, load_tokenizer, model_class
+from .loading import Loaded, further_layers, listing, load, load_config, load_tokenizer, model_class
 
 HEADS = [name for name in reference.__all__ if name.startswith("ErnieMFor")]
 PER_SEQUENCE = ("ForSequenceClassification", "ForMultipleChoice", "ForNextSentencePrediction")
@@ -158,7 +158,7 @@ def verify(name: str, device: torch.device, say: Callable[[str], None]) -> list[
     Raises:
         InputError: no checkpoint that can be read, or no tokenizer of the same vocabulary.
     """
-    config = load_config(name, families())
+    config = load_config(name, any_family=True)
     tokenizer = load_tokenizer(name, config)
     named = next(iter(config.architectures or []), "no class")
     cls = getattr(modeling, named) if named in HEADS else model_class(config, named)

@@ -64,18 +64,19 @@ def tokenizer(family: str) -> Any:
     return BertTokenizer(vocab={token: index for index, token in enumerate(tokens)})
 
 
-def save_family(folder: Path, family: str, head: str = "Model", **changes: Any) -> Path:
+def save_family(folder: Path, family: str, head: str = "Model", max_tokens: int = MAX_TOKENS, **changes: Any) -> Path:
     """Save a checkpoint with fresh random weights.
 
     Args:
         folder: of the checkpoint.
         family: a key of `FAMILIES`.
         head: ending of the class.
+        max_tokens: most tokens of a sequence.
         changes: further fields of the configuration.
     """
     made = tokenizer(family)
     cls = getattr(transformers, f"{family}{head}")
-    sizes = SIZES | {"vocab_size": len(made), "max_position_embeddings": MAX_TOKENS}
+    sizes = SIZES | {"vocab_size": len(made), "max_position_embeddings": max_tokens}
     fields = sizes | FAMILIES[family] | {"pad_token_id": made.pad_token_id} | changes
     fields = {RENAMED.get(family, {}).get(name, name): value for name, value in fields.items()}
     if "Roberta" in family or family in ("Camembert", "Data2VecText"):  # positions count from pad + 1
