@@ -27,8 +27,8 @@ def warm_up(
 ) -> None:
     """Run each kernel of a model once, on small batches of all kinds.
 
-    Left out, since few ask for them: the kernels of `prefix_lens`, `inputs_embeds` and `batch_invariant()`, compiled
-    when first used.
+    Left out, since few ask for them: the kernels of `prefix_lens`, of `inputs_embeds` and XLM's `langs`, and of
+    `batch_invariant()`, compiled when first used.
 
     Args:
         config: configuration of an ErnieM model, or of one that `padding_free` takes; its sizes and dropout

@@ -143,6 +143,23 @@ def test_weights_of_another_shape(save: Callable[..., Path], texts: Path, tmp_pa
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     result = run_embed(texts, folder, tmp_path / "v.npy")
     assert_one_line(result, "another shape of encoder.layer.0.intermediate.dense.weight", "(64, 32) for (48, 32)")
+    result = run("verify", "--model", folder)
+    assert result.exit_code == 1
+    assert "mismatched keys  encoder.layer.0.intermediate.dense.weight (64, 32) for (48, 32)" in result.stdout
+    assert "WRONG: the weights lack 1 parameters" in result.stdout
+
+
+def test_weights_that_are_not_finite(save: Callable[..., Path], texts: Path, tmp_path: Path) -> None:
+    folder = save("Bert")
+    weights = load_file(folder / "model.safetensors")
+    weights["encoder.layer.1.output.LayerNorm.weight"][3] = float("nan")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    result = run("verify", "--model", folder)
+    assert result.exit_code == 1
+    assert "WRONG: the padding-free model's last hidden state differs from transformers' own" in result.stdout
+    result = run_embed(texts, folder, tmp_path / "v.npy")
+    assert result.exit_code == 2
+    assert "some vectors are not finite" in result.stderr
 
 
 def test_a_head_that_transformers_drops_is_no_problem_and_an_unknown_one_is(save: Callable[..., Path]) -> None:
