@@ -215,7 +215,7 @@ def test_spoilt_weights_raise(tmp_path, how, message):
         ({"architectures": "UIEM"}, "architectures must name one class"),
         ({"architectures": ["ErnieMModel"]}, "ErnieMModel has no such parameters: classifier.bias"),
         ({"architectures": ["UIEM"]}, "UIEM has no such parameters: classifier.bias"),
-        ({"model_type": "bert"}, "model_type is 'bert'; expected 'ernie_m'"),
+        ({"model_type": "bert"}, "model_type is 'bert'; expected one of ernie_m, ernie, ernie_gram"),
         ({"init_args": 3}, "init_args must be a list"),
         ({"num_hidden_layers": 3}, "num_hidden_layers is 3, and the weights hold 2"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000, and the weights hold 2"),
