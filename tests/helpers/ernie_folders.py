@@ -34,7 +34,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
     "ernie-gram-zh": {"vocab_size": 18018},
 }  # fmt: skip
-"""Fields of transformers' ErnieConfig for published checkpoints, besides the defaults: base size, GELU, 512 positions."""
+"""Fields of transformers' ErnieConfig for published checkpoints. Its defaults are of base size."""
 PUBLISHED_AS = {
     "ernie-1.0-base-zh": "original",
     "ernie-2.0-base-en": "original",
@@ -76,13 +76,15 @@ CLASSES = {
 """What a configuration calls a class. Those of static graphs name none."""
 
 
-def build_ernie(name: str = "ErnieModel", seed: int | None = None, **changes: Any) -> Any:
+def build_ernie(class_name: str = "ErnieModel", seed: int | None = None, **changes: Any) -> Any:
     """A model of transformers with random parameters, biases and layer-norms included, and eps 1e-5."""
-    generator = torch.Generator().manual_seed(torch.randint(2**31, ()).item() if seed is None else seed)
-    model = getattr(transformers, name)(ErnieConfig(**({"layer_norm_eps": 1e-5} | TINY | changes))).eval()
+    generator = torch.Generator().manual_seed(int(torch.randint(2**31, ())) if seed is None else seed)
+    model = getattr(transformers, class_name)(ErnieConfig(**({"layer_norm_eps": 1e-5} | TINY | changes))).eval()
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            spread = model.config.initializer_range if parameter.dim() > 1 else 0.1
+            parameter.copy_(float(name.endswith("LayerNorm.weight")) + spread * noise)
     return model
 
 
