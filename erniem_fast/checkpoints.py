@@ -148,7 +148,7 @@ TABLES = (
 )
 NORMS = (("embeddings.LayerNorm", "ln", "embeddings.layer_norm", "pre_encoder_layer_norm"),)
 POOLER = (("pooler.dense", "pooler", "pooler.dense", "pooled_fc"),)
-LAYER = ("encoder.layer.{}.", "encoder_stack.block.{}.", "encoder.layers.{}.", "encoder_layer_{}_")
+IN_LAYER = ("encoder.layer.{}.", "encoder_stack.block.{}.", "encoder.layers.{}.", "encoder_layer_{}_")
 LAYER_LINEARS = (
     ("attention.self.query", "attn.q", "self_attn.q_proj", "multi_head_att_query_fc"),
     ("attention.self.key", "attn.k", "self_attn.k_proj", "multi_head_att_key_fc"),
@@ -181,8 +181,8 @@ def _column(rows: Rows, column: int, before: tuple[str, str, str, str] = ("", ""
 def _encoder(column: int, embedding: Kind, norm: Kind, linear: Kind) -> Modules:
     return (
         (embedding, _column(TABLES, column)),
-        (norm, _column(NORMS, column) | _column(LAYER_NORMS, column, LAYER)),
-        (linear, _column(LAYER_LINEARS, column, LAYER) | _column(POOLER, column)),
+        (norm, _column(NORMS, column) | _column(LAYER_NORMS, column, IN_LAYER)),
+        (linear, _column(LAYER_LINEARS, column, IN_LAYER) | _column(POOLER, column)),
     )
 
 

@@ -138,6 +138,8 @@ class Loaded:
         self.model.save_pretrained(folder, state_dict=self.model.state_dict() | self.kept)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
+        else:  # without a class that it doesn't know, AutoTokenizer makes one of BERT's kind, with five tokens
+            (Path(folder) / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "ErnieTinyTokenizer"}))
 
 
 def load(folder: str | Path, progress: bool = False) -> Loaded:
@@ -164,6 +166,8 @@ def load(folder: str | Path, progress: bool = False) -> Loaded:
         names = ", ".join(file.name for file in weights) or "none"
         raise ValueError(f"{str(folder)!r} must hold one .pdparams file, with all parameters, got {names}")
     fields = _read_config(folder)
+    if not (folder / "vocab.txt").is_file():
+        raise FileNotFoundError(f"{str(folder)!r} holds no tokenizer (no vocab.txt)")
     with progress_bar(weights[0].stat().st_size, "reading", "B", progress) as bar:
         arrays = read(weights[0], bar.update)
     family = _family(fields, arrays)
@@ -225,7 +229,8 @@ def _loaded(converted: Converted, config: Any, tokenizer: Any, architecture: str
     if family is ERNIE_M:
         model.load_state_dict(state, assign=True)
     else:  # which has buffers that are no parameters
-        model = model_class.from_pretrained(None, config=config, state_dict=state)
+        dtype = next(iter(state.values())).dtype
+        model = model_class.from_pretrained(None, config=config, state_dict=state, dtype=dtype)
     kept = {name: tensor for name, tensor in spare.items() if head.keeps_pooler and ".pooler." in name}
     return Loaded(model.eval(), tokenizer, architecture, [name for name in spare if name not in kept], kept)
 
@@ -346,9 +351,8 @@ def _read_tokenizer_config(folder: Path) -> dict[str, Any]:
 
 def _load_tokenizer(folder: Path) -> ErnieMTokenizer:
     vocab, pieces = (folder / name for name in VOCAB_FILES_NAMES.values())
-    for file in (vocab, pieces):
-        if not file.is_file():
-            raise FileNotFoundError(f"{str(folder)!r} holds no tokenizer (no {file.name})")
+    if not pieces.is_file():
+        raise FileNotFoundError(f"{str(folder)!r} holds no tokenizer (no {pieces.name})")
     fields = _read_tokenizer_config(folder)
     names = ("do_lower_case", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
     options = {name: fields[name] for name in names if isinstance(fields.get(name), str | bool)}

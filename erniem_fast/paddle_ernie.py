@@ -208,13 +208,10 @@ def ernie_tokenizer(folder: Path, fields: Mapping[str, Any], vocab_size: int) ->
         vocab_size: rows of the word table.
 
     Raises:
-        OSError: there is no vocab.txt, or it can't be read.
+        OSError: vocab.txt can't be read.
         ValueError: it is not UTF-8, is longer than the word table, or lacks a special token.
     """
-    file = folder / "vocab.txt"
-    if not file.is_file():
-        raise FileNotFoundError(f"{str(folder)!r} holds no tokenizer (no vocab.txt)")
-    lines = file.read_bytes().decode("utf-8").split("\n")  # UnicodeDecodeError is a ValueError
+    lines = (folder / "vocab.txt").read_bytes().decode("utf-8").split("\n")  # UnicodeDecodeError is a ValueError
     tokens = [line.rstrip("\r").split("\t")[0] for line in (lines[:-1] if lines[-1] == "" else lines)]
     if any(len(token) > 1 and token.startswith(WORD_START) for token in tokens):
         return None

@@ -59,7 +59,8 @@ def assert_is(found: Any, expected: Any, **more: Any) -> None:
     assert type(found) is type(expected)
     states = found.state_dict(), expected.state_dict()
     assert states[0].keys() == states[1].keys()
-    assert all(torch.equal(states[0][key], states[1][key]) for key in states[1])
+    assert all(states[0][key].dtype == value.dtype for key, value in states[1].items())
+    assert all(torch.equal(states[0][key], value) for key, value in states[1].items())
     assert not found.training
     if found.dtype.itemsize > 2:  # half precision rounds by the address of a matrix
         pairs = list(zip(outputs(found, **more), outputs(expected, **more), strict=True))

@@ -235,7 +235,7 @@ def test_wrong_configurations_raise(tmp_path, changes, message):
 @pytest.mark.parametrize(
     ("file", "content", "error", "message"),
     [
-        ("config.json", None, FileNotFoundError, "config.json or model_config.json"),
+        ("config.json", None, FileNotFoundError, "config.json, model_config.json or ernie_config.json"),
         ("config.json", "{", ValueError, "config.json is not JSON"),
         ("config.json", "[" * 100_000, ValueError, "config.json is not JSON"),
         ("config.json", "[1]", ValueError, "must hold an object, got list"),

@@ -103,8 +103,8 @@ def arrays_of(model: Any, form: str, prefix: str | None = None, seed: int = 0) -
         state = {f"ernie.{key}": tensor for key, tensor in state.items()}
     if "ernie.pooler.dense.weight" not in state:
         size, generator = model.config.hidden_size, torch.Generator().manual_seed(seed)
-        state["ernie.pooler.dense.weight"] = torch.randn(size, size, generator=generator)
-        state["ernie.pooler.dense.bias"] = torch.randn(size, generator=generator)
+        state["ernie.pooler.dense.weight"] = torch.randn(size, size, generator=generator).to(model.dtype)
+        state["ernie.pooler.dense.bias"] = torch.randn(size, generator=generator).to(model.dtype)
     write = {"original": _original, "paddlenlp": _paddlenlp, "static": _static}[form]
     arrays = write(state, model.config.num_hidden_layers, type(model).__name__)
     if form == "paddlenlp":
