@@ -1,7 +1,7 @@
 """Checkpoints of Paddle: folders with a `.pdparams` file, a configuration and the tokenizer's files.
 
-`array_pickle.read` reads the file, the tables in `checkpoints` give its parameters their names here, and `paddle_ernie`
-reads what folders of ERNIE, which has its classes in transformers, say besides.
+`array_pickle.read` reads the file, the tables in `checkpoints` give its parameters their names here, and
+`paddle_ernie_m` and `paddle_ernie` read what the folders say besides.
 """
 
 import json
@@ -20,11 +20,10 @@ from torch import Tensor
 from . import modeling
 from .array_pickle import read
 from .checkpoints import ERNIE_M, ERNIE_ORIGINAL, ERNIE_PADDLENLP, ERNIE_STATIC
-from .configuration import ErnieMConfig
 from .inference.progress import progress_bar
 from .paddle_ernie import ernie_config, ernie_tokenizer, refuse_relatives
+from .paddle_ernie_m import ernie_m_config, ernie_m_tokenizer
 from .paddle_names import LAYER_NUMBER, Family, Head
-from .tokenization import VOCAB_FILES_NAMES, ErnieMTokenizer
 
 
 def to_tensor(array: np.ndarray) -> Tensor:
@@ -164,18 +163,19 @@ def load(folder: str | Path, progress: bool = False) -> Loaded:
     weights = sorted(folder.glob("*.pdparams"))
     if len(weights) != 1:
         names = ", ".join(file.name for file in weights) or "none"
-        raise ValueError(f"{str(folder)!r} must hold one .pdparams file, with all parameters, got {names}")
+        hint = "; docs/paddle.md says how to make one of params" if (folder / "params").is_dir() else ""
+        raise ValueError(f"{str(folder)!r} must hold one .pdparams file, with all parameters, got {names}{hint}")
     fields = _read_config(folder)
     if not (folder / "vocab.txt").is_file():
         raise FileNotFoundError(f"{str(folder)!r} holds no tokenizer (no vocab.txt)")
     with progress_bar(weights[0].stat().st_size, "reading", "B", progress) as bar:
         arrays = read(weights[0], bar.update)
     family = _family(fields, arrays)
-    read_folder = _read_ernie_m if family is ERNIE_M else _read_ernie
     with progress_bar(len(arrays), "converting", " arrays", progress) as bar:
         architecture = fields.pop("architecture") or _architecture(arrays, family)
         converted = convert(arrays, architecture, family, bar.update)
-    config, tokenizer = read_folder(folder, fields, converted, family)
+    _check_num_layers(fields, converted.state_dict)
+    config, tokenizer = _read_folder(folder, fields, converted, family)
     return _loaded(converted, config, tokenizer, architecture, family)
 
 
@@ -210,8 +210,11 @@ def _loaded(converted: Converted, config: Any, tokenizer: Any, architecture: str
     """Build the model of a checkpoint, of which nothing may be missing or too much."""
     head = converted.head
     model_class = getattr(modeling if family is ERNIE_M else transformers, head.class_name)
-    with torch.device("meta"):
-        model = model_class(config)
+    try:
+        with torch.device("meta"):
+            model = model_class(config)
+    except (RuntimeError, TypeError, ArithmeticError) as error:  # sizes of no tensor
+        raise ValueError(f"the configuration is no model's: {(str(error).splitlines() or [''])[0]}") from error
     expected, found = model.state_dict(), converted.state_dict
     _tie(found, head)
     spare = {name: tensor for name, tensor in found.items() if name not in expected and _is_spare(name, config, family)}
@@ -293,67 +296,25 @@ def flatten_config(fields: Mapping[str, Any]) -> dict[str, Any]:
     return flat | {"architecture": names[0] or flat.get("architecture")}
 
 
+def _read_folder(folder: Path, fields: dict[str, Any], converted: Converted, family: Family) -> tuple[Any, Any]:
+    """The configuration and the tokenizer."""
+    state, head = converted.state_dict, converted.head
+    file = folder / "tokenizer_config.json"
+    options = _read_json(file) if file.is_file() else {}
+    if family is ERNIE_M:
+        pieces = ernie_m_tokenizer(folder, options)
+        return ernie_m_config(fields, state, head, pieces.pad_token_id), pieces
+    words = next(tensor for name, tensor in state.items() if name.endswith("word_embeddings.weight"))
+    tokenizer = ernie_tokenizer(folder, options, len(words))
+    pad_token_id = fields.get("pad_token_id") or 0 if tokenizer is None else tokenizer.pad_token_id
+    return ernie_config(fields, state, head, family, pad_token_id), tokenizer
+
+
 LAYER_INDEX = re.compile(r"\.layers?\.([0-9]+)\.")
 """Number of a layer in the name of a parameter here."""
-FIELDS = (
-    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "hidden_act", "hidden_dropout_prob",
-    "attention_probs_dropout_prob", "max_position_embeddings", "initializer_range", "classifier_dropout", "id2label",
-    "label2id",
-)  # fmt: skip
-"""Fields that our configuration takes over. Others are PaddleNLP's own, or the weights and the tokenizer tell them."""
 
 
-def _read_ernie_m(
-    folder: Path, fields: dict[str, Any], converted: Converted, family: Family
-) -> tuple[ErnieMConfig, ErnieMTokenizer]:
-    tokenizer = _load_tokenizer(folder)
-    state = converted.state_dict
-    sizes = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
-    missing = [name for name in sizes if fields.get(name) is None]
-    if missing:
-        raise ValueError(f"the configuration lacks {_listing(missing)}")
-    _check_num_layers(fields, state)
-    taken = {name: fields[name] for name in FIELDS if fields.get(name) is not None}
-    if "dropout" in fields:  # of the heads, before PaddleNLP's classes took a configuration
-        taken.setdefault("classifier_dropout", fields["dropout"])
-    # PaddleNLP reads neither of these: its feed-forward is always 4 hidden_size wide, and its classes, made with a
-    # number of labels, need not name it.
-    widths = [len(value) for key, value in state.items() if key.endswith("linear1.bias")]
-    if not widths:
-        raise ValueError("the weights lack linear1.bias of every layer")
-    taken["intermediate_size"] = widths[0]
-    counted = state.get(f"{converted.head.counted}.bias")
-    if counted is not None and "id2label" not in taken:
-        taken["num_labels"] = len(counted)
-    # PaddleNLP's configuration says 0 by default, which is [CLS].
-    return ErnieMConfig(pad_token_id=tokenizer.pad_token_id, **taken), tokenizer
-
-
-def _read_ernie(folder: Path, fields: dict[str, Any], converted: Converted, family: Family) -> tuple[Any, Any]:
-    state = converted.state_dict
-    _check_num_layers(fields, state)
-    table = next(tensor for name, tensor in state.items() if name.endswith("word_embeddings.weight"))
-    tokenizer = ernie_tokenizer(folder, _read_tokenizer_config(folder), len(table))
-    pad_token_id = fields.get("pad_token_id") or 0 if tokenizer is None else tokenizer.pad_token_id
-    return ernie_config(fields, state, converted.head, family, pad_token_id), tokenizer
-
-
-def _check_num_layers(fields: Mapping[str, Any], state: Collection[str]) -> None:
-    layers = {match[1] for match in map(LAYER_INDEX.search, state) if match}
+def _check_num_layers(fields: Mapping[str, Any], names: Collection[str]) -> None:
+    layers = {match[1] for match in map(LAYER_INDEX.search, names) if match}
     if fields.get("num_hidden_layers") not in (None, len(layers)):
         raise ValueError(f"num_hidden_layers is {fields['num_hidden_layers']!r}, and the weights hold {len(layers)}")
-
-
-def _read_tokenizer_config(folder: Path) -> dict[str, Any]:
-    file = folder / "tokenizer_config.json"
-    return _read_json(file) if file.is_file() else {}
-
-
-def _load_tokenizer(folder: Path) -> ErnieMTokenizer:
-    vocab, pieces = (folder / name for name in VOCAB_FILES_NAMES.values())
-    if not pieces.is_file():
-        raise FileNotFoundError(f"{str(folder)!r} holds no tokenizer (no {pieces.name})")
-    fields = _read_tokenizer_config(folder)
-    names = ("do_lower_case", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-    options = {name: fields[name] for name in names if isinstance(fields.get(name), str | bool)}
-    return ErnieMTokenizer(pieces, vocab, **options)

@@ -158,7 +158,7 @@ def ernie_config(
     """
     missing = [name for name in REQUIRED if fields.get(name) is None]
     if missing:
-        raise ValueError(f"the configuration lacks {', '.join(missing)}")
+        raise ValueError(f"the configuration lacks {', '.join(sorted(missing))}")
     activation = fields["hidden_act"]
     if activation not in ACTIVATIONS:
         raise ValueError(f"hidden_act is {activation!r}; expected one of {', '.join(ACTIVATIONS)}")

@@ -28,7 +28,7 @@ LAYERS = [
     "inference.progress", "inference.arguments", "inference.tokens", "inference.batching",
     "inference.question_answering", "inference.zero_shot", "inference.schema", "inference.spans",
     "inference.extraction", "__init__", "sentence_transformers", "inference.pooling", "inference.embed",
-    "array_pickle", "paddle_ernie", "paddle",
+    "array_pickle", "paddle_ernie_m", "paddle_ernie", "paddle",
     "cli.__init__", "cli.errors", "cli.atomic", "cli.folders", "cli.files", "cli.loading", "cli.options", "cli.verify",
     "cli.demo", "cli.convert", "cli.export", "cli.extract", "cli.warm_up", "cli.embed",
     "cli.zero_shot", "cli.main",

@@ -37,17 +37,16 @@ def convert_command(
         loaded.save(folder)
     model, config = loaded.model, loaded.model.config
     name = type(model).__name__
-    tokens = "no tokenizer" if loaded.tokenizer is None else f"{len(loaded.tokenizer):,} tokens"
+    source_name = "" if loaded.architecture == name else f" of {loaded.architecture}"
     parameters = sum(parameter.numel() for parameter in model.parameters())
+    tokens = "no tokenizer" if loaded.tokenizer is None else f"{len(loaded.tokenizer):,} tokens"
     typer.echo(
-        f"{out}: {name} of {loaded.architecture}: {config.num_hidden_layers} layers of width {config.hidden_size}, "
+        f"{out}: {name}{source_name}: {config.num_hidden_layers} layers of width {config.hidden_size}, "
         f"{parameters:,} parameters in {str(model.dtype).removeprefix('torch.')}, {tokens}"
     )
     if loaded.dropped:
         typer.echo(f"{', '.join(loaded.dropped)}: left out, {name} does not read it")
     if loaded.kept:
-        typer.echo(
-            f"{', '.join(loaded.kept)}: kept, though {name} does not read it: {config.model_type}'s encoder does"
-        )
+        typer.echo(f"{', '.join(loaded.kept)}: kept, though {name} does not read it: the encoder by itself does")
     if loaded.tokenizer is None:
         typer.echo("its tokenizer cuts words by a list of its own, then by SentencePiece: transformers has none such")

@@ -297,6 +297,9 @@ def test_a_decoder_of_its_own_is_refused(tmp_path):
         ("original", {"sent_type_vocab_size": 2}, "other shapes than config.json says: embeddings.token_type"),
         ("original", {"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000, and the weights hold 2"),
         ("original", {"num_attention_heads": 5}, "multiple"),
+        ("original", {"num_attention_heads": 0}, "the configuration is no model's"),
+        ("original", {"hidden_size": 10**30, "emb_size": None}, "the configuration is no model's"),
+        ("original", {"epsilon": "small"}, "the configuration is not ERNIE's"),
         ("original", {"hidden_dropout_prob": "a lot"}, "the configuration is not ERNIE's"),
         ("original", {"id2label": ["a"]}, "the configuration is not ERNIE's"),
         ("original", {"use_task_id": True}, "the weights lack embeddings.task_type_embeddings.weight"),
@@ -389,6 +392,14 @@ def test_wrong_vocabularies_raise(tmp_path, content, error, message):
     else:
         file.write_bytes(content)
     with pytest.raises(error, match=message):
+        paddle.load(tmp_path / "x")
+
+
+def test_a_folder_of_single_files_is_led_on(tmp_path):
+    make(tmp_path / "x", "static")
+    (tmp_path / "x" / "ernie.pdparams").unlink()
+    (tmp_path / "x" / "params").mkdir()
+    with pytest.raises(ValueError, match=r"got none; docs/paddle\.md says how to make one of params"):
         paddle.load(tmp_path / "x")
 
 

@@ -26,7 +26,7 @@ def tokenizer():
 @pytest.fixture
 def _same_tokenizer(monkeypatch, tokenizer):
     """Loading a tokenizer takes longer than all else of a tiny checkpoint."""
-    monkeypatch.setattr(paddle, "_load_tokenizer", lambda folder: tokenizer)
+    monkeypatch.setattr(paddle, "ernie_m_tokenizer", lambda folder, fields: tokenizer)
 
 
 def make(name: str = "ErnieMModel", **changes: Any) -> Any:

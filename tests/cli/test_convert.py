@@ -158,8 +158,7 @@ def test_plain_transformers_loads_ernie(tmp_path):
         models[form] = write_ernie(tmp_path / form, form, name, use_task_id=form == "paddlenlp", hidden_act="relu")
         result = run("convert", tmp_path / form, tmp_path / f"{form}-out")
         assert result.exit_code == 0, result.output
-        assert f"-out: {name} of " in result.stdout
-        assert "2 layers of width 24, " in result.stdout
+        assert f"-out: {name}: 2 layers of width 24, " in result.stdout
         assert "parameters in float32, 60 tokens\n" in result.stdout
         kept = "ernie.pooler.dense.weight, ernie.pooler.dense.bias: kept, though ErnieForMaskedLM does not read it"
         assert (kept in result.stdout) == (name == "ErnieForMaskedLM")
