@@ -196,7 +196,8 @@ SPECIAL_TOKENS = {
     "cls_token": "[CLS]",
     "mask_token": "[MASK]",
 }
-WORD_START = "\u2581"
+WORD_START, CONTINUATION = "\u2581", "##"
+"""What begins a piece of SentencePiece that begins a word, and a piece of BERT's kind that doesn't."""
 
 
 def ernie_tokenizer(folder: Path, fields: Mapping[str, Any], vocab_size: int) -> BertTokenizer | None:
@@ -213,7 +214,8 @@ def ernie_tokenizer(folder: Path, fields: Mapping[str, Any], vocab_size: int) ->
     """
     lines = (folder / "vocab.txt").read_bytes().decode("utf-8").split("\n")  # UnicodeDecodeError is a ValueError
     tokens = [line.rstrip("\r").split("\t")[0] for line in (lines[:-1] if lines[-1] == "" else lines)]
-    if any(len(token) > 1 and token.startswith(WORD_START) for token in tokens):
+    pieces, continuations = (sum(token.startswith(mark) for token in tokens) for mark in (WORD_START, CONTINUATION))
+    if pieces > continuations:
         return None
     if len(tokens) > vocab_size:
         raise ValueError(f"vocab.txt holds {len(tokens):,} tokens, and the word table {vocab_size:,} rows")
