@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from .auto_map import MODEL_CLASSES, MODEL_TYPE
 from .configuration import ErnieMConfig
+from .explain import explain
 from .inference.batch_invariance import batch_invariant
 from .inference.extraction import information_extraction
 from .inference.graphs import GraphedEncoder
@@ -32,6 +33,7 @@ from .modeling import (
     ErnieMModel,
 )
 from .packing import PackedBatch
+from .padding_free import padding_free, restore
 from .pretrained import ErnieMPreTrainedModel
 from .tokenization import ErnieMTokenizer
 from .version import __version__
@@ -51,9 +53,12 @@ __all__ = [
     "PackedBatch",
     "__version__",
     "batch_invariant",
+    "explain",
     "information_extraction",
     "join_projections",
+    "padding_free",
     "question_answering",
+    "restore",
     "zero_shot_classification",
 ]
 

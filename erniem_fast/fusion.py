@@ -86,11 +86,16 @@ class Pending(NamedTuple):
         return self.product if self.bias is None else self.product + self.bias
 
 
+CAPTURE = "transformers.utils.output_capturing"
+"""Where transformers' hooks are from that record a forward's intermediate results, and stay on modules idle."""
+
+
 def may_bypass(module: nn.Module) -> bool:
     """True if nothing but the module's own forward runs when it is called: no hooks, no replaced forward."""
     members = module.__dict__
+    hooks = members["_forward_hooks"]
     return not (
-        members["_forward_hooks"]
+        (hooks and any(getattr(hook, "__module__", None) != CAPTURE for hook in hooks.values()))
         or members["_forward_pre_hooks"]
         or members["_backward_hooks"]
         or members["_backward_pre_hooks"]
@@ -154,8 +159,9 @@ def embed(
     dropout: DropoutLike,
     position_rows: Tensor,
     context: PackedContext,
+    further: Sequence[tuple[nn.Module, Tensor | int]] = (),
 ) -> Tensor:
-    """dropout(norm(words + positions)) of the context's tokens, at site 0.
+    """dropout(norm(words + further + positions)) of the context's tokens, at site 0.
 
     Args:
         words: table of the word embeddings; not read where the batch holds `inputs_embeds`.
@@ -163,11 +169,17 @@ def embed(
         norm, dropout: that follow.
         position_rows: (total_tokens,) integers, rows of the position table.
         context: of the batch.
+        further: tables of further embeddings, with (total_tokens,) integers, or the one row that all tokens read.
 
     Returns:
         (total_tokens, hidden_size).
     """
     input_ids, embedded = context.batch.input_ids, context.batch.inputs_embeds
+    if further:
+        embedded = words(input_ids) if embedded is None else embedded
+        input_ids = None
+        for module, row in further:
+            embedded = embedded + _read_table(module, row, embedded)
     # A module that is called may have no table, or keep it on another device.
     table: nn.Embedding | None = None
     if embedded is None and _is_plain_embedding(words):
@@ -195,6 +207,22 @@ def embed(
     return rows if fused else call_dropout(dropout, rows, context)
 
 
+def _read_table(table: nn.Module, row: Tensor | int, like: Tensor) -> Tensor:
+    """Rows of a table, or the one row that every token reads."""
+    if isinstance(row, Tensor):
+        return table(row)  # type: ignore[no-any-return]
+    if _is_plain_embedding(table) and table.padding_idx != row:
+        return table.weight[row]
+    return table(torch.full(like.shape[:1], row, device=like.device))  # type: ignore[no-any-return]
+
+
+def _is_small(x: Tensor) -> bool:
+    """True if a processor would take longer to concatenate weights than to compute with them one by one."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return False
+    return x.device.type == "cpu" and x.shape[0] <= 128
+
+
 def project_qkv(query: nn.Module, key: nn.Module, value: nn.Module, x: Tensor) -> Tensor:
     """Project (total_tokens, hidden_size) to (total_tokens, 3 * num_heads * head_dim), in one product."""
     if not (is_plain(query, nn.Linear) and is_plain(key, nn.Linear) and is_plain(value, nn.Linear)):
@@ -203,6 +231,8 @@ def project_qkv(query: nn.Module, key: nn.Module, value: nn.Module, x: Tensor) -
     parameters = [module.__dict__["_parameters"] or module.__dict__ for module in (query, key, value)]
     weights, biases = ([of[name] for of in parameters] for name in ("weight", "bias"))
     weight, bias = as_one(weights), as_one(biases)
+    if weight is None and _is_small(x):
+        return torch.cat([F.linear(x, *parts) for parts in zip(weights, biases, strict=True)], -1)
     # Concatenated every time: a write through `.data` leaves no trace that would tell a kept copy is stale.
     return F.linear(x, torch.cat(weights) if weight is None else weight, torch.cat(biases) if bias is None else bias)
 
@@ -246,6 +276,15 @@ def linear(module: nn.Module, x: Tensor, context: PackedContext) -> Pending:
 def _fused_activation(module: nn.Module) -> str | None:
     """Name of the activation for the operations; None: it must be called."""
     return "gelu" if is_plain(module, GELU) else "relu" if is_plain(module, nn.ReLU) else None
+
+
+def is_fused(part: nn.Module) -> bool:
+    """True if an operation takes over a part of a layer or of the embeddings, and it is not called."""
+    if isinstance(part, nn.Embedding):
+        return _is_plain_embedding(part)
+    return _fused_activation(part) is not None or any(
+        is_plain(part, cls) for cls in (nn.Linear, nn.LayerNorm, nn.Dropout)
+    )
 
 
 def feed_forward(
