@@ -320,6 +320,7 @@ def test_a_decoder_of_its_own_is_refused(tmp_path):
         ("original", {"architectures": ["ErnieRanker"]}, "the class is 'ErnieRanker'; expected one of ErnieModel, "),
         ("paddlenlp", {"architectures": ["UIE"]}, "the class is 'UIE'; expected one of ErnieModel, "),
         ("paddlenlp", {"model_type": "bert"}, "model_type is 'bert'; expected one of ernie_m, ernie, ernie_gram"),
+        ("paddlenlp", {"model_type": ["ernie"]}, r"model_type is \['ernie'\]; expected one of ernie_m"),
         ("paddlenlp", {"use_task_id": True, "task_id": 2}, "task_id is 2; expected 0"),
         ("static", {"architectures": ["ErnieForMaskedLM"]}, "the weights lack cls.predictions.bias"),
     ],
