@@ -90,6 +90,11 @@ def load_config(name: str, any_family: bool = False) -> Any:
         return reader.from_pretrained(name, local_files_only=not _on_hub(name))
 
 
+def has_tokenizer(name: str) -> bool:
+    """True if a checkpoint holds the vocabulary of a tokenizer of transformers."""
+    return any(_holds(name, file) for file in TOKENIZER_FILES)
+
+
 def load_tokenizer(name: str, config: Any) -> Any:
     """Load the tokenizer of a checkpoint.
 
@@ -104,12 +109,12 @@ def load_tokenizer(name: str, config: Any) -> Any:
             f"expected `pip install 'erniem_fast[xlm]'`"
         )
     if ours:
-        lacking = [file for file in VOCAB_FILES_NAMES.values() if not _holds(name, file)][:1]
+        lacking = next((file for file in VOCAB_FILES_NAMES.values() if not _holds(name, file)), None)
     else:
         # transformers would make one that has no vocabulary.
-        lacking = [] if any(_holds(name, file) for file in TOKENIZER_FILES) else ["tokenizer.json"]
-    if lacking:
-        raise InputError(f"--model {name!r}: holds no tokenizer (no {lacking[0]}); expected {CHECKPOINT}")
+        lacking = None if has_tokenizer(name) else "tokenizer.json"
+    if lacking is not None:
+        raise InputError(f"--model {name!r}: holds no tokenizer (no {lacking}); expected {CHECKPOINT}")
     with _as_input_error(f"--model {name!r}: the tokenizer can't be read"):
         tokenizer = reader.from_pretrained(name, local_files_only=not _on_hub(name))
     tokens, rows = len(tokenizer), config.vocab_size

@@ -19,7 +19,7 @@ from ..explain import explain
 from ..inference.embed import tokenize
 from ..modeling import ErnieMModel
 from ..padding_free import padding_free, restore
-from .loading import Loaded, further_layers, listing, load, load_config, load_tokenizer, model_class
+from .loading import Loaded, further_layers, has_tokenizer, listing, load, load_config, load_tokenizer, model_class
 
 HEADS = [name for name in reference.__all__ if name.startswith("ErnieMFor")]
 PER_SEQUENCE = ("ForSequenceClassification", "ForMultipleChoice", "ForNextSentencePrediction")
@@ -156,32 +156,33 @@ def verify(name: str, device: torch.device, say: Callable[[str], None]) -> list[
         Problems: parameters without weights, weights without parameters, and outputs in which the models differ.
 
     Raises:
-        InputError: no checkpoint that can be read, or no tokenizer of the same vocabulary.
+        InputError: no checkpoint that can be read, or a tokenizer of another vocabulary; ErnieM must have one.
     """
     config = load_config(name, any_family=True)
-    tokenizer = load_tokenizer(name, config)
+    ours = isinstance(config, ErnieMConfig)
+    tokenizer = load_tokenizer(name, config) if ours or has_tokenizer(name) else None
     named = next(iter(config.architectures or []), "no class")
     cls = getattr(modeling, named) if named in HEADS else model_class(config, named)
     loaded = load(name, cls, "auto")
-    model = padding_free(loaded.model.float().to(device))
+    model = padding_free(loaded.model)
     most = model.base_model.limits.max_tokens
-    problems = _summarise(name, named, most, len(tokenizer), loaded, say)
+    problems = _summarise(name, named, most, tokenizer, loaded, say)
+    model.float().to(device)
     say("")
     for line in explain(model).splitlines():
         say(line)
 
     plain = reference_of(model)
-    ours = isinstance(config, ErnieMConfig)
     padded, theirs = ("the reference", "the reference's") if ours else ["transformers' own"] * 2
     texts = [text for _, text in sample()[:12]]
     # A masked LM's logits are 250,002 a token.
     texts = sorted(texts, key=len)[:4] if model.get_output_embeddings() is not None else texts
-    sequences = tokenize(texts, tokenizer, most).sequences
+    sequences = tokenize(texts, tokenizer, most).sequences if tokenizer else _random_ids(texts, config, most)
     lengths = [len(sequence) for sequence in sequences]
     say("")
     say(
         f"Padding-free model against {padded}, float32 on {device}, "
-        f"{len(texts)} texts of {min(lengths)} to {max(lengths)} tokens:"
+        f"{len(texts)} {'texts' if tokenizer else 'random texts'} of {min(lengths)} to {max(lengths)} tokens:"
     )
     for difference in compare(model, plain, sequences):
         verdict = "same" if difference.accepted else "DIFFERENT"
@@ -206,7 +207,7 @@ def verify(name: str, device: torch.device, say: Callable[[str], None]) -> list[
 
 
 def _summarise(
-    name: str, named: str, max_tokens: int, tokens: int, loaded: Loaded, say: Callable[[str], None]
+    name: str, named: str, max_tokens: int, tokenizer: Any, loaded: Loaded, say: Callable[[str], None]
 ) -> list[str]:
     """Report the checkpoint's sizes and keys, and return its problems."""
     config, cls = loaded.model.config, type(loaded.model).__name__
@@ -218,7 +219,8 @@ def _summarise(
         "layers": f"{config.num_hidden_layers}, hidden {config.hidden_size}, heads {config.num_attention_heads}, "
         f"intermediate {_intermediate_size(config)}",
         "max. tokens": str(max_tokens),
-        "vocabulary": f"{config.vocab_size:,} in the model, {tokens:,} in the tokenizer",
+        "vocabulary": f"{config.vocab_size:,} in the model, "
+        + (f"{len(tokenizer):,} in the tokenizer" if tokenizer else "no tokenizer"),
         "missing keys": listing(loaded.missing),
         "unexpected keys": listing(loaded.unexpected),
         "mismatched keys": listing(loaded.mismatched),
@@ -235,6 +237,17 @@ def _summarise(
     if surplus:
         problems.append(f"the weights hold {len(surplus)} parameters that {cls} lacks: {listing(surplus)}")
     return problems
+
+
+def _random_ids(texts: list[str], config: Any, max_tokens: int) -> list[Tensor]:
+    """Ids of about as many tokens as the texts have, for a model without a tokenizer; the same in every run."""
+    generator = torch.Generator().manual_seed(0)
+    pad_id = config.pad_token_id or 0
+    rows = [
+        torch.randint(config.vocab_size - 1, (min(2 + len(text) // 4, max_tokens),), generator=generator)
+        for text in texts
+    ]
+    return [row + (row >= pad_id) for row in rows]
 
 
 def _intermediate_size(config: Any) -> int:

@@ -179,6 +179,14 @@ def test_a_head_that_transformers_drops_is_no_problem_and_an_unknown_one_is(save
     assert "parameters that BertModel lacks: cls." in result.stdout
 
 
+def test_verify_names_the_dtype_of_the_weights(save: Callable[..., Path]) -> None:
+    folder = save("Bert")
+    AutoModel.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(folder)
+    result = run("verify", "--model", folder)
+    assert result.exit_code == 0, result.output
+    assert " in bfloat16\n" in result.stdout
+
+
 def test_a_decoder_is_refused(save: Callable[..., Path], texts: Path, tmp_path: Path) -> None:
     folder = save("Bert", is_decoder=True)
     result = run_embed(texts, folder, tmp_path / "v.npy")
@@ -203,6 +211,10 @@ def test_no_tokenizer(save: Callable[..., Path], texts: Path, tmp_path: Path) ->
     (folder / "tokenizer.json").unlink()
     result = run_embed(texts, folder, tmp_path / "v.npy")
     assert_one_line(result, "holds no tokenizer (no tokenizer.json)", "expected a folder")
+    result = run("verify", "--model", folder)  # on random ids
+    assert result.exit_code == 0, result.output
+    assert "in the model, no tokenizer" in result.stdout
+    assert "12 random texts of " in result.stdout
 
 
 def test_xlm_without_sacremoses(save: Callable[..., Path], texts: Path, tmp_path: Path, monkeypatch: Any) -> None:
