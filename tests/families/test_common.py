@@ -1,0 +1,205 @@
+"""transformers' common tests of models, on every class of BERT, ERNIE, XLM-R and XLM made padding-free."""
+
+import functools
+import unittest
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+import transformers
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.testing_utils import torch_device
+
+from erniem_fast import padding_free
+
+pytest.importorskip("parameterized")
+from helpers.transformers_source import SourceNotFound, modeling_common
+
+try:
+    ModelTesterMixin = modeling_common().ModelTesterMixin
+except SourceNotFound as error:
+    pytest.skip(str(error), allow_module_level=True)
+
+pytestmark = pytest.mark.slow
+
+Inputs = dict[str, torch.Tensor]
+BATCH, LENGTH, VOCABULARY = 3, 7, 99
+
+LEFT_OUT = {
+    "needs transformers' tests of generation, which its source distribution lacks": (
+        "test_generation_tester_mixin_inheritance",
+    ),
+    "has one config, one modality and no experts, rotations or tensor-parallel plan to test": (
+        "test_attn_implementation_composite",
+        "test_can_set_attention_dynamically_composite",
+        "test_eager_matches_batched_and_grouped",
+        "test_encoder_decoder_loss",
+        "test_get_",
+        "test_internal_model_config_and_subconfig",
+        "test_model_rope",
+        "test_moe_models",
+        "test_output_router_logits",
+        "test_sdpa_can_dispatch_composite",
+        "test_sliding_window_mask",
+        "test_tied_head_has_a_tp_plan",
+        "test_tp_plan",
+        "test_vision_axial_rope",
+    ),
+    "has no weights of other names or of a fixed dtype, and no positions to resize": (
+        "test_can_load_from_already_mapped_keys",
+        "test_keep_in_fp32_modules",
+        "test_resize_position_vector_embeddings",
+        "test_reverse_loading_mapping",
+    ),
+    "tests another package's attention or kernels, or deepspeed": (
+        "test_flash_attn",
+        "test_flex_attention",
+        "test_kernels_can_load",
+        "test_resize_embeddings_untied_with_deepspeed",
+        "test_resize_tokens_embeddings_with_deepspeed",
+        "test_sdpa_can_dispatch_on_flash",
+    ),
+    "spends its time on loading in seven dtypes, before the model is made padding-free": ("test_bc_torch_dtype",),
+}
+"""Beginnings of the names of tests that can't concern the four families' forwards, by why they can't."""
+
+
+@contextmanager
+def constructed_padding_free(classes: tuple[type[PreTrainedModel], ...]) -> Iterator[None]:
+    """Whatever constructs or loads a model of exactly one of `classes` gets it padding-free; the classes stay theirs."""
+    running = []
+
+    def then_swapped(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def call(target: Any, *args: Any, **kwargs: Any) -> Any:
+            running.append(target)
+            try:
+                result = function(target, *args, **kwargs)
+            finally:
+                running.pop()
+            # Loading constructs, and a head constructs its encoder: only the outermost call hands a whole model out.
+            model = target if result is None else result[0] if isinstance(result, tuple) else result
+            if not running and type(model) in classes:
+                padding_free(model)
+            return result
+
+        return call
+
+    loading = classmethod(then_swapped(PreTrainedModel.from_pretrained.__func__))
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(PreTrainedModel, "from_pretrained", loading))
+        for cls in classes:
+            stack.enter_context(mock.patch.object(cls, "__init__", then_swapped(cls.__init__)))
+        yield
+
+
+class Family:
+    """Small random models and inputs of one family, under the names that ModelTesterMixin reads."""
+
+    batch_size, seq_length, num_choices = BATCH, LENGTH, 4
+    hidden_size, num_hidden_layers, num_attention_heads = 32, 2, 4
+    is_training = True
+
+    def __init__(self, config_class: type[PreTrainedConfig], **sizes: Any) -> None:
+        self.config_class = config_class
+        self.sizes = {"vocab_size": VOCABULARY, "max_position_embeddings": 32, "hidden_size": 32} | sizes
+
+    def get_config(self) -> PreTrainedConfig:
+        return self.config_class(
+            num_hidden_layers=self.num_hidden_layers, num_attention_heads=self.num_attention_heads, **self.sizes
+        )
+
+    def prepare_config_and_inputs_for_common(self) -> tuple[PreTrainedConfig, Inputs]:
+        """Rows padded right, left and in the middle, with the pad id where the mask hides."""
+        config = self.get_config()
+        mask = torch.ones(BATCH, LENGTH, dtype=torch.long)
+        mask[0, -2:] = mask[1, :2] = mask[2, 3] = 0
+        ids = torch.randint(5, VOCABULARY, (BATCH, LENGTH)).masked_fill(mask == 0, config.pad_token_id)
+        inputs = {"input_ids": ids, "attention_mask": mask}
+        for name, size in (("token_type_ids", "type_vocab_size"), ("task_type_ids", "task_type_vocab_size"), ("langs", "n_langs")):
+            if hasattr(config, size):
+                inputs[name] = torch.randint(getattr(config, size), (BATCH, LENGTH))
+        return config, {name: value.to(torch_device) for name, value in inputs.items()}
+
+
+class Common(ModelTesterMixin):
+    """What the families' tests share."""
+
+    family: Family
+    test_can_init_all_missing_weights_before_2023 = True
+
+    def setUp(self) -> None:
+        self.model_tester = self.family
+        self.enterContext(constructed_padding_free(self.all_model_classes))
+
+    def _prepare_for_class(self, inputs_dict: Inputs, model_class: type, return_labels: bool = False) -> Inputs:
+        inputs = super()._prepare_for_class(inputs_dict, model_class, return_labels)
+        if return_labels and model_class.__name__.endswith("ForPreTraining"):
+            inputs["labels"] = torch.zeros_like(inputs["input_ids"])
+            inputs["next_sentence_label"] = torch.zeros_like(inputs["input_ids"][:, 0])
+        if return_labels and model_class is transformers.XLMForQuestionAnswering:
+            inputs["start_positions"] = inputs["end_positions"] = torch.zeros_like(inputs["input_ids"][:, 0])
+        return inputs
+
+    def test_models_are_padding_free(self) -> None:
+        """Guards the others: hidden states at padding are 0, and transformers' own are not."""
+        config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+        hidden = inputs["attention_mask"] == 0
+        for model_class in self.all_model_classes:
+            model = model_class(config).eval().to(torch_device)
+            assert type(model) is not model_class
+            assert isinstance(model, model_class)
+            encoder = model.base_model
+            assert not encoder(**inputs).last_hidden_state[hidden].any()
+
+
+for names in LEFT_OUT.values():
+    for name in dir(ModelTesterMixin):
+        if name.startswith(names):
+            setattr(Common, name, None)
+
+
+def of(prefix: str, *names: str) -> tuple[type[PreTrainedModel], ...]:
+    return tuple(getattr(transformers, prefix + name) for name in names)
+
+
+TOKENS = ("ForMaskedLM", "ForTokenClassification", "ForQuestionAnswering")
+SEQUENCES = ("ForSequenceClassification", "ForMultipleChoice")
+HEADS = ("Model", *TOKENS, *SEQUENCES)
+PAIRS = ("ForNextSentencePrediction", "ForPreTraining")
+
+
+class TestBert(Common, unittest.TestCase):
+    family = Family(transformers.BertConfig, intermediate_size=37)
+    all_model_classes = of("Bert", *HEADS, *PAIRS, "LMHeadModel")
+
+
+class TestErnie(Common, unittest.TestCase):
+    family = Family(transformers.ErnieConfig, intermediate_size=37, use_task_id=True)
+    all_model_classes = of("Ernie", *HEADS, *PAIRS, "ForCausalLM")
+
+    def _prepare_for_class(self, inputs_dict: Inputs, model_class: type, return_labels: bool = False) -> Inputs:
+        inputs = super()._prepare_for_class(inputs_dict, model_class, return_labels)
+        if model_class is transformers.ErnieForMultipleChoice:
+            inputs.pop("task_type_ids", None)  # it crashes with them in transformers
+        return inputs
+
+
+class TestXLMRoberta(Common, unittest.TestCase):
+    family = Family(transformers.XLMRobertaConfig, intermediate_size=37, type_vocab_size=2)
+    all_model_classes = of("XLMRoberta", *HEADS, "ForCausalLM")
+
+    def test_inputs_embeds_matches_input_ids(self) -> None:
+        # positions follow the ids, which embeddings don't have: give them
+        super().test_inputs_embeds_matches_input_ids(position_ids=torch.arange(2, LENGTH + 2, device=torch_device)[None])
+
+
+class TestXLM(Common, unittest.TestCase):
+    family = Family(transformers.XLMConfig, n_langs=2)
+    all_model_classes = of(
+        "XLM", "Model", "WithLMHeadModel", "ForTokenClassification", "ForQuestionAnswering",
+        "ForQuestionAnsweringSimple", *SEQUENCES,
+    )  # fmt: skip
