@@ -32,6 +32,7 @@ from .modeling import (
     ErnieMModel,
 )
 from .packing import PackedBatch
+from .padding_free import explain, padding_free, restore
 from .pretrained import ErnieMPreTrainedModel
 from .tokenization import ErnieMTokenizer
 from .version import __version__
@@ -51,9 +52,12 @@ __all__ = [
     "PackedBatch",
     "__version__",
     "batch_invariant",
+    "explain",
     "information_extraction",
     "join_projections",
+    "padding_free",
     "question_answering",
+    "restore",
     "zero_shot_classification",
 ]
 

@@ -4,7 +4,7 @@ A layer hands over its parts; `run_layer` computes them. Models subclass nothing
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -15,10 +15,20 @@ from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAtte
 from . import fusion, ops
 from .fusion import DropoutLike, PackedContext, Pending
 from .ops.attention_torch import visible
+from .outputs import Encoded, OutputOptions
 from .packing import PackedBatch
 from .validation import warn_once
 
-__all__ = ["AttentionParts", "LayerParts", "PackedContext", "PackedModelOutput", "attend", "run_layer"]
+__all__ = [
+    "AttentionParts",
+    "LayerParts",
+    "PackedContext",
+    "PackedModelOutput",
+    "attend",
+    "make_context",
+    "run_layer",
+    "run_layers",
+]
 
 SITES_PER_LAYER = 4
 """Dropouts of a layer, in the order attention, out, activation, linear2; site 0 is the embedding's."""
@@ -64,11 +74,6 @@ class AttentionParts(NamedTuple):
     causal: bool = False
 
 
-Attention = Callable[[Tensor, PackedContext, Tensor | None], tuple[Tensor, Tensor | None]]
-"""Maps (total_tokens, hidden_size), the context and (num_heads,) factors of the probabilities to the output, of the
-rows to keep, and, where they were computed, the probabilities (num_sequences, num_heads, seq_len, seq_len)."""
-
-
 class LayerParts(NamedTuple):
     """The parts of a layer: attention, add and norm, feed-forward block, add and norm.
 
@@ -79,9 +84,6 @@ class LayerParts(NamedTuple):
         linear1, activation, dropout, linear2: the feed-forward block.
         dropout2, norm2: behind the feed-forward block.
         layer: index of the layer.
-        containers: modules that hold the parts and are passed by. If one of them carries hooks, `by_containers`
-            computes the layer.
-        by_containers: computes the layer by calling its containers.
     """
 
     attention: AttentionParts | nn.Module
@@ -95,8 +97,81 @@ class LayerParts(NamedTuple):
     dropout2: DropoutLike
     norm2: nn.Module
     layer: int
-    containers: tuple[nn.Module, ...] = ()
-    by_containers: Attention | None = None
+
+
+Layer = Callable[[Tensor, PackedContext], tuple[Tensor, Tensor | None]]
+"""Maps (total_tokens, hidden_size) and the context to the rows to keep and, where they were computed, the probabilities
+(num_sequences, num_heads, seq_len, seq_len)."""
+
+
+def make_context(
+    batch: PackedBatch,
+    mask: Tensor | None,
+    dense: str | None,
+    *,
+    num_heads: int,
+    hidden_size: int,
+    dtype: torch.dtype,
+    training: bool,
+    backend: str,
+) -> PackedContext:
+    """Decide how a batch is computed: seed of its dropouts, attention fused or dense, backend.
+
+    Args:
+        batch: the packing.
+        mask: of the dense attention, or None.
+        dense: reason why attention must be dense, for the log; None: it is fused.
+        num_heads, hidden_size, dtype: of the layers.
+        training: draw a seed.
+        backend: "auto", "triton" or "torch".
+    """
+    device = batch.position_ids.device
+    seed = ops.draw_seed(device) if training else None
+    resolved = ops.resolve_backend(backend, device, dtype, hidden_size=hidden_size)
+    if batch.holds_padding:
+        return PackedContext(batch, seed, mask, None, "torch")
+    if dense is not None:
+        warn_once(dense)
+        return PackedContext(batch, seed, mask, None, resolved)
+    plan = ops.attention_plan(
+        batch.cu_seqlens, batch.max_seqlen, batch.total_tokens, num_heads=num_heads,
+        head_dim=hidden_size // num_heads, dtype=dtype, backend=backend,
+    )  # fmt: skip
+    return PackedContext(batch, seed, None, plan, resolved)
+
+
+def run_layers(
+    layers: Sequence[Layer],
+    x: Tensor,
+    context: PackedContext,
+    options: OutputOptions,
+    rows_to_keep: Tensor | None = None,
+) -> Encoded:
+    """Run the layers on (total_tokens, hidden_size), the last of them for the rows to keep.
+
+    `hidden_states` have the shape of the caller's batch, and need all rows.
+    """
+    states: list[Tensor] = []
+    attentions: list[Tensor | None] = []
+    # Where layers are spread over devices, a layer's rows are not where the batch is.
+    batch, device = context.batch, context.batch.position_ids.device
+
+    def keep(x: Tensor) -> Tensor:
+        if not options.hidden_states:
+            return x
+        states.append(batch.output(x.to(device)))
+        # The rows are taken back out of it, so that its gradient can be asked for.
+        return batch.rows(states[-1]) if torch.is_grad_enabled() else x
+
+    last = len(layers) - 1
+    for index, layer in enumerate(layers):
+        if index == last:
+            context = replace(context, rows_to_keep=rows_to_keep)
+        x, probabilities = layer(keep(x), context)
+        if options.attentions:
+            attentions.append(probabilities)
+    x = keep(x)
+    return Encoded.of(x, states, attentions, options)
 
 
 def run_layer(
@@ -114,10 +189,6 @@ def run_layer(
     Returns:
         (total_tokens, hidden_size) or (num_kept, hidden_size), and the probabilities where they were computed.
     """
-    if parts.containers and not all(fusion.may_bypass(container) for container in parts.containers):
-        assert parts.by_containers is not None
-        output, probabilities = parts.by_containers(x, replace(context, rows_to_keep=None), head_mask)
-        return context.kept(output), probabilities
     site = 1 + SITES_PER_LAYER * parts.layer
     if isinstance(parts.attention, AttentionParts):
         assert parts.out is not None

@@ -86,11 +86,16 @@ class Pending(NamedTuple):
         return self.product if self.bias is None else self.product + self.bias
 
 
+CAPTURE = "transformers.utils.output_capturing"
+"""Where transformers' hooks are from that record a forward's intermediate results, and stay on modules idle."""
+
+
 def may_bypass(module: nn.Module) -> bool:
     """True if nothing but the module's own forward runs when it is called: no hooks, no replaced forward."""
     members = module.__dict__
+    hooks = members["_forward_hooks"]
     return not (
-        members["_forward_hooks"]
+        (hooks and any(getattr(hook, "__module__", None) != CAPTURE for hook in hooks.values()))
         or members["_forward_pre_hooks"]
         or members["_backward_hooks"]
         or members["_backward_pre_hooks"]
@@ -154,8 +159,9 @@ def embed(
     dropout: DropoutLike,
     position_rows: Tensor,
     context: PackedContext,
+    further: Sequence[tuple[nn.Module, Tensor | int]] = (),
 ) -> Tensor:
-    """dropout(norm(words + positions)) of the context's tokens, at site 0.
+    """dropout(norm(words + further + positions)) of the context's tokens, at site 0.
 
     Args:
         words: table of the word embeddings; not read where the batch holds `inputs_embeds`.
@@ -163,11 +169,17 @@ def embed(
         norm, dropout: that follow.
         position_rows: (total_tokens,) integers, rows of the position table.
         context: of the batch.
+        further: tables of further embeddings, with (total_tokens,) integers, or the one row that all tokens read.
 
     Returns:
         (total_tokens, hidden_size).
     """
     input_ids, embedded = context.batch.input_ids, context.batch.inputs_embeds
+    if further:
+        embedded = words(input_ids) if embedded is None else embedded
+        input_ids = None
+        for module, row in further:
+            embedded = embedded + _read_table(module, row, embedded)
     # A module that is called may have no table, or keep it on another device.
     table: nn.Embedding | None = None
     if embedded is None and _is_plain_embedding(words):
@@ -193,6 +205,15 @@ def embed(
         backend=context.backend,
     )
     return rows if fused else call_dropout(dropout, rows, context)
+
+
+def _read_table(table: nn.Module, row: Tensor | int, like: Tensor) -> Tensor:
+    """Rows of a table, or the one row that every token reads."""
+    if isinstance(row, Tensor):
+        return table(row)  # type: ignore[no-any-return]
+    if _is_plain_embedding(table) and table.padding_idx != row:
+        return table.weight[row]
+    return table(torch.full(like.shape[:1], row, device=like.device))  # type: ignore[no-any-return]
 
 
 def project_qkv(query: nn.Module, key: nn.Module, value: nn.Module, x: Tensor) -> Tensor:

@@ -82,6 +82,7 @@ def pack_input(
     max_length_q: int | None,
     validate: bool,
     value_checks: tuple[ValueCheck, ...],
+    token_ids: dict[str, Tensor] | None = None,
 ) -> tuple[PackedBatch, Tensor | None]:
     """Check and pack the arguments of a forward: a padded batch, a flattened one or a PackedBatch.
 
@@ -92,6 +93,7 @@ def pack_input(
         weight: the model's position table; its dtype and device are what the input must match.
         validate: check values of packed input off the CPU too, at the price of a synchronisation.
         value_checks: further values, read together with the rest.
+        token_ids: further ids of the tokens, such as token types, in the shape of `input_ids`, by argument name.
         The others: as in the model's forward.
 
     Returns:
@@ -101,14 +103,16 @@ def pack_input(
         TypeError, ValueError: naming the argument, what came and what is accepted.
     """
     batch = _packed_input(
-        limits, input_ids, inputs_embeds, position_ids, attention_mask, cu_seq_lens_q, cu_seq_lens_k, max_length_q
-    )
+        limits, input_ids, inputs_embeds, position_ids, attention_mask, cu_seq_lens_q, cu_seq_lens_k, max_length_q,
+        token_ids or {},
+    )  # fmt: skip
     if batch is not None:
         return batch.checked(limits, weight, validate, value_checks), None
     assert not isinstance(input_ids, PackedBatch)
     inputs = check_padded(
-        limits, weight, input_ids, inputs_embeds, attention_mask, position_ids, value_checks, find_packed=True
-    )
+        limits, weight, input_ids, inputs_embeds, attention_mask, position_ids, value_checks, token_ids=token_ids,
+        find_packed=True,
+    )  # fmt: skip
     pack = PaddedGrid.of if torch.compiler.is_exporting() else PackedBatch.from_padded
     return pack(inputs), inputs.dense_mask
 
@@ -122,12 +126,13 @@ def _packed_input(
     cu_seq_lens_q: Tensor | None,
     cu_seq_lens_k: Tensor | None,
     max_length_q: int | None,
+    token_ids: dict[str, Tensor],
 ) -> PackedBatch | None:
     """Read the arguments as a packed batch, not checked yet; None: they are a padded one."""
     if isinstance(input_ids, PackedBatch):
         for name, value in (
             ("inputs_embeds", inputs_embeds), ("position_ids", position_ids), ("cu_seq_lens_q", cu_seq_lens_q),
-            ("cu_seq_lens_k", cu_seq_lens_k), ("max_length_q", max_length_q),
+            ("cu_seq_lens_k", cu_seq_lens_k), ("max_length_q", max_length_q), *token_ids.items(),
         ):  # fmt: skip
             if value is not None:
                 raise ValueError(f"{name} must be None where input_ids is a PackedBatch, which holds it")
@@ -150,4 +155,6 @@ def _packed_input(
         same = cu_seq_lens_k.shape == cu_seq_lens_q.shape
         if not same or (on_cpu and not bool((cu_seq_lens_k == cu_seq_lens_q).all())):
             raise ValueError("cu_seq_lens_k must equal cu_seq_lens_q: an encoder attends to its own tokens")
-    return PackedBatch.from_flattened(input_ids, inputs_embeds, position_ids, cu_seq_lens_q, max_length_q, limits)
+    return PackedBatch.from_flattened(
+        input_ids, inputs_embeds, position_ids, cu_seq_lens_q, max_length_q, limits, token_ids
+    )

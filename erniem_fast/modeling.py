@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
-from . import encoder, fusion, heads, modules, ops, token_heads
+from . import encoder, fusion, heads, modules, token_heads
 from .configuration import POSITION_OFFSET
 from .encoder import AttentionParts, LayerParts, PackedContext, PackedModelOutput
 from .inputs import pack_input
@@ -22,8 +22,12 @@ from .validation import (
     check_encoder_only,
     refuse_tracing,
     split_head_mask,
-    warn_once,
     warn_token_types,
+)
+
+DENSE = (
+    "Attention is computed densely, padded to the longest sequence: output_attentions, head_mask, masks of 3 or 4 "
+    "dimensions and relative positions are not fused."
 )
 
 
@@ -87,31 +91,13 @@ class ErnieMEncoder(modules.ErnieMEncoder):
         options: OutputOptions,
         rows_to_keep: Tensor | None = None,
     ) -> Encoded:
-        """Run the layers on (total_tokens, hidden_size), the last of them for the rows to keep.
+        """Run the layers, see `encoder.run_layers`."""
 
-        `hidden_states` have the shape of the caller's batch, and need all rows.
-        """
-        states: list[Tensor] = []
-        attentions: list[Tensor | None] = []
-        # Where layers are spread over devices, a layer's rows are not where the batch is.
-        batch, device = context.batch, context.batch.position_ids.device
+        def masked(layer: Any, mask: Tensor | None) -> encoder.Layer:
+            return lambda x, context: layer(x, context, mask)
 
-        def keep(x: Tensor) -> Tensor:
-            if not options.hidden_states:
-                return x
-            states.append(batch.output(x.to(device)))
-            # The rows are taken back out of it, so that its gradient can be asked for.
-            return batch.rows(states[-1]) if torch.is_grad_enabled() else x
-
-        last = len(self.layers) - 1
-        for index, (layer, head_mask) in enumerate(zip(self.layers, head_masks, strict=True)):
-            if index == last:
-                context = replace(context, rows_to_keep=rows_to_keep)
-            x, probabilities = layer(keep(x), context, head_mask)
-            if options.attentions:
-                attentions.append(probabilities)
-        x = keep(x)
-        return Encoded.of(x, states, attentions, options)
+        layers = [masked(layer, mask) for layer, mask in zip(self.layers, head_masks, strict=True)]
+        return encoder.run_layers(layers, x, context, options, rows_to_keep)
 
 
 class ErnieMPooler(modules.ErnieMPooler):
@@ -134,6 +120,11 @@ class ErnieMModel(modules.ErnieMModules):
     encoder_class = ErnieMEncoder
     pooler_class = ErnieMPooler
     backend = "auto"
+
+    @property
+    def limits(self) -> Limits:
+        """Bounds of the input."""
+        return Limits.of(self.config)
 
     def forward(
         self,
@@ -201,7 +192,7 @@ class ErnieMModel(modules.ErnieMModules):
         warn_token_types(token_type_ids)
         if pooled_only and self.pooler is None:
             raise ValueError("pooled_only must be False: the model was built without a pooler")
-        limits, table = Limits.of(self.config), self.embeddings.position_embeddings.weight
+        limits, table = self.limits, self.embeddings.position_embeddings.weight
         batch, mask = pack_input(
             limits, table, input_ids, inputs_embeds, position_ids, attention_mask, cu_seq_lens_q, cu_seq_lens_k,
             max_length_q, validate, value_checks,
@@ -252,23 +243,13 @@ class ErnieMModel(modules.ErnieMModules):
         return own and fusion.may_bypass(self) and all(fusion.may_bypass(module) for module in last.modules())
 
     def _context(self, batch: PackedBatch, mask: Tensor | None, dense: bool) -> PackedContext:
-        config, device, dtype = self.config, batch.position_ids.device, self.embeddings.position_embeddings.weight.dtype
-        seed = ops.draw_seed(device) if self.training else None
-        backend = ops.resolve_backend(self.backend, device, dtype, hidden_size=config.hidden_size)
-        if batch.holds_padding:
-            return PackedContext(batch, seed, mask, None, "torch")
-        if dense or config.position_embedding_type != "absolute":
-            warn_once(
-                "Attention is computed densely, padded to the longest sequence: output_attentions, head_mask, masks of "
-                "3 or 4 dimensions and relative positions are not fused."
-            )
-            return PackedContext(batch, seed, mask, None, backend)
-        heads, size = config.num_attention_heads, config.hidden_size
-        plan = ops.attention_plan(
-            batch.cu_seqlens, batch.max_seqlen, batch.total_tokens, num_heads=heads, head_dim=size // heads,
-            dtype=dtype, backend=self.backend,
+        config = self.config
+        dense = dense or config.position_embedding_type != "absolute"
+        return encoder.make_context(
+            batch, mask, DENSE if dense else None, num_heads=config.num_attention_heads,
+            hidden_size=config.hidden_size, dtype=self.embeddings.position_embeddings.weight.dtype,
+            training=self.training, backend=self.backend,
         )  # fmt: skip
-        return PackedContext(batch, seed, None, plan, backend)
 
 
 class _OnRows:

@@ -98,13 +98,17 @@ class PackedBatch:
 
     @classmethod
     def from_sequences(
-        cls, sequences: Iterable[Sequence[int] | Tensor], device: torch.device | str | None = None
+        cls,
+        sequences: Iterable[Sequence[int] | Tensor],
+        device: torch.device | str | None = None,
+        first_position: int = 0,
     ) -> "PackedBatch":
         """Pack lists of token ids (special tokens included), without ever padding them.
 
         Args:
             sequences: token ids of each sequence; sequences may be empty.
             device: device of the batch.
+            first_position: position of a sequence's first token, `limits.first_position` of the model.
 
         Raises:
             TypeError: ids that are no integers.
@@ -119,7 +123,7 @@ class PackedBatch:
         return cls(
             cu_seqlens=cu_seqlens,
             max_seqlen=int(lengths.max()),
-            position_ids=_places(cu_seqlens, total)[1],
+            position_ids=_places(cu_seqlens, total)[1] + first_position,
             input_ids=torch.cat(rows),
         ).to(device)
 
@@ -132,6 +136,7 @@ class PackedBatch:
         cu_seqlens: Tensor,
         max_seqlen: int | None,
         limits: Limits,
+        token_ids: dict[str, Tensor] | None = None,
     ) -> "PackedBatch":
         """Pack (1, total_tokens) rows, as transformers' DataCollatorWithFlattening makes them. No host synchronisation.
 
@@ -143,15 +148,18 @@ class PackedBatch:
             max_seqlen: tokens in the longest sequence; None: taken from `cu_seqlens` on a CPU, elsewhere the most
                 that the model takes.
             limits: of the model.
+            token_ids: further (1, total_tokens) integers, by argument name.
         """
         name = "inputs_embeds" if input_ids is None else "input_ids"
         source = check_tensor(name, inputs_embeds if input_ids is None else input_ids)
         if source.dim() < 2 or source.shape[0] != 1:
             raise ValueError(f"packed input must have shape (1, total_tokens, ...), got {tuple(source.shape)}")
         total = source.shape[1]
-        if position_ids is not None:
-            check_integers("position_ids", position_ids)
-            check_shape("position_ids", position_ids, (1, total), "1, total_tokens")
+        further = {} if token_ids is None else token_ids
+        for other, ids in (("position_ids", position_ids), *further.items()):
+            if ids is not None:
+                check_integers(other, ids)
+                check_shape(other, ids, (1, total), "1, total_tokens")
         check_offsets("cu_seq_lens_q", cu_seqlens)
         if max_seqlen is not None and not isinstance(max_seqlen, int | torch.SymInt):
             raise TypeError(f"max_length_q must be an int, got {type(max_seqlen).__name__}")
@@ -166,6 +174,7 @@ class PackedBatch:
             position_ids=position_ids[0],
             input_ids=None if input_ids is None else input_ids[0],
             inputs_embeds=None if inputs_embeds is None else inputs_embeds[0],
+            token_ids={other: ids[0] for other, ids in further.items()},
         )
 
     def checked(
@@ -250,7 +259,7 @@ class PackedBatch:
                    limits.max_tokens_source)]  # fmt: skip
         if self.input_ids is not None:
             ranges.append(("input_ids", self.input_ids, 0, limits.vocab_size, "vocab_size"))
-        ranges += [(name, ids, 0, limits.token_ids[name], "its table") for name, ids in self.token_ids.items()]
+        ranges += [(name, ids, 0, limits.token_ids[name], "rows of its table") for name, ids in self.token_ids.items()]
         if total:
             facts += [extreme for _, ids, *_ in ranges for extreme in (ids.amin(), ids.amax())]
         facts += [extreme for check in value_checks for extreme in check.extremes()]
@@ -271,7 +280,13 @@ class PackedBatch:
             )
         if total:
             for name, _, lowest, end, meaning in ranges:
-                check_range(name, (next(values), next(values)), end, meaning, lowest)
+                low, high = next(values), next(values)
+                if name == "position_ids" and 0 <= low < lowest:
+                    raise ValueError(
+                        f"position_ids must start a sequence at {lowest}, got {low}: pass position_ids_start={lowest} "
+                        f"to DataCollatorWithFlattening, or first_position={lowest} to PackedBatch.from_sequences"
+                    )
+                check_range(name, (low, high), end, meaning, lowest)
         for check in value_checks:
             check.check(next(values), next(values))
         if self.prefix_lens is not None and bool(((self.prefix_lens < 0) | (self.prefix_lens > lengths)).any()):

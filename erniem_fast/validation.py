@@ -35,6 +35,8 @@ class Limits(NamedTuple):
         positions_below: positions below first_position that padding may have.
         default_mask: bool (batch, seq_len) of real tokens, made of (batch, seq_len) token ids where no attention_mask
             is given; None: all tokens are real.
+        default_positions: (batch, seq_len) positions, made of (batch, seq_len) token ids where none are given; None:
+            the columns, from first_position on.
         token_ids: rows of the tables of further ids a token, such as token types, by argument name.
     """
 
@@ -46,6 +48,7 @@ class Limits(NamedTuple):
     first_position: int = 0
     positions_below: int = 0
     default_mask: Callable[[Tensor], Tensor] | None = None
+    default_positions: Callable[[Tensor], Tensor] | None = None
     token_ids: dict[str, int] = {}
 
     @classmethod
@@ -238,6 +241,7 @@ def check_padded(
     position_ids: Tensor | None,
     value_checks: tuple[ValueCheck, ...] = (),
     *,
+    token_ids: dict[str, Tensor] | None = None,
     find_packed: bool = False,
 ) -> PaddedInputs:
     """Check a padded batch and fill in what was left out. Reads the device once (values, totals and errors together).
@@ -251,10 +255,11 @@ def check_padded(
         inputs_embeds: (batch, seq_len, hidden_size) of the model's dtype, instead of `input_ids`.
         attention_mask: 0/1 of shape (batch, seq_len), (batch, seq_len, seq_len) or (batch, 1 or num_heads, seq_len,
             seq_len); None: `limits.default_mask` (with `inputs_embeds`: all tokens are real).
-        position_ids: (batch, seq_len) or (1, seq_len) integers; None: the column. Real tokens take
-            [first_position, last_position]; padding may also lie `positions_below` further down, as the `cumsum - 1`
+        position_ids: (batch, seq_len) or (1, seq_len) integers; None: `limits.default_positions`, or the column. Real
+            tokens take [0, last_position]; padding may also lie `positions_below` further down, as the `cumsum - 1`
             idiom leaves it.
         value_checks: further values, read together with the rest.
+        token_ids: further (batch, seq_len) or (1, seq_len) integers, by argument name, as `limits.token_ids` says.
         find_packed: recognise a lone row without a mask that holds several sequences: every position is the first one
             or its predecessor's successor, and the first one comes again. Then every token is real.
 
@@ -282,48 +287,67 @@ def check_padded(
             "cu_seq_lens_q must be given with position_ids of a lone row under torch.compile: the values of "
             "position_ids, which tell whether it holds several sequences, are not known there"
         )
-    if not may_be_packed:
+    # Where padding has no positions, a row may be longer than the table.
+    from_ids = limits.default_positions is not None and position_ids is None and input_ids is not None
+    if not (may_be_packed or from_ids):
         _check_row(name, seq_len, limits)
-    positions = _positions(limits, position_ids, (batch, seq_len), device, name)
+    positions = _positions(limits, input_ids, position_ids, (batch, seq_len), device, name)
+    token_ids = {} if token_ids is None else token_ids
+    token_ids = {
+        other: _check_token_ids(limits, other, ids, (batch, seq_len), device, name) for other, ids in token_ids.items()
+    }
     real, dense_mask = _masks(limits, input_ids, attention_mask, (batch, seq_len), device)
     if exporting:  # no values are known: every column counts
-        return PaddedInputs(input_ids, inputs_embeds, positions, real, dense_mask, batch * seq_len, seq_len)
+        return PaddedInputs(
+            input_ids, inputs_embeds, positions, real, dense_mask, batch * seq_len, seq_len, token_ids=token_ids
+        )
 
     lengths = real.sum(1)
     facts = [lengths.sum(), lengths.amax()]
     if position_ids is not None:
         facts += [positions.amin(), positions.amax(), torch.where(real, positions, limits.first_position).amin()]
+    if from_ids:
+        facts += [positions.amax()]
     if may_be_packed:
-        facts += [_count_packed(positions[0], limits.first_position)]
+        facts += [_count_packed(positions[0], limits.first_position), _count_packed(positions[0], 0)]
     if attention_mask is not None:
         facts += [((attention_mask != 0) & (attention_mask != 1)).sum()]
     if input_ids is not None:
         facts += [input_ids.amin(), input_ids.amax()]
+    facts += [extreme for ids in token_ids.values() for extreme in (ids.amin(), ids.amax())]
     for check in value_checks:
         check_device(check.name, check.values, device, name)
         facts += check.extremes()
     values = iter(read(facts))
     total, longest = next(values), next(values)
     low, high, low_real = (next(values), next(values), next(values)) if position_ids is not None else (0, 0, 0)
-    packed = next(values) if may_be_packed else 0
+    last = next(values) if from_ids else 0
+    packed, from_zero = (next(values), next(values)) if may_be_packed else (0, 0)
     if attention_mask is not None and next(values):
         wrong = attention_mask[(attention_mask != 0) & (attention_mask != 1)][0].item()
         raise ValueError(f"attention_mask must hold only 0 and 1, got {wrong}")
+    if from_zero and limits.first_position:
+        raise ValueError(
+            f"position_ids of a lone row without attention_mask must start a sequence at {limits.first_position}, got "
+            f"0: pass position_ids_start={limits.first_position} to DataCollatorWithFlattening"
+        )
     if packed < 2:
         packed = 0
-        _check_row(name, seq_len, limits)
+        _check_row(name, last - limits.first_position + 1 if from_ids else seq_len, limits)
     else:
         real, total, longest = torch.ones_like(real), seq_len, high - limits.first_position + 1
         low_real = low
     if input_ids is not None:
         check_range("input_ids", (next(values), next(values)), limits.vocab_size, "vocab_size")
+    for other in token_ids:
+        check_range(other, (next(values), next(values)), limits.token_ids[other], "rows of its table")
     for check in value_checks:
         check.check(next(values), next(values))
     if position_ids is not None:
-        first, end, meaning = limits.first_position, limits.last_position + 1, limits.max_tokens_source
-        check_range("position_ids", (low_real, high), end, meaning, lowest=first)
-        check_range("position_ids at padding", (low, high), end, meaning, lowest=first - limits.positions_below)
-    return PaddedInputs(input_ids, inputs_embeds, positions, real, dense_mask, total, longest, packed)
+        end, meaning = limits.last_position + 1, limits.max_tokens_source
+        check_range("position_ids", (low_real, high), end, meaning)
+        check_range("position_ids at padding", (low, high), end, meaning, lowest=-limits.positions_below)
+    return PaddedInputs(input_ids, inputs_embeds, positions, real, dense_mask, total, longest, packed, token_ids)
 
 
 def _check_row(name: str, seq_len: int, limits: Limits) -> None:
@@ -334,16 +358,36 @@ def _check_row(name: str, seq_len: int, limits: Limits) -> None:
 
 
 def _positions(
-    limits: Limits, position_ids: Tensor | None, shape: tuple[int, int], device: torch.device, source: str
+    limits: Limits,
+    input_ids: Tensor | None,
+    position_ids: Tensor | None,
+    shape: tuple[int, int],
+    device: torch.device,
+    source: str,
 ) -> Tensor:
+    if position_ids is None and input_ids is not None and limits.default_positions is not None:
+        return limits.default_positions(input_ids)
     if position_ids is None:
         first = limits.first_position
         return torch.arange(first, first + shape[1], device=device).expand(shape)
-    check_integers("position_ids", position_ids)
-    check_device("position_ids", position_ids, device, source)
-    if position_ids.dim() != 2 or position_ids.shape[0] not in (shape[0], 1) or position_ids.shape[1] != shape[1]:
-        check_shape("position_ids", position_ids, shape, "batch, seq_len")
-    return position_ids.expand(shape)
+    return _expand("position_ids", position_ids, shape, device, source)
+
+
+def _check_token_ids(
+    limits: Limits, name: str, ids: Tensor, shape: tuple[int, int], device: torch.device, source: str
+) -> Tensor:
+    if name not in limits.token_ids:
+        raise ValueError(f"{name} must be None: the model has no table for them")
+    return _expand(name, ids, shape, device, source)
+
+
+def _expand(name: str, ids: Tensor, shape: tuple[int, int], device: torch.device, source: str) -> Tensor:
+    """Integers (batch, seq_len) or (1, seq_len), checked, as (batch, seq_len)."""
+    check_integers(name, ids)
+    check_device(name, ids, device, source)
+    if ids.dim() != 2 or ids.shape[0] not in (shape[0], 1) or ids.shape[1] != shape[1]:
+        check_shape(name, ids, shape, "batch, seq_len")
+    return ids.expand(shape)
 
 
 def _count_packed(positions: Tensor, first: int) -> Tensor:

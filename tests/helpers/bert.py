@@ -2,9 +2,7 @@
 
 from typing import Any
 
-from torch import Tensor
-
-from erniem_fast.encoder import AttentionParts, LayerParts, PackedContext, attend
+from erniem_fast.encoder import AttentionParts, LayerParts
 
 
 def parts_of(layer: Any, index: int) -> LayerParts:
@@ -14,12 +12,7 @@ def parts_of(layer: Any, index: int) -> LayerParts:
         heads.query, heads.key, heads.value, heads.num_attention_heads, heads.dropout, index, causal=heads.is_causal
     )
 
-    def by_containers(x: Tensor, context: PackedContext, head_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        rows, probabilities = attend(attention, x, context, head_mask)
-        x = joined(rows, x)
-        return output(inner(x), x), probabilities
-
     return LayerParts(
         attention, joined.dense, joined.dropout, joined.LayerNorm, inner.dense, inner.intermediate_act_fn, None,
-        output.dense, output.dropout, output.LayerNorm, index, (joined, inner, output), by_containers,
+        output.dense, output.dropout, output.LayerNorm, index,
     )  # fmt: skip

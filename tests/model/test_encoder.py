@@ -92,9 +92,9 @@ def test_a_causal_layer_with_prefixes_densely_and_fused() -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["attention.output", "intermediate", "output", "intermediate.dense", "output.LayerNorm"]
+    "path", ["attention.self.query", "attention.output.dropout", "intermediate.dense", "output.LayerNorm"]
 )
-def test_hooks_on_containers_and_parts_are_run(path: str) -> None:
+def test_hooks_on_parts_are_run(path: str) -> None:
     model, batch = bert(), packed()
     before = run_packed(model, batch, context_of(batch))
     calls = []
@@ -105,7 +105,7 @@ def test_hooks_on_containers_and_parts_are_run(path: str) -> None:
     assert (found - before).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("hooked", [None, "output", "output.dense"])
+@pytest.mark.parametrize("hooked", [None, "output.dense"])
 @pytest.mark.parametrize("dense", [False, True])
 def test_rows_to_keep_are_those_of_the_whole_layer(hooked: str | None, dense: bool) -> None:
     model, batch = bert(), packed()
@@ -119,8 +119,8 @@ def test_rows_to_keep_are_those_of_the_whole_layer(hooked: str | None, dense: bo
     found, same = run_layer(parts_of(layer, 0), x, replace(context, rows_to_keep=keep))
     torch.testing.assert_close(found, expected[keep], rtol=0, atol=1e-12)
     assert (probabilities is None and same is None) or torch.equal(probabilities, same)
-    # A container's hook sees every row, that of a part which is called the rows that are computed.
-    assert calls == {None: [], "output": [30, 30], "output.dense": [30, 5]}[hooked]
+    # The hook of a part sees the rows that are computed.
+    assert calls == {None: [], "output.dense": [30, 5]}[hooked]
 
 
 def test_a_dropout_may_be_a_module_a_number_or_none() -> None:
@@ -131,7 +131,7 @@ def test_a_dropout_may_be_a_module_a_number_or_none() -> None:
 
     def with_dropouts(p: float | None) -> LayerParts:
         attention = modules.attention._replace(dropout=None if p is None else 0.2)  # type: ignore[union-attr]
-        return modules._replace(attention=attention, dropout1=p, dropout2=p, containers=())
+        return modules._replace(attention=attention, dropout1=p, dropout2=p)
 
     def run(parts: LayerParts, seed: Tensor | None) -> Tensor:
         return run_layer(parts, x, context_of(batch, seed))[0]

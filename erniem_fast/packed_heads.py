@@ -1,0 +1,112 @@
+"""Base classes of transformers' heads over a padding-free encoder."""
+
+from typing import Any
+
+from torch import Tensor
+from transformers.modeling_outputs import MaskedLMOutput
+
+from .losses import IGNORED, class_checks, cross_entropy, token_loss
+from .packed import PackedEncoder, Swapped, is_unwatched
+from .packing import PackedBatch
+
+
+class PackedHead(Swapped):
+    """A head that is transformers' own, but for what it asks of its encoder."""
+
+    base_model: Any
+    config: Any
+
+    def forward_on_rows(self, **given: Any) -> Any:
+        """Check what the head can't take, and call transformers' forward with the encoder's orders."""
+        if is_packed(given):
+            self.check_packed(given)
+        orders = self.orders(given) if isinstance(self.base_model, PackedEncoder) else {}
+        return self.original.forward(self, **given, **orders)
+
+    def check_packed(self, given: dict[str, Any]) -> None:
+        """Raise a ValueError where the head can't take packed input."""
+
+    def orders(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Further arguments of the encoder."""
+        return {}
+
+
+def is_packed(given: dict[str, Any]) -> bool:
+    """True if the arguments of a forward are packed input."""
+    return isinstance(given.get("input_ids"), PackedBatch) or given.get("cu_seq_lens_q") is not None
+
+
+def refuse_packed(head: Swapped, reason: str) -> None:
+    """Raise a ValueError: the head can't take packed input."""
+    raise ValueError(f"input_ids must be a padded batch for {type(head).__name__}, got packed input: {reason}")
+
+
+class ScoresSequences(PackedHead):
+    """A head that reads the pooled output or each sequence's first token, and no other."""
+
+    def orders(self, given: dict[str, Any]) -> dict[str, Any]:
+        return {"scores_sequences": True}
+
+
+class ScoresChoices(ScoresSequences):
+    """Multiple choice: its input has a dimension for the choices."""
+
+    def check_packed(self, given: dict[str, Any]) -> None:
+        refuse_packed(self, "it has a dimension for the choices")
+
+
+class FindsSpans(PackedHead):
+    """Extractive question answering, whose loss is over the tokens of a row."""
+
+    def check_packed(self, given: dict[str, Any]) -> None:
+        if given.get("start_positions") is not None or given.get("end_positions") is not None:
+            refuse_packed(self, "its loss is over a row, which would hold all sequences")
+
+
+class PackedMaskedLM(Swapped):
+    """A masked-LM head that projects real tokens only.
+
+    Attributes:
+        loss_only: with labels, project the labelled tokens only and give no logits. Off the CPU this waits for the
+            device once more, to count them.
+    """
+
+    loss_only = False
+    base_model: Any
+    config: Any
+
+    def score(self, rows: Tensor) -> Tensor:
+        """(num_rows, hidden_size) to (num_rows, vocab_size)."""
+        raise NotImplementedError
+
+    def loss_and_logits(self, rows: Tensor, labels: Tensor | None, batch: PackedBatch) -> tuple[Any, Any]:
+        """Mean loss of the labelled tokens and logits of the rows, either of them None."""
+        if labels is None:
+            return None, self.score(rows)
+        if not self.loss_only:
+            logits = self.score(rows)
+            return token_loss(logits, labels, batch), logits
+        targets, rows = labelled_rows(rows, labels, batch)
+        return cross_entropy(self.score(rows), targets), None
+
+    def forward_on_rows(self, labels: Tensor | None = None, return_dict: bool | None = None, **given: Any) -> Any:
+        """Compute on rows, or leave the call to transformers."""
+        base = self.base_model
+        on_rows = isinstance(base, PackedEncoder) and is_unwatched(base) and base.reason_not_packed(given) is None
+        if not (on_rows or is_packed(given)):
+            return self.original.forward(self, **given, labels=labels, return_dict=return_dict)
+        checks = class_checks("labels", labels, self.config.vocab_size, "vocab_size")
+        outputs = base(**given, return_packed=True, value_checks=checks)
+        loss, logits = self.loss_and_logits(outputs.last_hidden_state, labels, outputs.batch)
+        output = MaskedLMOutput(
+            loss=loss, logits=None if logits is None else outputs.batch.output(logits),
+            hidden_states=outputs.hidden_states,
+        )  # fmt: skip
+        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+
+def labelled_rows(rows: Tensor, labels: Tensor, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+    """Labels other than -100, and their rows."""
+    targets = batch.rows(labels)
+    chosen = (targets != IGNORED).nonzero().squeeze(1)
+    return targets[chosen], rows[chosen]

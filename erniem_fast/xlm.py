@@ -1,0 +1,1 @@
+"""XLM on packed rows."""
