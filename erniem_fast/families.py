@@ -44,9 +44,8 @@ class BertKindLayer(PackedLayer):
         )  # fmt: skip
 
     def containers(self) -> Containers:
-        attention = self.attention
-        modules: Any = (attention, getattr(attention, "self", None), getattr(attention, "output", None), self.intermediate,
-                   self.output)  # fmt: skip
+        outer, inner = self.attention, (getattr(self.attention, name, None) for name in ("self", "output"))
+        modules: Any = (outer, *inner, self.intermediate, self.output)
         names = ("attention", "attention.self", "attention.output", "intermediate", "output")
         return Containers(tuple(zip(names, modules, self.container_classes, strict=True)))
 
@@ -226,12 +225,14 @@ class Vocab(PackedMaskedLM):
         return self.vocab_projector(inner)  # type: ignore[operator, no-any-return]
 
 
-HEADS: dict[str, type[PackedHead]] = {
-    "ForSequenceClassification": ScoresSequences,
-    "ForNextSentencePrediction": ScoresSequences,
-    "ForMultipleChoice": ScoresChoices,
-    "ForQuestionAnswering": FindsSpans,
+HEADS: dict[str, tuple[type[PackedHead], dict[str, str]]] = {
+    "ForSequenceClassification": (ScoresSequences, {"classifier": "ClassificationHead"}),
+    "ForNextSentencePrediction": (ScoresSequences, {}),
+    "ForMultipleChoice": (ScoresChoices, {"sequence_summary": "SequenceSummary"}),
+    "ForQuestionAnswering": (FindsSpans, {}),
 }
+"""Heads but masked LM, by the ends of their names; with the modules that pick a sequence's first token, where the
+family has such classes."""
 
 
 def define(base: type[Swapped], original: type[nn.Module], **attributes: Any) -> Any:
@@ -272,9 +273,11 @@ def add_family(
     made = define(layer, find(layer_name), container_classes=tuple(find(name) for name in parts_of_layer))
     classes = {name: find(cls) for name, cls in parts.items() if find(cls) is not None}
     define(encoder, find("Model"), container_classes=classes, layer_class=made)
-    for name, base in {"ForMaskedLM": masked_lm, **HEADS}.items():
+    define(masked_lm, find("ForMaskedLM"))
+    for name, (base, readers) in HEADS.items():
         if find(name) is not None:
-            define(base, find(name))
+            found = {attribute: find(cls) for attribute, cls in readers.items() if find(cls) is not None}
+            define(base, find(name), **({"readers": found} if found else {}))
 
 
 add_family(modeling_bert, "Bert", Cls)

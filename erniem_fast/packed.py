@@ -241,8 +241,7 @@ class PackedEncoder(Swapped):
         rows = self.embed(context)
         # The layers need no tokens, and activation checkpoints need not keep them.
         context = replace(context, batch=replace(batch, input_ids=None, inputs_embeds=None, token_ids={}))
-        steps = [self._step(layer, index) for index, layer in enumerate(self.layers)]
-        encoded = encoder.run_layers(steps, rows, context, options, first)
+        encoded = encoder.run_layers(self.steps(), rows, context, options, first)
         device = batch.position_ids.device
         rows, states = encoded.last_hidden_state.to(device), encoded.hidden_states
         firsts = batch.first(rows) if first is None else batch.zero_empty(rows)
@@ -279,6 +278,10 @@ class PackedEncoder(Swapped):
             return f"it was replaced by a {type(layer).__name__}"
         return layer.containers().reason_to_call() if is_unwatched(layer) else "it has hooks"
 
+    def steps(self) -> list[encoder.Layer]:
+        """The layers as functions on rows."""
+        return [self._step(layer, index) for index, layer in enumerate(self.layers)]
+
     def _step(self, layer: nn.Module, index: int) -> encoder.Layer:
         reason = self.reason_for_grid(layer)
         if reason is None:
@@ -295,9 +298,9 @@ class PackedEncoder(Swapped):
 
     def _rows_may_be_left_out(self, batch: PackedBatch, options: OutputOptions) -> bool:
         """True if the last layer may compute some rows only, because nobody sees that the others are missing."""
-        if options.hidden_states or batch.total_tokens == 0 or not self.layers:
+        if options.hidden_states or batch.total_tokens == 0:
             return False
-        return all(fusion.may_bypass(module) for module in self.layers[-1].modules())
+        return all(fusion.may_bypass(module) for layer in self.layers[-1:] for module in layer.modules())
 
 
 def _select(states: tuple[Tensor, ...] | None, asked: Any) -> tuple[Tensor | None, ...] | None:

@@ -21,8 +21,8 @@ def padding_free(model: M) -> M:
     """Make the encoders in a model compute on real tokens only.
 
     Encoders, their layers and their heads become subclasses of their own classes of the same name, in place.
-    Parameters, their names, configuration, tokenizer and what is saved stay as they are. What is not computed on packed rows
-    (attention probabilities, masks of 3 or 4 dimensions, decoders and their caches, modules with hooks) is left to
+    Parameters, their names, configuration, tokenizer and what is saved stay as they are. What is not computed on packed
+    rows (attention probabilities, masks of 3 or 4 dimensions, decoders and their caches, modules with hooks) is left to
     transformers' own forward, which is said once through `logging`.
 
     Args:
