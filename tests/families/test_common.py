@@ -200,14 +200,23 @@ class TestXLMRoberta(Common, unittest.TestCase):
     family = Family(transformers.XLMRobertaConfig, intermediate_size=37, type_vocab_size=2)
     all_model_classes = of("XLMRoberta", *HEADS, "ForCausalLM")
 
-    def test_inputs_embeds_matches_input_ids(self) -> None:
-        # positions follow the ids, which embeddings don't have: give them
-        super().test_inputs_embeds_matches_input_ids(position_ids=torch.arange(2, LENGTH + 2, device=torch_device)[None])
+    def _prepare_for_class(self, inputs_dict: Inputs, model_class: type, return_labels: bool = False) -> Inputs:
+        inputs = super()._prepare_for_class(inputs_dict, model_class, return_labels)
+        if self._testMethodName == "test_inputs_embeds_matches_input_ids":
+            # Positions skip pad ids, which embeddings don't show.
+            inputs["position_ids"] = torch.arange(2, LENGTH + 2, device=torch_device).expand(BATCH, -1)
+        return inputs
 
 
 class TestXLM(Common, unittest.TestCase):
+    """transformers' XLM has one attention; its tests of others compare ours with it."""
+
     family = Family(transformers.XLMConfig, n_langs=2)
     all_model_classes = of(
         "XLM", "Model", "WithLMHeadModel", "ForTokenClassification", "ForQuestionAnswering",
         "ForQuestionAnsweringSimple", *SEQUENCES,
     )  # fmt: skip
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.enterContext(mock.patch.object(transformers.XLMPreTrainedModel, "_supports_sdpa", True))
