@@ -50,6 +50,12 @@ class Swapped(nn.Module):
             cls.__doc__ = f"{original.__name__} of transformers on packed rows."
         super().__init_subclass__(**kwargs)
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for module in self.modules():  # which its parent makes
+            if type(module) in SWAPS:
+                module.__class__ = SWAPS[type(module)]
+
     @classmethod
     def is_custom_code(cls) -> bool:
         """False: transformers' conversions of checkpoints apply."""
@@ -81,7 +87,8 @@ class Containers(NamedTuple):
     def reason_to_call(self) -> str | None:
         """Reason why one of them must be called, or None."""
         for name, module, cls in self.items:
-            if type(module) is not cls:
+            # FSDP2 makes subclasses of ours, which were the exact class when they were swapped.
+            if not (isinstance(module, cls) if issubclass(cls, Swapped) else type(module) is cls):
                 return f"{name} was replaced by a {type(module).__name__}"
             if not is_unwatched(module):
                 return f"{name} has hooks"
@@ -102,6 +109,19 @@ def is_unwatched(module: nn.Module) -> bool:
 def _home(function: Any) -> str:
     function = function.func if isinstance(function, functools.partial) else function
     return str(getattr(function, "__module__", ""))
+
+
+class PackedEmbeddings(Swapped):
+    """Embeddings whose `forward` takes a PackedContext; on any other arguments it is transformers'."""
+
+    def rows(self, context: PackedContext) -> Tensor:
+        """(total_tokens,) tokens to (total_tokens, hidden_size)."""
+        raise NotImplementedError
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if args and isinstance(args[0], PackedContext):
+            return self.rows(args[0])
+        return super().forward(*args, **kwargs)
 
 
 class PackedLayer(Swapped):
@@ -276,6 +296,11 @@ class PackedEncoder(Swapped):
             batch, None, None, num_heads=self.num_heads, hidden_size=self.config.hidden_size,
             dtype=self.position_table.weight.dtype, training=self.training, backend=self.backend,
         )  # fmt: skip
+
+    def parts(self, index: int) -> LayerParts:
+        """Parts of a layer that computes on rows."""
+        layer: Any = self.layers[index]
+        return layer.parts(index)  # type: ignore[no-any-return]
 
     def reason_for_grid(self, layer: nn.Module) -> str | None:
         """Reason why a layer must compute the padded grid, as transformers' own, or None."""

@@ -84,8 +84,10 @@ class XLMModel(PackedEncoder, modeling_xlm.XLMModel, original=modeling_xlm.XLMMo
             + [(f"ffns.{index}", module, modeling_xlm.TransformerFFN) for index, module in ffns]
         )
 
+    def reason_for_grid(self, layer: nn.Module) -> str | None:
+        return None  # containers are the whole encoder's
+
     def parts(self, index: int) -> LayerParts:
-        """Parts of a layer."""
         of: Any = self
         heads, inner = of.attentions[index], of.ffns[index]
         attention = AttentionParts(
