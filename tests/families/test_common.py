@@ -1,5 +1,6 @@
 """transformers' common tests of models, on every class of BERT, ERNIE, XLM-R and XLM made padding-free."""
 
+import fnmatch
 import functools
 import tempfile
 import unittest
@@ -17,60 +18,44 @@ from transformers.testing_utils import torch_device
 from erniem_fast import padding_free, restore
 
 pytest.importorskip("parameterized")
-from helpers.transformers_source import SourceNotFound, modeling_common
+from helpers.transformers_source import SourceNotFoundError, modeling_common
 
 try:
     ModelTesterMixin = modeling_common().ModelTesterMixin
-except SourceNotFound as error:
+except SourceNotFoundError as error:
     pytest.skip(str(error), allow_module_level=True)
 
 pytestmark = pytest.mark.slow
 
 Inputs = dict[str, torch.Tensor]
 BATCH, LENGTH, VOCABULARY = 3, 7, 99
+FURTHER_IDS = {"token_type_ids": "type_vocab_size", "task_type_ids": "task_type_vocab_size", "langs": "n_langs"}
+"""Arguments of forwards, with the fields of configurations that say how many such ids there are."""
+
 
 LEFT_OUT = {
-    "needs transformers' tests of generation, which its source distribution lacks": (
-        "test_generation_tester_mixin_inheritance",
+    "asks for tests of generation, which the source distribution lacks": "test_generation_tester_mixin_inheritance",
+    "about several configs, experts, rotations, tensor parallelism, images or sound": (
+        "test_*composite_model* test_internal_model_config_and_subconfig* test_encoder_decoder_loss* "
+        "test_get_*_features* test_eager_matches_batched_and_grouped* test_moe_models* test_output_router_logits* "
+        "test_sliding_window_mask test_*rope* test_tied_head_has_a_tp_plan* test_tp_plan*"
     ),
-    "has one config, one modality and no experts, rotations or tensor-parallel plan to test": (
-        "test_attn_implementation_composite",
-        "test_can_set_attention_dynamically_composite",
-        "test_eager_matches_batched_and_grouped",
-        "test_encoder_decoder_loss",
-        "test_get_",
-        "test_internal_model_config_and_subconfig",
-        "test_model_rope",
-        "test_moe_models",
-        "test_output_router_logits",
-        "test_sdpa_can_dispatch_composite",
-        "test_sliding_window_mask",
-        "test_tied_head_has_a_tp_plan",
-        "test_tp_plan",
-        "test_vision_axial_rope",
+    "about weights under other names or of a fixed dtype, and positions to resize: there are none": (
+        "test_can_load_from_already_mapped_keys test_reverse_loading_mapping test_keep_in_fp32_modules* "
+        "test_resize_position_vector_embeddings"
     ),
-    "has no weights of other names or of a fixed dtype, and no positions to resize": (
-        "test_can_load_from_already_mapped_keys",
-        "test_keep_in_fp32_modules",
-        "test_resize_position_vector_embeddings",
-        "test_reverse_loading_mapping",
+    "about flash attention, flex attention, hub kernels or deepspeed": (
+        "test_flash_attn* test_sdpa_can_dispatch_on_flash test_flex_attention* test_kernels_can_load* test_*_deepspeed*"
     ),
-    "tests another package's attention or kernels, or deepspeed": (
-        "test_flash_attn",
-        "test_flex_attention",
-        "test_kernels_can_load",
-        "test_resize_embeddings_untied_with_deepspeed",
-        "test_resize_tokens_embeddings_with_deepspeed",
-        "test_sdpa_can_dispatch_on_flash",
-    ),
-    "spends its time on loading in seven dtypes, before the model is made padding-free": ("test_bc_torch_dtype",),
+    "differs in torch's choice of a kernel for the models that ours are compared with": "test_eager_*_sdpa_kernels",
+    "loads in seven dtypes and calls nothing, for seconds": "test_bc_torch_dtype",
 }
-"""Beginnings of the names of tests that can't concern the four families' forwards, by why they can't."""
+"""Tests that can't concern how the families compute, by the reason."""
 
 
 @contextmanager
 def constructed_padding_free(classes: tuple[type[PreTrainedModel], ...]) -> Iterator[None]:
-    """Whatever constructs or loads a model of exactly one of `classes` gets it padding-free; the classes stay theirs."""
+    """Whatever constructs or loads a model of one of `classes` gets it padding-free; the classes stay transformers'."""
     running = []
 
     def then_swapped(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -104,8 +89,9 @@ class Family:
     hidden_size, num_hidden_layers, num_attention_heads = 32, 2, 4
     is_training = True
 
-    def __init__(self, config_class: type[PreTrainedConfig], **sizes: Any) -> None:
+    def __init__(self, config_class: type[PreTrainedConfig], right_padded: bool = False, **sizes: Any) -> None:
         self.config_class = config_class
+        self.right_padded = right_padded
         self.sizes = {"vocab_size": VOCABULARY, "max_position_embeddings": 32, "hidden_size": 32} | sizes
 
     def get_config(self) -> PreTrainedConfig:
@@ -114,18 +100,33 @@ class Family:
         )
 
     def prepare_config_and_inputs_for_common(self) -> tuple[PreTrainedConfig, Inputs]:
-        """Rows padded right, left and in the middle, with the pad id where the mask hides."""
+        """Rows padded right, left and in the middle, or all right, with the pad id where the mask hides."""
         config = self.get_config()
         mask = torch.ones(BATCH, LENGTH, dtype=torch.long)
         mask[0, -2:] = mask[1, :2] = mask[2, 3] = 0
+        if self.right_padded:
+            mask = mask.sort(descending=True).values
         ids = torch.randint(5, VOCABULARY, (BATCH, LENGTH)).masked_fill(mask == 0, config.pad_token_id)
         inputs = {"input_ids": ids, "attention_mask": mask}
-        for name, size in (("token_type_ids", "type_vocab_size"), ("task_type_ids", "task_type_vocab_size"), ("langs", "n_langs")):
-            if hasattr(config, size):
+        for name, size in FURTHER_IDS.items():
+            if getattr(config, size, 1) > 1:
                 inputs[name] = torch.randint(getattr(config, size), (BATCH, LENGTH))
         return config, {name: value.to(torch_device) for name, value in inputs.items()}
 
 
+def without(tests: dict[str, str]) -> Callable[[type], type]:
+    """Hide tests of a class from collection: patterns of their names, by the reason."""
+
+    def hide(cls: type) -> type:
+        for name in dir(cls):
+            if any(fnmatch.fnmatch(name, pattern) for patterns in tests.values() for pattern in patterns.split()):
+                setattr(cls, name, None)
+        return cls
+
+    return hide
+
+
+@without(LEFT_OUT)
 class Common(ModelTesterMixin):
     """What the families' tests share."""
 
@@ -162,12 +163,6 @@ class Common(ModelTesterMixin):
                 assert type(encoder) is not self.all_model_classes[0]
                 assert isinstance(encoder, self.all_model_classes[0])
                 assert not encoder.eval().to(torch_device)(**inputs).last_hidden_state[padding].any()
-
-
-for names in LEFT_OUT.values():
-    for name in dir(ModelTesterMixin):
-        if name.startswith(names):
-            setattr(Common, name, None)
 
 
 def of(prefix: str, *names: str) -> tuple[type[PreTrainedModel], ...]:
@@ -208,9 +203,19 @@ class TestXLMRoberta(Common, unittest.TestCase):
         return inputs
 
 
+@without(
+    {
+        "look for the modules of layers, which XLM doesn't have": (
+            "test_gradient_checkpointing_* test_training_gradient_checkpointing*"
+        ),
+        "pass over transformers' XLM: its attention has one form, its head another, and no hooks record its outputs": (
+            "test_can_set_attention_dynamically test_can_load_ignoring_mismatched_shapes "
+            "test_capture_outputs_decorator test_can_capture_specific_layers_hidden_states "
+            "test_causal_lm_loss_honors_shift_labels"
+        ),
+    }
+)
 class TestXLM(Common, unittest.TestCase):
-    """transformers' XLM has one attention; its tests of others compare ours with it."""
-
     family = Family(transformers.XLMConfig, n_langs=2)
     all_model_classes = of(
         "XLM", "Model", "WithLMHeadModel", "ForTokenClassification", "ForQuestionAnswering",
@@ -219,4 +224,27 @@ class TestXLM(Common, unittest.TestCase):
 
     def setUp(self) -> None:
         super().setUp()
-        self.enterContext(mock.patch.object(transformers.XLMPreTrainedModel, "_supports_sdpa", True))
+        for flag in ("_supports_sdpa", "supports_gradient_checkpointing"):  # ours do; without, tests are passed over
+            self.enterContext(mock.patch.object(transformers.XLMPreTrainedModel, flag, True))
+
+
+class TestXLMCausal(TestXLM):
+    family = Family(
+        transformers.XLMConfig, right_padded=True, causal=True, gelu_activation=False, sinusoidal_embeddings=True
+    )
+
+
+class TestElectra(Common, unittest.TestCase):
+    family = Family(transformers.ElectraConfig, intermediate_size=37, embedding_size=16)
+    all_model_classes = of("Electra", *HEADS, "ForPreTraining", "ForCausalLM")
+
+
+class TestDistilBert(Common, unittest.TestCase):
+    family = Family(transformers.DistilBertConfig, hidden_dim=37)
+    all_model_classes = of("DistilBert", *HEADS)
+
+
+@without({"a decoder runs as transformers' own": "test_encoders_are_padding_free"})
+class TestBertDecoder(Common, unittest.TestCase):
+    family = Family(transformers.BertConfig, intermediate_size=37, is_decoder=True)
+    all_model_classes = of("Bert", "Model", "LMHeadModel")

@@ -21,7 +21,7 @@ MISSING_SIBLINGS = {
 """Modules that `FILE` imports and the source distribution leaves out, each with the class that is asked of it."""
 
 
-class SourceNotFound(Exception):
+class SourceNotFoundError(Exception):
     """The source distribution could not be fetched; the message is pip's last line."""
 
 
@@ -30,7 +30,7 @@ def modeling_common() -> ModuleType:
     """transformers' module tests/test_modeling_common.py, with empty classes for the siblings that it lacks.
 
     Raises:
-        SourceNotFound: if the file isn't in the cache and pip can't fetch it.
+        SourceNotFoundError: if the file isn't in the cache and pip can't fetch it.
     """
     path = _fetched(transformers.__version__)
     package = _add_module(PACKAGE)
@@ -62,7 +62,9 @@ def _fetched(version: str) -> Path:
         command = f"pip download transformers=={version} --no-binary transformers --no-deps --quiet --dest".split()
         done = subprocess.run([sys.executable, "-m", *command, scratch], capture_output=True, text=True)
         if done.returncode:
-            raise SourceNotFound(f"no source of transformers {version}: {(done.stderr.splitlines() or ['no pip'])[-1]}")
+            raise SourceNotFoundError(
+                f"no source of transformers {version}: {(done.stderr.splitlines() or ['no pip'])[-1]}"
+            )
         (archive,) = Path(scratch).glob("*.tar.gz")
         with tarfile.open(archive) as files:
             member = files.extractfile(f"transformers-{version}/tests/{FILE}")
