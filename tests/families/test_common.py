@@ -131,6 +131,7 @@ class Common(ModelTesterMixin):
     """What the families' tests share."""
 
     family: Family
+    additional_model_inputs = list(FURTHER_IDS)
     test_can_init_all_missing_weights_before_2023 = True
 
     def setUp(self) -> None:
@@ -176,12 +177,14 @@ PAIRS = ("ForNextSentencePrediction", "ForPreTraining")
 
 
 class TestBert(Common, unittest.TestCase):
-    family = Family(transformers.BertConfig, intermediate_size=37)
+    family = Family(transformers.BertConfig, intermediate_size=37, type_vocab_size=5)
     all_model_classes = of("Bert", *HEADS, *PAIRS, "LMHeadModel")
 
 
 class TestErnie(Common, unittest.TestCase):
-    family = Family(transformers.ErnieConfig, intermediate_size=37, use_task_id=True)
+    family = Family(
+        transformers.ErnieConfig, intermediate_size=37, type_vocab_size=5, use_task_id=True, task_type_vocab_size=5
+    )
     all_model_classes = of("Ernie", *HEADS, *PAIRS, "ForCausalLM")
 
     def _prepare_for_class(self, inputs_dict: Inputs, model_class: type, return_labels: bool = False) -> Inputs:
@@ -192,7 +195,7 @@ class TestErnie(Common, unittest.TestCase):
 
 
 class TestXLMRoberta(Common, unittest.TestCase):
-    family = Family(transformers.XLMRobertaConfig, intermediate_size=37, type_vocab_size=2)
+    family = Family(transformers.XLMRobertaConfig, intermediate_size=37, type_vocab_size=5)
     all_model_classes = of("XLMRoberta", *HEADS, "ForCausalLM")
 
     def _prepare_for_class(self, inputs_dict: Inputs, model_class: type, return_labels: bool = False) -> Inputs:
@@ -216,7 +219,7 @@ class TestXLMRoberta(Common, unittest.TestCase):
     }
 )
 class TestXLM(Common, unittest.TestCase):
-    family = Family(transformers.XLMConfig, n_langs=2)
+    family = Family(transformers.XLMConfig, n_langs=5)
     all_model_classes = of(
         "XLM", "Model", "WithLMHeadModel", "ForTokenClassification", "ForQuestionAnswering",
         "ForQuestionAnsweringSimple", *SEQUENCES,
@@ -235,7 +238,7 @@ class TestXLMCausal(TestXLM):
 
 
 class TestElectra(Common, unittest.TestCase):
-    family = Family(transformers.ElectraConfig, intermediate_size=37, embedding_size=16)
+    family = Family(transformers.ElectraConfig, intermediate_size=37, embedding_size=16, type_vocab_size=5)
     all_model_classes = of("Electra", *HEADS, "ForPreTraining", "ForCausalLM")
 
 
@@ -246,5 +249,5 @@ class TestDistilBert(Common, unittest.TestCase):
 
 @without({"a decoder runs as transformers' own": "test_encoders_are_padding_free"})
 class TestBertDecoder(Common, unittest.TestCase):
-    family = Family(transformers.BertConfig, intermediate_size=37, is_decoder=True)
+    family = Family(transformers.BertConfig, intermediate_size=37, type_vocab_size=5, is_decoder=True)
     all_model_classes = of("Bert", "Model", "LMHeadModel")
