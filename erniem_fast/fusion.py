@@ -100,7 +100,14 @@ def may_bypass(module: nn.Module) -> bool:
         or members["_backward_hooks"]
         or members["_backward_pre_hooks"]
         or "forward" in members  # accelerate's offloading replaces it
-        or torch_module._global_forward_hooks
+        or has_global_hooks()
+    )
+
+
+def has_global_hooks() -> bool:
+    """True if hooks run at each call of any module."""
+    return bool(
+        torch_module._global_forward_hooks
         or torch_module._global_forward_pre_hooks
         or torch_module._global_backward_hooks
         or torch_module._global_backward_pre_hooks
