@@ -36,7 +36,8 @@ FURTHER_IDS = {"token_type_ids": "type_vocab_size", "task_type_ids": "task_type_
 LEFT_OUT = {
     "asks for tests of generation, which the source distribution lacks": "test_generation_tester_mixin_inheritance",
     "about several configs, experts, rotations, tensor parallelism, images or sound": (
-        "test_*composite_model* test_internal_model_config_and_subconfig* test_encoder_decoder_loss* "
+        "test_attn_implementation_composite* test_can_set_attention_dynamically_composite* test_*_dispatch_composite* "
+        "test_internal_model_config_and_subconfig* test_encoder_decoder_loss* "
         "test_get_*_features* test_eager_matches_batched_and_grouped* test_moe_models* test_output_router_logits* "
         "test_sliding_window_mask test_*_rope* test_tied_head_has_a_tp_plan* test_tp_plan*"
     ),
