@@ -204,7 +204,7 @@ class PackedEncoder(Swapped):
             return "output_attentions is set"
         states = given.get("output_hidden_states")
         if not (SELECTS_STATES or states is None or isinstance(states, bool)):
-            return "output_hidden_states is a list, which this release of transformers reads as layers"
+            return "output_hidden_states holds indices, which this release of transformers counts otherwise"
         mask = given.get("attention_mask")
         if isinstance(mask, Tensor) and mask.dim() > 2:
             return f"attention_mask has {mask.dim()} dimensions"
