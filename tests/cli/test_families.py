@@ -228,4 +228,4 @@ def test_xlm_without_sacremoses(save: Callable[..., Path], texts: Path, tmp_path
 
 def test_commands_of_ernie_m_alone_say_so(save: Callable[..., Path], tmp_path: Path) -> None:
     folder = save("Bert")
-    assert_one_line(run("export", "--model", folder, "--onnx", tmp_path / "out"), "'bert'; expected 'ernie_m'")
+    assert_one_line(run("demo", "--model", folder, "--out", tmp_path / "v.npy"), "'bert'; expected 'ernie_m'")
