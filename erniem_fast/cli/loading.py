@@ -86,8 +86,9 @@ def load_config(name: str, any_family: bool = False) -> Any:
         if kind not in kinds:
             expected = " or ".join(filter(None, (", ".join(map(repr, kinds[:-1])), repr(kinds[-1]))))
             raise InputError(f"--model {name!r}: config.json has model_type {kind!r}; expected {expected}")
-        reader = ErnieMConfig if kind == MODEL_TYPE else AutoConfig
-        return reader.from_pretrained(name, local_files_only=not _on_hub(name))
+        if kind == MODEL_TYPE:
+            return ErnieMConfig.from_pretrained(name, local_files_only=not _on_hub(name))
+        return AutoConfig.from_pretrained(name, local_files_only=not _on_hub(name), trust_remote_code=False)
 
 
 def has_tokenizer(name: str) -> bool:
@@ -116,7 +117,9 @@ def load_tokenizer(name: str, config: Any) -> Any:
     if lacking is not None:
         raise InputError(f"--model {name!r}: holds no tokenizer (no {lacking}); expected {CHECKPOINT}")
     with _as_input_error(f"--model {name!r}: the tokenizer can't be read"):
-        tokenizer = reader.from_pretrained(name, local_files_only=not _on_hub(name))
+        # None would ask on the terminal whether code of the checkpoint may run.
+        options = {} if ours else {"trust_remote_code": False}
+        tokenizer = reader.from_pretrained(name, local_files_only=not _on_hub(name), **options)
     tokens, rows = len(tokenizer), config.vocab_size
     # ErnieM's table is at most padded to a multiple of 8; multilingual MiniLM has 35 rows that no token reads.
     unused = (rows % 8 == 0 or not ours) and rows - tokens < UNUSED_ROWS
@@ -232,7 +235,7 @@ def _complete(name: str, loaded: Loaded) -> Any:
     for problem, keys in (
         ("lack", loaded.missing),
         ("hold another shape of", loaded.mismatched),
-        ("hold more layers:", further_layers(loaded)),
+        ("hold more layers, or more in them:", further_in_layers(loaded)),
     ):
         if keys:
             # Parameters would be random, or layers skipped: better no result than that.
@@ -243,11 +246,15 @@ def _complete(name: str, loaded: Loaded) -> Any:
     return loaded.model
 
 
-def further_layers(loaded: Loaded) -> list[str]:
-    """Weights without parameters that the model's first layer has: config.json names fewer layers than there are."""
-    known, prefix = loaded.model.state_dict().keys(), f"{loaded.model.base_model_prefix}."
-    firsts = {key: LAYER.sub(".0.", key, count=1) for key in loaded.unexpected}
-    return [key for key, first in firsts.items() if first in known or first.removeprefix(prefix) in known]
+def further_in_layers(loaded: Loaded) -> list[str]:
+    """Weights without parameters in layers: in some that config.json does not count, or in parts that ours lack."""
+    stacks = {key[: match.start()] for key in loaded.model.state_dict() if (match := LAYER.search(key))}
+    prefix, found = f"{loaded.model.base_model_prefix}.", []
+    for key in loaded.unexpected:
+        match = LAYER.search(key)
+        if match and {key[: match.start()], key[: match.start()].removeprefix(prefix)} & stacks:
+            found.append(key)
+    return found
 
 
 def listing(keys: list[str]) -> str:

@@ -19,7 +19,7 @@ from ..explain import explain
 from ..inference.embed import tokenize
 from ..modeling import ErnieMModel
 from ..padding_free import padding_free, restore
-from .loading import Loaded, further_layers, has_tokenizer, listing, load, load_config, load_tokenizer, model_class
+from .loading import Loaded, further_in_layers, has_tokenizer, listing, load, load_config, load_tokenizer, model_class
 
 HEADS = [name for name in reference.__all__ if name.startswith("ErnieMFor")]
 PER_SEQUENCE = ("ForSequenceClassification", "ForMultipleChoice", "ForNextSentencePrediction")
@@ -232,7 +232,7 @@ def _summarise(
     if lacking:
         problems.append(f"the weights lack {len(lacking)} parameters, which are random")
     # Heads that transformers drops on purpose, such as BERT's next sentence in a masked LM, are no problem of theirs.
-    keys = further_layers(loaded) if named == cls and not isinstance(config, ErnieMConfig) else loaded.unexpected
+    keys = further_in_layers(loaded) if named == cls and not isinstance(config, ErnieMConfig) else loaded.unexpected
     surplus = _without_pooler(keys)
     if surplus:
         problems.append(f"the weights hold {len(surplus)} parameters that {cls} lacks: {listing(surplus)}")

@@ -149,6 +149,31 @@ def test_weights_of_another_shape(save: Callable[..., Path], texts: Path, tmp_pa
     assert "WRONG: the weights lack 1 parameters" in result.stdout
 
 
+def test_more_in_a_layer_than_it_computes(save: Callable[..., Path], texts: Path, tmp_path: Path) -> None:
+    """Relative positions, which transformers 5 ignores in silence."""
+    folder, key = save("Bert", "ForMaskedLM"), "bert.encoder.layer.0.attention.self.distance_embedding.weight"
+    weights = load_file(folder / "model.safetensors") | {key: torch.randn(79, 8)}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    assert_one_line(run_embed(texts, folder, tmp_path / "v.npy"), "more in them: ", "self.distance_embedding.weight")
+    result = run("verify", "--model", folder)
+    assert result.exit_code == 1
+    assert f"WRONG: the weights hold 1 parameters that BertForMaskedLM lacks: {key}" in result.stdout
+
+
+def test_code_of_a_checkpoint_is_neither_run_nor_asked_for(
+    save: Callable[..., Path], texts: Path, tmp_path: Path
+) -> None:
+    folder = save("Bert")
+    for name, found in (
+        ("config.json", {"AutoConfig": "code.Mine"}),
+        ("tokenizer_config.json", {"AutoTokenizer": ["code.Mine", None]}),
+    ):
+        fields = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(fields | {"auto_map": found}))
+    (folder / "code.py").write_text("raise SystemExit(70)")
+    assert run_embed(texts, folder, tmp_path / "v.npy").exit_code == 0
+
+
 def test_weights_that_are_not_finite(save: Callable[..., Path], texts: Path, tmp_path: Path) -> None:
     folder = save("Bert")
     weights = load_file(folder / "model.safetensors")

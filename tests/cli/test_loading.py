@@ -25,7 +25,7 @@ from huggingface_hub import constants
         ("another model", "'t5'; expected 'ernie_m', 'bert', 'camembert', "),
         ("cut weights", "weights can't be read"),
         ("more layers", "lack encoder.layers.2"),
-        ("fewer layers", "hold more layers: encoder.layers.1"),
+        ("fewer layers", "hold more layers, or more in them: encoder.layers.1"),
         ("other sizes", "another shape of encoder.layers.0.linear1"),
         ("bad tokenizer", "tokenizer can't be read"),
         ("another vocabulary", "16002 tokens, the model's vocab_size is 20000"),
