@@ -182,11 +182,11 @@ def test_cached_gradients_belong_to_the_same_dropout(save: Any, pairs: dict[str,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
-def test_an_epoch_on_sentence_pairs(loss: Any, save: Any, pairs: dict[str, list[str]], tmp_path: Path) -> None:
+def test_epochs_on_sentence_pairs(loss: Any, save: Any, pairs: dict[str, list[str]], tmp_path: Path) -> None:
     model = embedder(Transformer(save()), "mean", Normalize())
     data = Dataset.from_dict(pairs)
     arguments = SentenceTransformerTrainingArguments(
-        tmp_path, num_train_epochs=1, per_device_train_batch_size=16, per_device_eval_batch_size=16, learning_rate=3e-3,
+        tmp_path, num_train_epochs=2, per_device_train_batch_size=16, per_device_eval_batch_size=16, learning_rate=3e-3,
         report_to=[], save_strategy="no", use_cpu=True, disable_tqdm=True,
         prompts={"anchor": "query: ", "positive": "passage: "},
     )  # fmt: skip
