@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from .auto_map import MODEL_CLASSES, MODEL_TYPE
 from .configuration import ErnieMConfig
+from .explain import explain
 from .inference.batch_invariance import batch_invariant
 from .inference.extraction import information_extraction
 from .inference.graphs import GraphedEncoder
@@ -32,7 +33,7 @@ from .modeling import (
     ErnieMModel,
 )
 from .packing import PackedBatch
-from .padding_free import explain, padding_free, restore
+from .padding_free import padding_free, restore
 from .pretrained import ErnieMPreTrainedModel
 from .tokenization import ErnieMTokenizer
 from .version import __version__

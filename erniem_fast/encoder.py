@@ -98,6 +98,13 @@ class LayerParts(NamedTuple):
     norm2: nn.Module
     layer: int
 
+    def modules(self) -> list[nn.Module]:
+        """The parts that are modules."""
+        attention = self.attention
+        inner = (attention.query, attention.key, attention.value, attention.dropout) if isinstance(
+            attention, AttentionParts) else ()  # fmt: skip
+        return [part for part in (*inner, *self) if isinstance(part, nn.Module)]
+
 
 Layer = Callable[[Tensor, PackedContext], tuple[Tensor, Tensor | None]]
 """Maps (total_tokens, hidden_size) and the context to the rows to keep and, where they were computed, the probabilities

@@ -20,9 +20,47 @@ from transformers.models.xlm_roberta import modeling_xlm_roberta
 
 from . import fusion
 from .encoder import AttentionParts, LayerParts, PackedContext, PackedModelOutput
-from .packed import Containers, PackedEncoder, PackedLayer, Swapped, by_name
+from .packed import Containers, PackedEmbeddings, PackedEncoder, PackedLayer, Swapped, by_name
 from .packed_heads import FindsSpans, PackedHead, PackedMaskedLM, ScoresChoices, ScoresSequences
 from .validation import Limits
+
+
+class BertKindEmbeddings(PackedEmbeddings):
+    """Words, positions and token types."""
+
+    word_embeddings: nn.Module
+    position_embeddings: nn.Module
+    token_type_embeddings: nn.Module
+    LayerNorm: nn.Module
+    dropout: nn.Module
+
+    def further(self, ids: dict[str, Tensor]) -> list[tuple[nn.Module, Tensor | int]]:
+        """Tables besides those of words and positions, with the rows to read."""
+        return [(self.token_type_embeddings, ids.get("token_type_ids", 0))]
+
+    def rows(self, context: PackedContext) -> Tensor:
+        return fusion.embed(
+            self.word_embeddings, self.position_embeddings, self.LayerNorm, self.dropout, context.batch.position_ids,
+            context, self.further(context.batch.token_ids),
+        )  # fmt: skip
+
+
+class ErnieKindEmbeddings(BertKindEmbeddings):
+    """Task types besides."""
+
+    use_task_id: bool
+    task_type_embeddings: nn.Module
+
+    def further(self, ids: dict[str, Tensor]) -> list[tuple[nn.Module, Tensor | int]]:
+        tasks = [(self.task_type_embeddings, ids.get("task_type_ids", 0))] if self.use_task_id else []
+        return super().further(ids) + tasks
+
+
+class DistilBertKindEmbeddings(BertKindEmbeddings):
+    """Words and positions."""
+
+    def further(self, ids: dict[str, Tensor]) -> list[tuple[nn.Module, Tensor | int]]:
+        return []
 
 
 class BertKindLayer(PackedLayer):
@@ -44,9 +82,8 @@ class BertKindLayer(PackedLayer):
         )  # fmt: skip
 
     def containers(self) -> Containers:
-        attention = self.attention
-        modules: Any = (attention, getattr(attention, "self", None), getattr(attention, "output", None), self.intermediate,
-                   self.output)  # fmt: skip
+        outer, inner = self.attention, (getattr(self.attention, name, None) for name in ("self", "output"))
+        modules: Any = (outer, *inner, self.intermediate, self.output)
         names = ("attention", "attention.self", "attention.output", "intermediate", "output")
         return Containers(tuple(zip(names, modules, self.container_classes, strict=True)))
 
@@ -98,16 +135,8 @@ class BertKind(PackedEncoder):
         found = ((name, getattr(self, name), cls) for name, cls in self.container_classes.items())
         return Containers([item for item in found if item[1] is not None])
 
-    def further_embeddings(self, ids: dict[str, Tensor]) -> list[tuple[nn.Module, Tensor | int]]:
-        """Tables besides those of words and positions, with the rows to read."""
-        return [(self.embeddings.token_type_embeddings, ids.get("token_type_ids", 0))]
-
     def embed(self, context: PackedContext) -> Tensor:
-        table, batch = self.embeddings, context.batch
-        return fusion.embed(
-            table.word_embeddings, self.position_table, table.LayerNorm, table.dropout, batch.position_ids, context,
-            self.further_embeddings(batch.token_ids),
-        )  # fmt: skip
+        return self.embeddings(context)  # type: ignore[no-any-return]
 
     def pool(self, first: Tensor) -> Tensor | None:
         pooler: Any = getattr(self, "pooler", None)
@@ -123,12 +152,6 @@ class ErnieKind(BertKind):
     def token_rows(self) -> dict[str, int]:
         tasks = {"task_type_ids": self.config.task_type_vocab_size} if self.embeddings.use_task_id else {}
         return super().token_rows | tasks
-
-    def further_embeddings(self, ids: dict[str, Tensor]) -> list[tuple[nn.Module, Tensor | int]]:
-        tables = super().further_embeddings(ids)
-        if self.embeddings.use_task_id:
-            tables.append((self.embeddings.task_type_embeddings, ids.get("task_type_ids", 0)))
-        return tables
 
 
 class RobertaKind(BertKind):
@@ -161,7 +184,7 @@ class ElectraKind(BertKind):
         return BaseModelOutputWithPastAndCrossAttentions(**output)
 
 
-class DistilBertLayer(PackedLayer):
+class DistilBertKindLayer(PackedLayer):
     """The layer of DistilBERT (Sanh et al., arXiv 1910.01108): no dropout behind the attention."""
 
     container_classes: ClassVar[tuple[type[nn.Module], ...]]
@@ -198,9 +221,6 @@ class DistilBertKind(BertKind):
     def layers(self) -> Sequence[nn.Module]:
         return self.transformer.layer  # type: ignore[no-any-return]
 
-    def further_embeddings(self, ids: dict[str, Tensor]) -> list[tuple[nn.Module, Tensor | int]]:
-        return []
-
     def result(self, output: PackedModelOutput) -> Any:
         return BaseModelOutput(**output)
 
@@ -226,19 +246,22 @@ class Vocab(PackedMaskedLM):
         return self.vocab_projector(inner)  # type: ignore[operator, no-any-return]
 
 
-HEADS: dict[str, type[PackedHead]] = {
-    "ForSequenceClassification": ScoresSequences,
-    "ForNextSentencePrediction": ScoresSequences,
-    "ForMultipleChoice": ScoresChoices,
-    "ForQuestionAnswering": FindsSpans,
+HEADS: dict[str, tuple[type[PackedHead], dict[str, str]]] = {
+    "ForSequenceClassification": (ScoresSequences, {"classifier": "ClassificationHead"}),
+    "ForNextSentencePrediction": (ScoresSequences, {}),
+    "ForMultipleChoice": (ScoresChoices, {"sequence_summary": "SequenceSummary"}),
+    "ForQuestionAnswering": (FindsSpans, {}),
 }
+"""Heads but masked LM, by the ends of their names; with the modules that pick a sequence's first token, where the
+family has such classes."""
 
 
 def define(base: type[Swapped], original: type[nn.Module], **attributes: Any) -> Any:
     """Make the class that takes the place of one of transformers', under its name in this module."""
     name = original.__name__
     made: Any = type(name, (base, original), {"__module__": __name__, **attributes}, original=original)
-    globals()[name] = made if issubclass(base, PackedLayer) else by_name(made)
+    inner = issubclass(base, PackedLayer | PackedEmbeddings)
+    globals()[name] = made if inner else by_name(made)
     return globals()[name]
 
 
@@ -247,6 +270,7 @@ def add_family(
     prefix: str,
     masked_lm: type[PackedMaskedLM],
     encoder: type[BertKind] = BertKind,
+    embeddings: type[BertKindEmbeddings] = BertKindEmbeddings,
     layer: type[PackedLayer] = BertKindLayer,
     layer_name: str = "Layer",
     parts_of_layer: Sequence[str] = ("Attention", "SelfAttention", "SelfOutput", "Intermediate", "Output"),
@@ -258,7 +282,7 @@ def add_family(
         home: transformers' module of the family.
         prefix: of the names of its classes.
         masked_lm: its masked-LM head.
-        encoder, layer: what it does.
+        encoder, embeddings, layer: what it does.
         layer_name: name of its layer, without the prefix where that names a class.
         parts_of_layer: names of the layer's containers, without the prefix, in the order of `layer.containers()`.
         parts_of_encoder: names of the encoder's containers without the prefix, by attribute.
@@ -271,20 +295,23 @@ def add_family(
     parts = parts if parts_of_encoder is None else parts_of_encoder
     made = define(layer, find(layer_name), container_classes=tuple(find(name) for name in parts_of_layer))
     classes = {name: find(cls) for name, cls in parts.items() if find(cls) is not None}
+    classes["embeddings"] = define(embeddings, classes["embeddings"])
     define(encoder, find("Model"), container_classes=classes, layer_class=made)
-    for name, base in {"ForMaskedLM": masked_lm, **HEADS}.items():
+    define(masked_lm, find("ForMaskedLM"))
+    for name, (base, readers) in HEADS.items():
         if find(name) is not None:
-            define(base, find(name))
+            found = {attribute: find(cls) for attribute, cls in readers.items() if find(cls) is not None}
+            define(base, find(name), **({"readers": found} if found else {}))
 
 
 add_family(modeling_bert, "Bert", Cls)
-add_family(modeling_ernie, "Ernie", Cls, ErnieKind)
+add_family(modeling_ernie, "Ernie", Cls, ErnieKind, ErnieKindEmbeddings)
 add_family(modeling_roberta, "Roberta", LmHead, RobertaKind)
 add_family(modeling_xlm_roberta, "XLMRoberta", LmHead, RobertaKind)
 add_family(modeling_camembert, "Camembert", LmHead, RobertaKind)
 add_family(modeling_data2vec_text, "Data2VecText", LmHead, RobertaKind)
 add_family(modeling_electra, "Electra", Generator, ElectraKind)
 add_family(
-    modeling_distilbert, "DistilBert", Vocab, DistilBertKind, DistilBertLayer, "TransformerBlock",
-    ("SelfAttention", "FFN"), {"embeddings": "Embeddings", "transformer": "Transformer"},
+    modeling_distilbert, "DistilBert", Vocab, DistilBertKind, DistilBertKindEmbeddings, DistilBertKindLayer,
+    "TransformerBlock", ("SelfAttention", "FFN"), {"embeddings": "Embeddings", "transformer": "Transformer"},
 )  # fmt: skip

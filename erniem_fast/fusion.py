@@ -269,6 +269,15 @@ def _fused_activation(module: nn.Module) -> str | None:
     return "gelu" if is_plain(module, GELU) else "relu" if is_plain(module, nn.ReLU) else None
 
 
+def is_fused(part: nn.Module) -> bool:
+    """True if an operation takes over a part of a layer or of the embeddings, and it is not called."""
+    if isinstance(part, nn.Embedding):
+        return _is_plain_embedding(part)
+    return _fused_activation(part) is not None or any(
+        is_plain(part, cls) for cls in (nn.Linear, nn.LayerNorm, nn.Dropout)
+    )
+
+
 def feed_forward(
     linear1: nn.Module,
     activation: nn.Module,

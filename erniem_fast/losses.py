@@ -1,5 +1,6 @@
 """Losses of the heads, on rows: all positions of a padded batch, or the real tokens only."""
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch
@@ -107,6 +108,36 @@ def token_loss(logits: Tensor, labels: Tensor, layout: Layout) -> Tensor:
     """
     check_shape("labels", labels, layout.token_shape, "the input's shape")
     return cross_entropy(logits, layout.rows(labels))
+
+
+def labelled_rows(rows: Tensor, labels: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+    """Select the rows whose label is not -100, and give them with their labels."""
+    check_shape("labels", labels, layout.token_shape, "the input's shape")
+    targets = layout.rows(labels)
+    chosen = (targets != IGNORED).nonzero().squeeze(1)
+    return rows[chosen], targets[chosen]
+
+
+def masked_lm(
+    score: Callable[[Tensor], Tensor], rows: Tensor, labels: Tensor | None, layout: Layout, loss_only: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """Give the loss and the logits of a masked language model, either of them None.
+
+    Args:
+        score: projection of (num_rows, hidden_size) to (num_rows, vocab_size).
+        rows: (num_rows, hidden_size).
+        labels: integers of the input's shape, or -100; None: no loss is asked for.
+        layout: positions of the rows.
+        loss_only: with labels, project the labelled rows only and give no logits. Off the CPU this waits for the device
+            once more, to count them.
+    """
+    if labels is None:
+        return None, score(rows)
+    if not loss_only:
+        logits = score(rows)
+        return token_loss(logits, labels, layout), logits
+    rows, targets = labelled_rows(rows, labels, layout)
+    return cross_entropy(score(rows), targets), None
 
 
 def span_loss(name: str, logits: Tensor, positions: Tensor, layout: Layout) -> Tensor:

@@ -43,12 +43,14 @@ class ErnieMEmbeddings(modules.ErnieMEmbeddings):
 
 
 class ErnieMSelfAttention(modules.ErnieMSelfAttention):
-    def forward(self, x: Tensor, context: PackedContext, head_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        parts = AttentionParts(
+    def parts(self) -> AttentionParts:
+        return AttentionParts(
             self.q_proj, self.k_proj, self.v_proj, self.num_attention_heads, self.dropout, self.layer_index,
             self.kept_heads, None if self.position_embedding_type == "absolute" else self._relative_scores,
         )  # fmt: skip
-        return encoder.attend(parts, x, context, head_mask)
+
+    def forward(self, x: Tensor, context: PackedContext, head_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return encoder.attend(self.parts(), x, context, head_mask)
 
     def _relative_scores(self, query: Tensor, key: Tensor) -> Tensor:
         """Shaw et al. (arXiv 1803.02155); with keys too, Huang et al. (arXiv 2009.13658)."""
@@ -72,12 +74,14 @@ class ErnieMAttention(modules.ErnieMAttention):
 class ErnieMEncoderLayer(modules.ErnieMEncoderLayer):
     attention_class = ErnieMAttention
 
-    def forward(self, x: Tensor, context: PackedContext, head_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        parts = LayerParts(
+    def parts(self) -> LayerParts:
+        return LayerParts(
             self.self_attn, None, self.dropout1, self.norm1, self.linear1, self.activation, self.dropout, self.linear2,
             self.dropout2, self.norm2, self.layer_index,
         )  # fmt: skip
-        return encoder.run_layer(parts, x, context, head_mask)
+
+    def forward(self, x: Tensor, context: PackedContext, head_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return encoder.run_layer(self.parts(), x, context, head_mask)
 
 
 class ErnieMEncoder(modules.ErnieMEncoder):

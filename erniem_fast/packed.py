@@ -48,6 +48,12 @@ class Swapped(nn.Module):
             cls.__doc__ = f"{original.__name__} of transformers on packed rows."
         super().__init_subclass__(**kwargs)
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for module in self.modules():  # which its parent makes
+            if type(module) in SWAPS:
+                module.__class__ = SWAPS[type(module)]
+
     @classmethod
     def is_custom_code(cls) -> bool:
         """False: transformers' conversions of checkpoints apply."""
@@ -79,7 +85,8 @@ class Containers(NamedTuple):
     def reason_to_call(self) -> str | None:
         """Reason why one of them must be called, or None."""
         for name, module, cls in self.items:
-            if type(module) is not cls:
+            # FSDP2 makes subclasses of ours, which were the exact class when they were swapped.
+            if not (isinstance(module, cls) if issubclass(cls, Swapped) else type(module) is cls):
                 return f"{name} was replaced by a {type(module).__name__}"
             if not is_unwatched(module):
                 return f"{name} has hooks"
@@ -100,6 +107,19 @@ def is_unwatched(module: nn.Module) -> bool:
 def _home(function: Any) -> str:
     function = function.func if isinstance(function, functools.partial) else function
     return str(getattr(function, "__module__", ""))
+
+
+class PackedEmbeddings(Swapped):
+    """Embeddings whose `forward` takes a PackedContext; on any other arguments it is transformers'."""
+
+    def rows(self, context: PackedContext) -> Tensor:
+        """(total_tokens,) tokens to (total_tokens, hidden_size)."""
+        raise NotImplementedError
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if args and isinstance(args[0], PackedContext):
+            return self.rows(args[0])
+        return super().forward(*args, **kwargs)
 
 
 class PackedLayer(Swapped):
@@ -241,8 +261,7 @@ class PackedEncoder(Swapped):
         rows = self.embed(context)
         # The layers need no tokens, and activation checkpoints need not keep them.
         context = replace(context, batch=replace(batch, input_ids=None, inputs_embeds=None, token_ids={}))
-        steps = [self._step(layer, index) for index, layer in enumerate(self.layers)]
-        encoded = encoder.run_layers(steps, rows, context, options, first)
+        encoded = encoder.run_layers(self.steps(), rows, context, options, first)
         device = batch.position_ids.device
         rows, states = encoded.last_hidden_state.to(device), encoded.hidden_states
         firsts = batch.first(rows) if first is None else batch.zero_empty(rows)
@@ -273,11 +292,20 @@ class PackedEncoder(Swapped):
             dtype=self.position_table.weight.dtype, training=self.training, backend=self.backend,
         )  # fmt: skip
 
+    def parts(self, index: int) -> LayerParts:
+        """Parts of a layer that computes on rows."""
+        layer: Any = self.layers[index]
+        return layer.parts(index)  # type: ignore[no-any-return]
+
     def reason_for_grid(self, layer: nn.Module) -> str | None:
         """Reason why a layer must compute the padded grid, as transformers' own, or None."""
         if not isinstance(layer, self.layer_class):
             return f"it was replaced by a {type(layer).__name__}"
         return layer.containers().reason_to_call() if is_unwatched(layer) else "it has hooks"
+
+    def steps(self) -> list[encoder.Layer]:
+        """The layers as functions on rows."""
+        return [self._step(layer, index) for index, layer in enumerate(self.layers)]
 
     def _step(self, layer: nn.Module, index: int) -> encoder.Layer:
         reason = self.reason_for_grid(layer)
@@ -295,9 +323,9 @@ class PackedEncoder(Swapped):
 
     def _rows_may_be_left_out(self, batch: PackedBatch, options: OutputOptions) -> bool:
         """True if the last layer may compute some rows only, because nobody sees that the others are missing."""
-        if options.hidden_states or batch.total_tokens == 0 or not self.layers:
+        if options.hidden_states or batch.total_tokens == 0:
             return False
-        return all(fusion.may_bypass(module) for module in self.layers[-1].modules())
+        return all(fusion.may_bypass(module) for layer in self.layers[-1:] for module in layer.modules())
 
 
 def _select(states: tuple[Tensor, ...] | None, asked: Any) -> tuple[Tensor | None, ...] | None:

@@ -1,11 +1,11 @@
 """Base classes of transformers' heads over a padding-free encoder."""
 
-from typing import Any
+from typing import Any, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.modeling_outputs import MaskedLMOutput
 
-from .losses import IGNORED, class_checks, cross_entropy, token_loss
+from .losses import class_checks, masked_lm
 from .packed import PackedEncoder, Swapped, is_unwatched
 from .packing import PackedBatch
 
@@ -44,8 +44,28 @@ def refuse_packed(head: Swapped, reason: str) -> None:
 class ScoresSequences(PackedHead):
     """A head that reads the pooled output or each sequence's first token, and no other."""
 
+    readers: ClassVar[dict[str, type[nn.Module]]] = {}
+    """Modules that pick the first token out of a sequence's, by attribute: the class that each must be."""
+
+    def reason_to_give_all(self) -> str | None:
+        """Reason why the head may read other tokens than the first, or None."""
+        for name, cls in self.readers.items():
+            reader = getattr(self, name)
+            reader = getattr(reader, "original_module", reader)  # peft trains a copy of it
+            if type(reader) is not cls:
+                return f"{name} was replaced by a {type(reader).__name__}"
+            kind = getattr(reader, "summary_type", "first")
+            if kind != "first":
+                return f"summary_type is {kind!r}"
+        return None
+
+    def check_packed(self, given: dict[str, Any]) -> None:
+        reason = self.reason_to_give_all()
+        if reason is not None:
+            refuse_packed(self, reason)
+
     def orders(self, given: dict[str, Any]) -> dict[str, Any]:
-        return {"scores_sequences": True}
+        return {} if self.reason_to_give_all() else {"scores_sequences": True}
 
 
 class ScoresChoices(ScoresSequences):
@@ -81,13 +101,7 @@ class PackedMaskedLM(Swapped):
 
     def loss_and_logits(self, rows: Tensor, labels: Tensor | None, batch: PackedBatch) -> tuple[Any, Any]:
         """Mean loss of the labelled tokens and logits of the rows, either of them None."""
-        if labels is None:
-            return None, self.score(rows)
-        if not self.loss_only:
-            logits = self.score(rows)
-            return token_loss(logits, labels, batch), logits
-        targets, rows = labelled_rows(rows, labels, batch)
-        return cross_entropy(self.score(rows), targets), None
+        return masked_lm(self.score, rows, labels, batch, self.loss_only)
 
     def forward_on_rows(self, labels: Tensor | None = None, return_dict: bool | None = None, **given: Any) -> Any:
         """Compute on rows, or leave the call to transformers."""
@@ -103,10 +117,3 @@ class PackedMaskedLM(Swapped):
             hidden_states=outputs.hidden_states,
         )  # fmt: skip
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
-
-
-def labelled_rows(rows: Tensor, labels: Tensor, batch: PackedBatch) -> tuple[Tensor, Tensor]:
-    """Labels other than -100, and their rows."""
-    targets = batch.rows(labels)
-    chosen = (targets != IGNORED).nonzero().squeeze(1)
-    return targets[chosen], rows[chosen]

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from .modeling import ErnieMModel
-from .packed import SWAPS, PackedEncoder, PackedLayer, Swapped
+from .packed import SWAPS, PackedEmbeddings, PackedEncoder, PackedLayer, Swapped
 
 logger = logging.getLogger(__name__)
 M = TypeVar("M", bound=nn.Module)
@@ -21,8 +21,8 @@ def padding_free(model: M) -> M:
     """Make the encoders in a model compute on real tokens only.
 
     Encoders, their layers and their heads become subclasses of their own classes of the same name, in place.
-    Parameters, their names, configuration, tokenizer and what is saved stay as they are. What is not computed on packed rows
-    (attention probabilities, masks of 3 or 4 dimensions, decoders and their caches, modules with hooks) is left to
+    Parameters, their names, configuration, tokenizer and what is saved stay as they are. What is not computed on packed
+    rows (attention probabilities, masks of 3 or 4 dimensions, decoders and their caches, modules with hooks) is left to
     transformers' own forward, which is said once through `logging`.
 
     Args:
@@ -45,14 +45,14 @@ def padding_free(model: M) -> M:
         raise ValueError(f"model must hold an encoder of {', '.join(_supported())}; {_found(model)}")
     for module in encoders:
         _swap(module)
-        for layer in module.modules():
-            if _is(layer, PackedLayer):
-                _swap(layer)
+        for inner in module.modules():
+            if _is(inner, PackedEmbeddings) or _is(inner, PackedLayer):
+                _swap(inner)
     for module in model.modules():
         # A head, which asks of its encoder what only a padding-free one gives.
         if type(module) in SWAPS and getattr(module, "base_model", None) in encoders | done:
             _swap(module)
-    stayed = _others(model)
+    stayed = other_models(model)
     if stayed:
         logger.warning("padding_free: %s stay as they are: their families are not supported.", ", ".join(stayed))
     return model
@@ -108,7 +108,7 @@ def _found(model: nn.Module) -> str:
     return f"got {type(model).__name__}"
 
 
-def _others(model: nn.Module) -> list[str]:
+def other_models(model: nn.Module) -> list[str]:
     """Names of transformers' models inside, that neither are padding-free, nor hold or belong to one that is."""
     inside = {child for module in model.modules() if isinstance(module, PackedEncoder | ErnieMModel)
               for child in module.modules()}  # fmt: skip
@@ -118,7 +118,3 @@ def _others(model: nn.Module) -> list[str]:
             inside |= set(module.modules())
             names.append(f"{name or 'model'} ({type(module).__name__})")
     return names
-
-
-def explain(model: nn.Module) -> str:
-    raise NotImplementedError

@@ -10,7 +10,7 @@ from transformers.modeling_outputs import MaskedLMOutput, QuestionAnsweringModel
 
 from .configuration import ErnieMConfig
 from .heads import HeadBase, classifier_dropout
-from .losses import Layout, boundary_checks, boundary_loss, class_checks, span_loss, token_loss
+from .losses import Layout, boundary_checks, boundary_loss, class_checks, masked_lm, span_loss, token_loss
 from .outputs import called_as
 from .packing import PackedBatch
 from .validation import check_integers
@@ -239,8 +239,14 @@ class ErnieMLMHead(nn.Module):
 
 
 class MaskedLM(HeadBase):
-    """Masked language modelling with XLM-R's head: ErnieM was initialised from XLM-R, and no release has its own."""
+    """Masked language modelling with XLM-R's head: ErnieM was initialised from XLM-R, and no release has its own.
 
+    Attributes:
+        loss_only: with labels, project the labelled tokens only and give no logits. Off the CPU this waits for the
+            device once more, to count them.
+    """
+
+    loss_only = False
     _tied_weights_keys = {
         "lm_head.decoder.weight": "ernie_m.embeddings.word_embeddings.weight",
         "lm_head.decoder.bias": "lm_head.bias",
@@ -287,7 +293,8 @@ class MaskedLM(HeadBase):
             labels: integers of the input's shape, in [0, vocab_size) or -100.
 
         Returns:
-            MaskedLMOutput; logits of the input's shape plus (vocab_size,), 0 at padding if padding-free.
+            MaskedLMOutput; logits of the input's shape plus (vocab_size,), 0 at padding if padding-free; None with
+            `loss_only` and labels.
         """
         outputs, layout = self.encode(
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, head_mask=head_mask,
@@ -297,9 +304,9 @@ class MaskedLM(HeadBase):
             token_type_ids=token_type_ids, cu_seq_lens_q=cu_seq_lens_q, cu_seq_lens_k=cu_seq_lens_k,
             max_length_q=max_length_q, max_length_k=max_length_k, validate=validate,
         )  # fmt: skip
-        logits = self.lm_head(outputs.last_hidden_state)
-        loss = None if labels is None else token_loss(logits, labels, layout)
-        return self._output(MaskedLMOutput, outputs, return_dict, loss=loss, logits=layout.output(logits))
+        loss, logits = masked_lm(self.lm_head, outputs.last_hidden_state, labels, layout, self.loss_only)
+        logits = None if logits is None else layout.output(logits)
+        return self._output(MaskedLMOutput, outputs, return_dict, loss=loss, logits=logits)
 
     if TYPE_CHECKING:
 

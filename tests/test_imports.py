@@ -23,7 +23,7 @@ LAYERS = [
     "ops.embedding", "ops.linear", "ops.__init__",
     "validation", "packing", "inputs", "outputs", "fusion", "encoder",
     "checkpoints", "pretrained", "modules", "losses", "heads", "token_heads", "reference", "modeling", "export",
-    "packed", "packed_heads", "families", "xlm", "padding_free",
+    "packed", "packed_heads", "families", "xlm", "padding_free", "explain",
     "inference.__init__", "inference.batch_invariance", "inference.projections", "inference.graphs",
     "inference.progress", "inference.arguments", "inference.tokens", "inference.batching",
     "inference.question_answering", "inference.zero_shot", "inference.schema", "inference.spans",

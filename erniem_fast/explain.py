@@ -1,0 +1,106 @@
+"""Say how a model would be computed: what is fused, what is called as it is, and why."""
+
+from collections.abc import Iterator
+from itertools import groupby
+from typing import Any
+
+from torch import nn
+
+from . import fusion, modeling
+from .encoder import AttentionParts, LayerParts
+from .packed import PackedEncoder
+from .packed_heads import PackedMaskedLM
+from .padding_free import other_models
+
+FUSED = "on packed rows, all fused"
+
+
+def explain(model: nn.Module) -> str:
+    """Say, for each encoder and layer of a model, what is fused and what is called as it is, and why.
+
+    What is said holds for a call without further wishes: `output_attentions`, masks of 3 or 4 dimensions and caches
+    change it, and are said through `logging` when they come.
+
+    Args:
+        model: any module; see `padding_free`.
+
+    Returns:
+        Lines of text.
+
+    Raises:
+        TypeError: `model` is no module.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    return "\n".join(_lines(model)) or f"{type(model).__name__}: holds no encoder of transformers"
+
+
+def _lines(model: nn.Module) -> Iterator[str]:
+    for name, module in model.named_modules():
+        title = f"{name or 'model'} ({type(module).__name__})"
+        if isinstance(module, PackedEncoder):
+            yield from _explain_encoder(title, module, module.reason_not_packed({}), _layers(module))
+        elif isinstance(module, modeling.ErnieMModel):
+            yield from _explain_encoder(title, module, None, [_of_ernie_m(layer) for layer in module.encoder.layers])
+        elif isinstance(module, PackedMaskedLM):
+            rows = "labelled tokens" if module.loss_only else "real tokens"
+            yield f"{title}: projects {rows} only"
+    for title in other_models(model):
+        yield f"{title}: transformers' own, padding included"
+
+
+def _explain_encoder(
+    title: str, encoder: Any, reason: str | None, layers: list[tuple[LayerParts | None, str | None]]
+) -> Iterator[str]:
+    if reason is not None:
+        yield f"{title}: transformers' own, padding included: {reason}"
+        return
+    yield f"{title}: {FUSED.split(',')[0]}, backend {encoder.backend}"
+    names = {id(module): name for name, module in encoder.named_modules()}
+    said = [(why or _say_parts(parts, names), index) for index, (parts, why) in enumerate(layers)]
+    for text, group in groupby(said, key=lambda item: item[0]):
+        numbers = [index for _, index in group]
+        yield f"  layer{'s' if len(numbers) > 1 else ''} {_span(numbers)}: {text}"
+
+
+def _layers(encoder: PackedEncoder) -> list[tuple[LayerParts | None, str | None]]:
+    """Parts of each layer, or the reason why it is computed by transformers."""
+    found: list[tuple[LayerParts | None, str | None]] = []
+    for index in range(len(encoder.layers)):
+        reason = encoder.reason_for_grid(encoder.layers[index])
+        parts = None if reason else encoder.parts(index)
+        found.append((parts, f"transformers' own, on padded tokens: {reason}" if reason else None))
+    return found
+
+
+def _of_ernie_m(layer: Any) -> tuple[LayerParts | None, str | None]:
+    parts: LayerParts = layer.parts()
+    attention = layer.self_attn
+    if fusion.is_plain(attention, modeling.ErnieMAttention) and fusion.may_bypass(attention.self_attn):
+        parts = parts._replace(attention=attention.self_attn.parts(), out=attention.out_proj)  # type: ignore[operator]
+    return parts, None
+
+
+def _say_parts(parts: LayerParts | None, names: dict[int, str]) -> str:
+    assert parts is not None
+    called = [module for module in parts.modules() if not fusion.is_fused(module)]
+    dense = isinstance(parts.attention, AttentionParts) and parts.attention.relative_scores is not None
+    notes = ["attention is dense: relative positions"] if dense else []
+    notes += [f"{_short(names.get(id(module), 'activation'))} is called: {_why(module)}" for module in called]
+    return f"on packed rows; {'; '.join(notes)}" if notes else FUSED
+
+
+def _short(name: str) -> str:
+    """Name of a part without the path of its layer."""
+    pieces = name.split(".")
+    numbers = [place for place, piece in enumerate(pieces) if piece.isdigit()]
+    return ".".join(pieces[numbers[0] + 1 :]) if numbers and numbers[0] + 1 < len(pieces) else name
+
+
+def _why(module: nn.Module) -> str:
+    kind = f"{type(module).__module__.split('.')[0]}'s {type(module).__name__}"
+    return kind if fusion.may_bypass(module) else f"{kind} with hooks"
+
+
+def _span(numbers: list[int]) -> str:
+    return f"{numbers[0]} to {numbers[-1]}" if len(numbers) > 1 else str(numbers[0])
