@@ -255,7 +255,7 @@ class PackedEncoder(Swapped):
             max_length_q, validate, value_checks, token_ids,
         )  # fmt: skip
         asked = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        options = OutputOptions(asked is not False and asked is not None, False, True)
+        options = OutputOptions(bool(asked), False, True)  # transformers takes 0 and [] for no
         first = batch.first_rows() if scores_sequences and self._rows_may_be_left_out(batch, options) else None
         context = self.make_context(batch)
         rows = self.embed(context)
