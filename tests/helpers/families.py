@@ -111,7 +111,7 @@ def mask_of(padding: str, lengths: tuple[int, ...] = LENGTHS) -> Tensor:
 
 
 def batch(family: str, padding: str = "right", lengths: tuple[int, ...] = LENGTHS) -> dict[str, Tensor]:
-    """Random input. Some ids under a hole, and none elsewhere, are ordinary ones; without a mask some are the pad id."""
+    """Random input. Some ids at holes are ordinary ones; without a mask some are the pad id."""
     mask, pad = mask_of(padding, lengths), config_of(family).pad_token_id
     ids = torch.randint(3, SIZES["vocab_size"], mask.shape)
     padded = torch.full_like(ids, pad)
@@ -222,7 +222,7 @@ SCORES_SEQUENCES = ("ForSequenceClassification", "ForMultipleChoice", "ForNextSe
 
 
 def by_rows(plain: Any, head: str) -> Any:
-    """The oracle of a padding-free model: transformers' head over its encoder row by row. Shares `plain`'s parameters."""
+    """The oracle of a padding-free model: transformers' head over its encoder row by row. It shares the parameters."""
     if head == "Model":
         return RowByRow(plain, False)
     oracle = copy.copy(plain)
@@ -277,7 +277,7 @@ def assert_same_gradients(found: dict[str, Tensor], expected: dict[str, Tensor],
     largest = max(float(grad.abs().max()) for grad in expected.values())
     assert largest > 0
     for name, grad in expected.items():
-        is_key = name.endswith(("key.bias", "k_lin.bias")) or ".k_lin." in name and name.endswith("bias")
+        is_key = name.endswith(("key.bias", "k_lin.bias")) or (".k_lin." in name and name.endswith("bias"))
         assert_close(found[name], grad, tolerance, name, largest if is_key else 1e-3 * largest)
 
 
