@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers.families import (
     FAMILIES,
+    MASKED_LM,
     NO_DROPOUT,
     PADDINGS,
     PAIRS,
@@ -19,6 +20,7 @@ from helpers.families import (
     labels_for,
     make,
     objective,
+    real_of,
     tensors,
 )
 from torch import Tensor
@@ -38,10 +40,14 @@ ONCE = [
     ("electra", "ForMaskedLM", "empty row"),
     ("distilbert", "ForSequenceClassification", "left"),
     ("sinusoidal distilbert", "Model", "none"),
+    ("xlm", "ForSequenceClassification", "left"),
+    ("sinusoidal xlm", "WithLMHeadModel", "no mask"),
+    ("causal xlm", "ForTokenClassification", "right"),
 ]
 CASES = [
     pytest.param(family, head, padding, marks=() if (family, head, padding) in ONCE else pytest.mark.slow)
     for (family, head), padding in product(PAIRS, PADDINGS)
+    if family != "causal xlm" or padding not in ("left", "holes")  # seen, by transformers: test_xlm.py
 ]
 
 
@@ -54,10 +60,10 @@ def test_outputs_and_gradients(family: str, head: str, padding: str, monkeypatch
     monkeypatch.setattr(PackedEncoder, "_encode", lambda *a, **given: encoded.append(1) or encode(*a, **given))
     inputs = for_head(family, head, batch(family, padding))
     inputs |= labels_for(family, head, inputs)
-    expected = by_rows(plain, head)(**inputs, output_hidden_states=True)
+    expected = by_rows(plain, family, head)(**inputs, output_hidden_states=True)
     found = fast(**inputs, output_hidden_states=True)
-    if head == "ForMaskedLM":
-        expected.logits = expected.logits.masked_fill(~real_of(inputs)[..., None], 0.0)
+    if head in MASKED_LM:
+        expected.logits = expected.logits.masked_fill(~real_of(family, inputs)[..., None], 0.0)
     assert_same_outputs(found, expected)
     weights: dict[str, Tensor] = {}
     objective(expected, weights).backward()
@@ -70,11 +76,6 @@ def test_outputs_and_gradients(family: str, head: str, padding: str, monkeypatch
     assert len(encoded) == 2, "transformers' own forward was called"
 
 
-def real_of(inputs: dict[str, Tensor]) -> Tensor:
-    """(batch, seq_len) bool."""
-    return inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])) == 1
-
-
 @pytest.mark.parametrize(
     ("family", "head"),
     [pytest.param(*pair, marks=() if pair == ("bert", "ForQuestionAnswering") else pytest.mark.slow) for pair in PAIRS],
@@ -85,15 +86,16 @@ def test_without_padding_nothing_differs(family: str, head: str) -> None:
     inputs = for_head(family, head, batch(family, "none"))
     inputs |= labels_for(family, head, inputs)
     with torch.no_grad():
-        assert_same_outputs(fast(**inputs), plain(**inputs))
+        assert_same_outputs(fast(**inputs), plain(**inputs), FAMILIES[family].tolerance)
         one, other = fast(**inputs, return_dict=False), plain(**inputs, return_dict=False)
     assert type(one) is type(other) is tuple
     for found, expected in zip(one, other, strict=True):
-        assert_close(found, expected)
+        assert_close(found, expected, FAMILIES[family].tolerance)
 
 
 @pytest.mark.parametrize("family", [
-    pytest.param(name, marks=() if name == "bert" else pytest.mark.slow) for name in FAMILIES
+    pytest.param(name, marks=() if name == "bert" else pytest.mark.slow)
+    for name in FAMILIES if FAMILIES[name].prefix != "XLM"
 ])  # fmt: skip
 def test_hidden_states_at_padding_are_zero(family: str) -> None:
     """Transformers computes them."""
@@ -128,7 +130,7 @@ def test_a_masked_lm_counts_real_tokens_only() -> None:
     """Transformers also counts labels at padding, and projects padding."""
     plain, fast = make("bert", "ForMaskedLM")
     inputs = batch("bert")
-    real = real_of(inputs)
+    real = real_of("bert", inputs)
     labels = torch.randint(60, real.shape)
     with torch.no_grad():
         found = fast(**inputs, labels=labels)
@@ -145,7 +147,7 @@ def test_question_answering_logits_at_padding_are_the_bias() -> None:
     """So a padded loss differs from transformers'; the loss of rows of one length does not."""
     plain, fast = make("bert", "ForQuestionAnswering")
     inputs = batch("bert")
-    real = real_of(inputs)
+    real = real_of("bert", inputs)
     labels = {"start_positions": torch.tensor([2, 1, 8, 0]), "end_positions": torch.tensor([6, 2, 8, 0])}
     with torch.no_grad():
         found, expected = fast(**inputs, **labels), plain(**inputs, **labels)
@@ -164,7 +166,7 @@ def test_embeddings_as_input(family: str) -> None:
     """Positions are then counted from the first, pad id or none."""
     plain, fast = make(family, **NO_DROPOUT)
     inputs = batch(family)
-    real = real_of(inputs)
+    real = real_of("bert", inputs)
     ids = inputs.pop("input_ids")
     with torch.no_grad():
         inputs["inputs_embeds"] = plain.get_input_embeddings()(ids)
@@ -178,7 +180,7 @@ def test_lower_precision(dtype: torch.dtype) -> None:
     """At most twice as far from float64 as transformers, beyond a rounding."""
     plain, fast = make("xlm-roberta", "ForTokenClassification")
     inputs = batch("xlm-roberta")
-    real = real_of(inputs)
+    real = real_of("bert", inputs)
     with torch.no_grad():
         exact = plain(**inputs).logits[real]
         errors = [(model.to(dtype)(**inputs).logits[real] - exact).abs().max() for model in (fast, plain)]

@@ -242,7 +242,7 @@ def test_hidden_states_that_were_asked_for(asked: Any, family: str) -> None:
 def test_hidden_states_by_configuration_and_their_gradients() -> None:
     plain, fast = make("roberta", output_hidden_states=True, **NO_DROPOUT)
     inputs = batch("roberta", "left")
-    found, expected = fast(**inputs), by_rows(plain, "Model")(**inputs, output_hidden_states=True)
+    found, expected = fast(**inputs), by_rows(plain, "roberta", "Model")(**inputs, output_hidden_states=True)
     assert_same_outputs(found, expected)
     assert found.hidden_states[-1] is found.last_hidden_state
     for output, model in ((found, fast), (expected, plain)):

@@ -2,6 +2,7 @@
 
 import copy
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 import transformers
@@ -19,6 +20,8 @@ NO_DROPOUT = {
     "seq_classif_dropout": 0.0, "qa_dropout": 0.0, "classifier_dropout": 0.0, "summary_last_dropout": 0.0,
 }  # fmt: skip
 TOLERANCE = 1e-10
+XLM_TOLERANCE = 1e-6
+"""Of XLM, whose softmax in transformers is float32, whatever the model."""
 
 
 class Family(NamedTuple):
@@ -27,6 +30,11 @@ class Family(NamedTuple):
     prefix: str
     changes: dict[str, Any] = {}
     token_ids: dict[str, int] = {"token_type_ids": 2}
+
+    @property
+    def tolerance(self) -> float:
+        """Greatest error relative to the largest magnitude."""
+        return XLM_TOLERANCE if self.prefix == "XLM" else TOLERANCE
 
     def find(self, head: str) -> Any:
         """Class of a head, None where transformers has none."""
@@ -41,6 +49,7 @@ class Family(NamedTuple):
 HEADS = [
     "Model", "ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering",
     "ForMultipleChoice", "ForNextSentencePrediction", "ForPreTraining", "ForCausalLM", "LMHeadModel",
+    "WithLMHeadModel", "ForQuestionAnsweringSimple",
 ]  # fmt: skip
 TASKS = {"use_task_id": True, "task_type_vocab_size": 3}
 FAMILIES = {
@@ -54,24 +63,36 @@ FAMILIES = {
     "electra": Family("Electra", {"embedding_size": 16}),
     "distilbert": Family("DistilBert", {}, {}),
     "sinusoidal distilbert": Family("DistilBert", {"sinusoidal_pos_embds": True}, {}),
+    "xlm": Family("XLM", {"n_langs": 3}, {"token_type_ids": 60, "langs": 3}),
+    "sinusoidal xlm": Family("XLM", {"sinusoidal_embeddings": True, "gelu_activation": False}, {}),
+    "causal xlm": Family("XLM", {"n_langs": 2, "causal": True}, {"langs": 2}),
 }
 """By name."""
 PAIRS = [(family, head) for family in FAMILIES for head in FAMILIES[family].heads]
 """Every family with every head."""
+MASKED_LM = ("ForMaskedLM", "WithLMHeadModel")
 PADDINGS = ["right", "left", "holes", "none", "no mask", "empty row"]
-ALIKE = {  # names of DistilBERT's
-    "hidden_size": "dim", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads",
-    "intermediate_size": "hidden_dim", "type_vocab_size": None,
+ALIKE = {
+    "DistilBert": {
+        "hidden_size": "dim", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads",
+        "intermediate_size": "hidden_dim", "type_vocab_size": None,
+    },
+    "XLM": {
+        "hidden_size": "emb_dim", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads",
+        "intermediate_size": None, "type_vocab_size": None, "hidden_dropout_prob": None,
+        "attention_probs_dropout_prob": None, "seq_classif_dropout": None, "qa_dropout": None,
+        "classifier_dropout": None, "initializer_range": "init_std",
+    },
 }  # fmt: skip
+"""Their own names of what SIZES and NO_DROPOUT hold."""
 
 
 def config_of(family: str, **changes: Any) -> Any:
     """Small configuration."""
     prefix = FAMILIES[family].prefix
     settings = SIZES | FAMILIES[family].changes | changes
-    if prefix == "DistilBert":
-        settings = {ALIKE.get(name, name): value for name, value in settings.items()}
-        settings.pop(None, None)
+    settings = {ALIKE.get(prefix, {}).get(name, name): value for name, value in settings.items()}
+    settings.pop(None, None)
     return getattr(transformers, f"{prefix}Config")(**settings)
 
 
@@ -133,16 +154,30 @@ def for_head(family: str, head: str, inputs: dict[str, Tensor]) -> dict[str, Ten
     return {name: ids.unflatten(0, (-1, 2)) for name, ids in inputs.items() if name != "task_type_ids"}
 
 
+def real_of(family: str, inputs: dict[str, Tensor]) -> Tensor:
+    """(..., seq_len) bool of real tokens."""
+    ids = inputs["input_ids"]
+    if "attention_mask" in inputs:
+        return inputs["attention_mask"] == 1
+    if FAMILIES[family].prefix == "XLM":  # as many columns as there are ids that are not the pad id
+        return torch.arange(ids.shape[-1]) < (ids != config_of(family).pad_index).sum(-1, keepdim=True)
+    return torch.ones_like(ids, dtype=torch.bool)
+
+
 def labels_for(family: str, head: str, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """Random labels, none of them at padding."""
     ids = inputs["input_ids"]
-    real = inputs.get("attention_mask", torch.ones_like(ids)) == 1
+    real = real_of(family, inputs)
     rows = (len(ids),)
     if head in ("ForSequenceClassification", "ForNextSentencePrediction"):
         return {"labels": torch.randint(2, rows)}
     if head == "ForMultipleChoice":
         return {"labels": torch.randint(2, (len(ids) // 2 if ids.dim() == 2 else len(ids),))}
-    if head == "ForQuestionAnswering":  # some lie behind the row
+    if (family.endswith("xlm"), head) == (True, "ForQuestionAnswering"):
+        names = ("start_positions", "end_positions", "cls_index")
+        labels = {name: torch.randint(ids.shape[1], rows) for name in names}
+        return labels | {"is_impossible": torch.randint(2, rows).double()}
+    if head.startswith("ForQuestionAnswering"):  # some lie behind the row
         return {name: torch.randint(ids.shape[1] + 2, rows) for name in ("start_positions", "end_positions")}
     if head == "ForPreTraining" and family == "electra":
         return {"labels": torch.randint(2, ids.shape)}
@@ -162,9 +197,9 @@ class RowByRow(nn.Module):
     that there is.
     """
 
-    def __init__(self, encoder: nn.Module, firsts: bool) -> None:
+    def __init__(self, encoder: nn.Module, family: str, firsts: bool) -> None:
         super().__init__()
-        self.encoder, self.firsts = encoder, firsts
+        self.encoder, self.family, self.firsts = encoder, family, firsts
 
     def positions(self, input_ids: Tensor) -> Tensor:
         """Positions as the family counts them."""
@@ -176,14 +211,14 @@ class RowByRow(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Any = None, **further: Any) -> Any:
         """As transformers' own."""
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        mask = real_of(self.family, {"input_ids": input_ids} | ({} if attention_mask is None else {"attention_mask": attention_mask}))
         given = {name: value for name, value in further.items() if isinstance(value, Tensor)}
         if given.get("position_ids") is None:
             given["position_ids"] = self.positions(input_ids)
         size = self.encoder.config.hidden_size
         states: list[Any] = []
         pooled = []
-        for row, real in enumerate(mask == 1):
+        for row, real in enumerate(mask):
             if not real.any():
                 zeros = self.encoder.dtype
                 states.append(None)
@@ -191,7 +226,9 @@ class RowByRow(nn.Module):
                 pooled.append(self.encoder.pooler(first) if getattr(self.encoder, "pooler", None) is not None else None)
                 continue
             alone = {name: value.expand(input_ids.shape)[row, real][None] for name, value in given.items()}
-            output = self.encoder(input_ids[row, real][None], output_hidden_states=True, **alone)
+            ids = input_ids[row, real][None]
+            with mock.patch.object(Tensor, "float", Tensor.double):  # XLM's softmax asks for it
+                output = self.encoder(ids, attention_mask=torch.ones_like(ids), output_hidden_states=True, **alone)
             states.append([state[0] for state in output.hidden_states])
             pooled.append(getattr(output, "pooler_output", None))
         hidden = tuple(
@@ -200,7 +237,7 @@ class RowByRow(nn.Module):
         )
         last = hidden[-1]
         if self.firsts:
-            last = torch.stack([line[(real == 1).int().argmax()] for line, real in zip(last, mask, strict=True)])[
+            last = torch.stack([line[real.int().argmax()] for line, real in zip(last, mask, strict=True)])[
                 :, None
             ]
         return BaseModelOutputWithPoolingAndCrossAttentions(
@@ -212,7 +249,7 @@ class RowByRow(nn.Module):
     def grid(self, rows: list[Tensor | None], mask: Tensor, size: int) -> Tensor:
         """(batch, seq_len, hidden_size), 0 at padding."""
         lines = []
-        for row, real in zip(rows, mask == 1, strict=True):
+        for row, real in zip(rows, mask, strict=True):
             line = torch.zeros(len(real), size, dtype=self.encoder.dtype)
             lines.append(line if row is None else line.index_put((real.nonzero()[:, 0],), row))
         return torch.stack(lines)
@@ -221,13 +258,13 @@ class RowByRow(nn.Module):
 SCORES_SEQUENCES = ("ForSequenceClassification", "ForMultipleChoice", "ForNextSentencePrediction")
 
 
-def by_rows(plain: Any, head: str) -> Any:
+def by_rows(plain: Any, family: str, head: str) -> Any:
     """The oracle of a padding-free model: transformers' head over its encoder row by row. It shares the parameters."""
     if head == "Model":
-        return RowByRow(plain, False)
+        return RowByRow(plain, family, False)
     oracle = copy.copy(plain)
     oracle._modules = dict(plain._modules)
-    setattr(oracle, plain.base_model_prefix, RowByRow(plain.base_model, head in SCORES_SEQUENCES))
+    setattr(oracle, plain.base_model_prefix, RowByRow(plain.base_model, family, head in SCORES_SEQUENCES))
     return oracle
 
 
