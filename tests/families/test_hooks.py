@@ -2,7 +2,6 @@
 
 import copy
 import logging
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -26,7 +25,7 @@ HEAD = "ForTokenClassification"
 
 
 @pytest.fixture
-def rows(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+def rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Rows that each layer was called with where it computed packed rows."""
     seen: list[int] = []
     run_layer = encoder.run_layer
@@ -36,7 +35,7 @@ def rows(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         return run_layer(parts, x, *args)
 
     monkeypatch.setattr(encoder, "run_layer", count)
-    yield seen
+    return seen
 
 
 @pytest.fixture(autouse=True)
@@ -63,8 +62,9 @@ LEAVES = {
              "encoder.layer.0.attention.output.dropout", "encoder.layer.0.intermediate.dense",
              "encoder.layer.1.intermediate.intermediate_act_fn", "encoder.layer.0.output.dense",
              "encoder.layer.1.output.LayerNorm"],
-    "distilbert": ["embeddings.LayerNorm", "transformer.layer.0.attention.q_lin", "transformer.layer.0.attention.out_lin",
-                   "transformer.layer.1.ffn.lin1", "transformer.layer.0.ffn.activation", "transformer.layer.0.ffn.lin2",
+    "distilbert": ["embeddings.LayerNorm", "transformer.layer.0.attention.q_lin",
+                   "transformer.layer.0.attention.out_lin", "transformer.layer.1.ffn.lin1",
+                   "transformer.layer.0.ffn.activation", "transformer.layer.0.ffn.lin2",
                    "transformer.layer.0.output_layer_norm"],
     "electra": ["embeddings_project"],
 }  # fmt: skip
@@ -245,7 +245,7 @@ def test_hidden_states_by_configuration_and_their_gradients() -> None:
     found, expected = fast(**inputs), by_rows(plain, "roberta", "Model")(**inputs, output_hidden_states=True)
     assert_same_outputs(found, expected)
     assert found.hidden_states[-1] is found.last_hidden_state
-    for output, model in ((found, fast), (expected, plain)):
+    for output in (found, expected):
         output.hidden_states[1].square().sum().backward()
     assert_same_gradients(gradients(fast), gradients(plain))
 

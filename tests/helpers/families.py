@@ -211,7 +211,10 @@ class RowByRow(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Any = None, **further: Any) -> Any:
         """As transformers' own."""
-        mask = real_of(self.family, {"input_ids": input_ids} | ({} if attention_mask is None else {"attention_mask": attention_mask}))
+        mask = real_of(
+            self.family,
+            {"input_ids": input_ids} | ({} if attention_mask is None else {"attention_mask": attention_mask}),
+        )
         given = {name: value for name, value in further.items() if isinstance(value, Tensor)}
         if given.get("position_ids") is None:
             given["position_ids"] = self.positions(input_ids)
@@ -237,9 +240,7 @@ class RowByRow(nn.Module):
         )
         last = hidden[-1]
         if self.firsts:
-            last = torch.stack([line[real.int().argmax()] for line, real in zip(last, mask, strict=True)])[
-                :, None
-            ]
+            last = torch.stack([line[real.int().argmax()] for line, real in zip(last, mask, strict=True)])[:, None]
         return BaseModelOutputWithPoolingAndCrossAttentions(
             last_hidden_state=last,
             pooler_output=None if pooled[0] is None else torch.cat(pooled),
