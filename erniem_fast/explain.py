@@ -83,10 +83,13 @@ def _of_ernie_m(layer: Any) -> tuple[LayerParts | None, str | None]:
 
 def _say_parts(parts: LayerParts | None, names: dict[int, str]) -> str:
     assert parts is not None
-    called = [module for module in parts.modules() if not fusion.is_fused(module)]
+    called: dict[str, list[str]] = {}
+    for module in parts.modules():
+        if not fusion.is_fused(module):
+            called.setdefault(_why(module), []).append(_short(names.get(id(module), "activation")))
     dense = isinstance(parts.attention, AttentionParts) and parts.attention.relative_scores is not None
     notes = ["attention is dense: relative positions"] if dense else []
-    notes += [f"{_short(names.get(id(module), 'activation'))} is called: {_why(module)}" for module in called]
+    notes += [f"called as it is: {', '.join(found)} ({why})" for why, found in called.items()]
     return f"on packed rows; {'; '.join(notes)}" if notes else FUSED
 
 

@@ -67,7 +67,8 @@ class ScoresSequences(PackedHead):
             refuse_packed(self, reason)
 
     def orders(self, given: dict[str, Any]) -> dict[str, Any]:
-        return {} if self.reason_to_give_all() else {"scores_sequences": True}
+        first_only = is_packed(given) or (self.reason_to_give_all() is None and is_unwatched(self.base_model))
+        return {"scores_sequences": True} if first_only else {}
 
 
 class ScoresChoices(ScoresSequences):

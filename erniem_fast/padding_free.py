@@ -4,7 +4,8 @@ model = padding_free(AutoModel.from_pretrained("intfloat/multilingual-e5-base"))
 """
 
 import logging
-from typing import TypeVar
+from types import MethodType
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -70,7 +71,7 @@ def restore(model: M) -> M:
     _check(model)
     for module in model.modules():
         if isinstance(module, Swapped):
-            module.__class__ = module.original  # type: ignore[assignment]
+            _become(module, module.original)
             for name in ("backend", "loss_only"):
                 module.__dict__.pop(name, None)
     return model
@@ -83,6 +84,8 @@ def _check(model: object) -> None:
         if isinstance(module, torch._dynamo.OptimizedModule) or module._compiled_call_impl is not None:
             where = f" at {name}" if name else ""
             raise ValueError(f"model must not be compiled yet, got a compiled {type(module).__name__}{where}")
+        if _is(module, PackedEncoder) and "forward" in module.__dict__ and "_old_forward" not in module.__dict__:
+            raise ValueError(f"model must have no replaced forward, got a {type(module).__name__} with one at {name!r}")
 
 
 def _is(module: nn.Module, base: type[Swapped]) -> bool:
@@ -91,7 +94,16 @@ def _is(module: nn.Module, base: type[Swapped]) -> bool:
 
 
 def _swap(module: nn.Module) -> None:
-    module.__class__ = SWAPS.get(type(module), type(module))
+    _become(module, SWAPS.get(type(module), type(module)))
+
+
+def _become(module: nn.Module, cls: type[nn.Module]) -> None:
+    before: Any = type(module)
+    module.__class__ = cls  # type: ignore[assignment]
+    # accelerate's hooks keep the bound forward that they found.
+    kept = module.__dict__.get("_old_forward")
+    if getattr(kept, "__func__", None) is before.forward:
+        module.__dict__["_old_forward"] = MethodType(cls.forward, module)
 
 
 def _supported() -> list[str]:
