@@ -24,6 +24,8 @@ from .packing import PackedBatch
 from .validation import Limits, ValueCheck, warn_once
 
 PACKED_ARGUMENTS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "validate")
+ORDERS = ("value_checks", "return_packed", "scores_sequences")
+"""Further arguments that transformers' forward does not take."""
 INFRASTRUCTURE = (fusion.CAPTURE, "torch.distributed.", "accelerate.")
 """Modules whose hooks move or gather parameters, or are idle: such a hook sees no result that its owner would miss."""
 
@@ -214,8 +216,10 @@ class PackedEncoder(Swapped):
         packed = isinstance(given.get("input_ids"), PackedBatch) or given.get("cu_seq_lens_q") is not None
         if packed:
             raise ValueError(f"packed input needs the padding-free {name}, which can't compute this: {reason}")
+        if given.get("return_packed"):
+            raise ValueError(f"return_packed must be False where {name} runs as transformers' own: {reason}")
         warn_once(f"{name} runs as transformers' own, padding included: {reason}.")
-        own = {key: value for key, value in given.items() if key not in (*PACKED_ARGUMENTS, "scores_sequences")}
+        own = {key: value for key, value in given.items() if key not in (*PACKED_ARGUMENTS, *ORDERS)}
         return self.original.forward(self, **own)
 
     def _encode(

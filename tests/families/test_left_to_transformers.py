@@ -94,7 +94,10 @@ def test_a_decoder_with_a_cache_and_another_model_s_states() -> None:
     plain, fast = decoder("bert", "LMHeadModel", add_cross_attention=True)
     inputs = batch("bert")
     inputs["labels"] = inputs["input_ids"]
-    others = {"encoder_hidden_states": torch.randn(4, 5, 32).double(), "encoder_attention_mask": mask_of("right", (5, 2, 3, 1))}
+    others = {
+        "encoder_hidden_states": torch.randn(4, 5, 32).double(),
+        "encoder_attention_mask": mask_of("right", (5, 2, 3, 1)),
+    }
     with torch.no_grad():
         found, expected = (model(**inputs, **others) for model in (fast, plain))
         assert_close(found.logits, expected.logits)
@@ -139,24 +142,24 @@ def test_traced() -> None:
     names = ("input_ids", "attention_mask", "token_type_ids")
     with torch.no_grad():
         traced = torch.jit.trace(fast, tuple(inputs[name] for name in names), strict=False)
-        found = traced(*(other[name] for name in names))[0]
+        found = traced(*(other[name] for name in names))["last_hidden_state"]
         assert_close(found, plain(**other).last_hidden_state)
 
 
 def test_packed_input_is_refused_where_transformers_would_have_to_compute_it() -> None:
     _, fast = make("bert")
     packed = PackedBatch.from_sequences([[5, 6, 7], [8, 9]])
-    with pytest.raises(ValueError, match="packed input needs the padding-free BertModel.*output_attentions is set"):
+    with pytest.raises(ValueError, match=r"packed input needs the padding-free BertModel.*output_attentions is set"):
         fast(packed, output_attentions=True)
     fast.encoder.register_forward_hook(lambda *_: None)
-    with pytest.raises(ValueError, match="packed input needs the padding-free BertModel.*encoder has hooks"):
+    with pytest.raises(ValueError, match=r"packed input needs the padding-free BertModel.*encoder has hooks"):
         fast(packed)
 
 
-def test_rows_are_refused_where_transformers_computes(caplog: pytest.LogCaptureFixture) -> None:
+def test_rows_are_refused_where_transformers_computes() -> None:
     """A caller who asks for rows must not get a padded output."""
     _, fast = make("bert")
-    with pytest.raises(ValueError, match="return_packed.*output_attentions is set"):
+    with pytest.raises(ValueError, match=r"return_packed.*output_attentions is set"):
         fast(**batch("bert"), return_packed=True, output_attentions=True)
 
 
