@@ -250,9 +250,13 @@ class PackedEncoder(Swapped):
             return_packed: return a PackedModelOutput, on packed rows.
             scores_sequences: return a last_hidden_state (num_sequences, 1, hidden_size) of first tokens, all that a
                 head needs that scores sequences; the last layer computes no others.
-            further: ids that the family knows, such as token_type_ids; anything else is ignored, as transformers does.
+            further: ids that the family knows, such as token_type_ids. `langs` and `task_type_ids` of another are
+                refused, anything else is ignored, as transformers does.
         """
         limits, table = self.limits, self.position_table.weight
+        for name in ("langs", "task_type_ids"):
+            if further.get(name) is not None and name not in self.token_id_names:
+                raise ValueError(f"{name} must be None: {type(self).__name__} has no table for them")
         token_ids = {name: further[name] for name in self.token_id_names if further.get(name) is not None}
         batch, _ = pack_input(
             limits, table, input_ids, inputs_embeds, position_ids, attention_mask, cu_seq_lens_q, cu_seq_lens_k,
