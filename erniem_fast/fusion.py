@@ -100,7 +100,14 @@ def may_bypass(module: nn.Module) -> bool:
         or members["_backward_hooks"]
         or members["_backward_pre_hooks"]
         or "forward" in members  # accelerate's offloading replaces it
-        or torch_module._global_forward_hooks
+        or has_global_hooks()
+    )
+
+
+def has_global_hooks() -> bool:
+    """True if hooks run at each call of any module."""
+    return bool(
+        torch_module._global_forward_hooks
         or torch_module._global_forward_pre_hooks
         or torch_module._global_backward_hooks
         or torch_module._global_backward_pre_hooks
@@ -216,6 +223,13 @@ def _read_table(table: nn.Module, row: Tensor | int, like: Tensor) -> Tensor:
     return table(torch.full(like.shape[:1], row, device=like.device))  # type: ignore[no-any-return]
 
 
+def _is_small(x: Tensor) -> bool:
+    """True if a processor would take longer to concatenate weights than to compute with them one by one."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return False
+    return x.device.type == "cpu" and x.shape[0] <= 128
+
+
 def project_qkv(query: nn.Module, key: nn.Module, value: nn.Module, x: Tensor) -> Tensor:
     """Project (total_tokens, hidden_size) to (total_tokens, 3 * num_heads * head_dim), in one product."""
     if not (is_plain(query, nn.Linear) and is_plain(key, nn.Linear) and is_plain(value, nn.Linear)):
@@ -224,6 +238,8 @@ def project_qkv(query: nn.Module, key: nn.Module, value: nn.Module, x: Tensor) -
     parameters = [module.__dict__["_parameters"] or module.__dict__ for module in (query, key, value)]
     weights, biases = ([of[name] for of in parameters] for name in ("weight", "bias"))
     weight, bias = as_one(weights), as_one(biases)
+    if weight is None and _is_small(x):
+        return torch.cat([F.linear(x, *parts) for parts in zip(weights, biases, strict=True)], -1)
     # Concatenated every time: a write through `.data` leaves no trace that would tell a kept copy is stale.
     return F.linear(x, torch.cat(weights) if weight is None else weight, torch.cat(biases) if bias is None else bias)
 

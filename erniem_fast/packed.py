@@ -101,6 +101,8 @@ def is_unwatched(module: nn.Module) -> bool:
     """True if nobody's hooks see what the module takes and gives."""
     if fusion.may_bypass(module):
         return True
+    if fusion.has_global_hooks():
+        return False
     members = module.__dict__
     hooks = [*members["_forward_hooks"].values(), *members["_forward_pre_hooks"].values()]
     hooks += [*members["_backward_hooks"].values(), *members["_backward_pre_hooks"].values()]

@@ -131,7 +131,7 @@ class XLMModel(PackedEncoder, modeling_xlm.XLMModel, original=modeling_xlm.XLMMo
 
     def forward_on_rows(self, cache: Any = None, **given: Any) -> Any:
         if isinstance(cache, Orders):
-            cache = given.update(cache.arguments)
+            given, cache = given | cache.arguments, None
         if given.get("lengths") is not None and given.get("attention_mask") is None:
             given["attention_mask"] = self._mask_of(given.pop("lengths"), given)
         return super().forward_on_rows(cache=cache, **given)
