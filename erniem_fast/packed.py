@@ -67,13 +67,12 @@ def by_name(cls: type[Swapped]) -> type[Swapped]:
     parent: Any = cls.original.forward
     names = list(inspect.signature(parent).parameters)[1:]
 
-    @functools.wraps(parent)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         return self.forward_on_rows(**dict(zip(names, args, strict=False)), **kwargs)
 
     # Each class has code of its own: torch.compile gives up on one that it has compiled eight times.
     forward.__code__ = forward.__code__.replace(co_qualname=f"{cls.__name__}.forward")
-    cls.forward = forward
+    cls.forward = functools.wraps(parent)(forward)
     # Keyed by name. Without an entry transformers' own forward would record neither states nor probabilities.
     records = getattr(cls, "_can_record_outputs", None)
     if records is not None:
