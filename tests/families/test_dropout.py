@@ -72,7 +72,7 @@ def test_gradient_checkpointing(family: str, reentrant: bool) -> None:
 @pytest.mark.parametrize("family", ["bert", "distilbert", "xlm"])
 def test_every_dropout_drops(family: str) -> None:
     """Each site alone changes the result; those of probability 0 do not."""
-    plain, fast = make(family, **NO_DROPOUT)
+    _, fast = make(family, **NO_DROPOUT)
     inputs = batch(family)
     with torch.no_grad():
         off = fast(**inputs).last_hidden_state
@@ -89,7 +89,7 @@ def test_every_dropout_drops(family: str) -> None:
 
 def test_dropout_of_a_part_in_eval_mode() -> None:
     """Transformers drops probabilities where the attention itself is in training mode."""
-    plain, fast = make("bert", attention_probs_dropout_prob=0.5, hidden_dropout_prob=0.0)
+    _, fast = make("bert", attention_probs_dropout_prob=0.5, hidden_dropout_prob=0.0)
     inputs = batch("bert")
     with torch.no_grad():
         expected = fast(**inputs).last_hidden_state
