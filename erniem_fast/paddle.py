@@ -1,131 +1,29 @@
-"""Checkpoints of PaddleNLP: folders with a `.pdparams` file, a configuration and the tokenizer's files.
+"""Checkpoints of Paddle: folders with a `.pdparams` file, a configuration and the tokenizer's files.
 
-The tables at the top give the names of a family of models; `array_pickle.read` reads the file.
+`array_pickle.read` reads the file, the tables in `checkpoints` give its parameters their names here, and
+`paddle_ernie_m` and `paddle_ernie` read what the folders say besides.
 """
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Container, Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from torch import Tensor
 
 from . import modeling
 from .array_pickle import read
-from .configuration import ErnieMConfig
+from .checkpoints import ERNIE_M, ERNIE_ORIGINAL, ERNIE_PADDLENLP, ERNIE_STATIC
 from .inference.progress import progress_bar
-from .tokenization import VOCAB_FILES_NAMES, ErnieMTokenizer
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A kind of module.
-
-    Attributes:
-        dimensions: of its parameters, by name.
-        transposed: True if Paddle stores the weight transposed: (in_features, out_features).
-    """
-
-    dimensions: Mapping[str, int]
-    transposed: bool = False
-
-
-LINEAR = Kind({"weight": 2, "bias": 1}, transposed=True)
-NORM = Kind({"weight": 1, "bias": 1})
-EMBEDDING = Kind({"weight": 2})
-
-
-@dataclass(frozen=True)
-class Head:
-    """A class of PaddleNLP's.
-
-    Attributes:
-        class_name: our class.
-        linears: its linear layers: their names in Paddle, and ours.
-        counted: our name of the one that has a row a label, which the configuration need not count.
-    """
-
-    class_name: str
-    linears: Mapping[str, str]
-    counted: str | None = None
-
-
-@dataclass(frozen=True)
-class Family:
-    """Names in a family of checkpoints. `{}` stands for the number of a layer.
-
-    Attributes:
-        model_type: what config.json says.
-        prefix: name of the encoder in our heads, with a dot.
-        prefixes: names of the encoder in Paddle's, each with a dot.
-        embeddings: tables: their names in Paddle, and ours.
-        norms: layer-norms, likewise.
-        linears: linear layers, likewise.
-        buffers: tensors that are no parameters.
-        heads: classes by their names in Paddle.
-    """
-
-    model_type: str
-    prefix: str
-    prefixes: tuple[str, ...]
-    embeddings: Mapping[str, str]
-    norms: Mapping[str, str]
-    linears: Mapping[str, str]
-    buffers: frozenset[str]
-    heads: Mapping[str, Head]
-
-    def modules(self, prefix: str, head: Head) -> dict[str, tuple[str, Kind]]:
-        """Our name and the kind of each module, by its name in Paddle with `prefix` before the encoder's."""
-        ours = self.prefix if head.linears else ""
-        encoder = {
-            prefix + theirs: (ours + name, kind)
-            for kind, names in ((EMBEDDING, self.embeddings), (NORM, self.norms), (LINEAR, self.linears))
-            for theirs, name in names.items()
-        }
-        return encoder | {theirs: (name, LINEAR) for theirs, name in head.linears.items()}
-
-
-CLASSIFIER = {"classifier": "classifier"}
-ERNIE_M = Family(
-    model_type="ernie_m",
-    prefix="ernie_m.",
-    prefixes=("ernie_m.", "encoder."),
-    embeddings={
-        "embeddings.word_embeddings": "embeddings.word_embeddings",
-        "embeddings.position_embeddings": "embeddings.position_embeddings",
-    },
-    norms={
-        "embeddings.layer_norm": "embeddings.layer_norm",
-        "encoder.layers.{}.norm1": "encoder.layers.{}.norm1",
-        "encoder.layers.{}.norm2": "encoder.layers.{}.norm2",
-    },
-    linears={
-        "encoder.layers.{}.self_attn.q_proj": "encoder.layers.{}.self_attn.self_attn.q_proj",
-        "encoder.layers.{}.self_attn.k_proj": "encoder.layers.{}.self_attn.self_attn.k_proj",
-        "encoder.layers.{}.self_attn.v_proj": "encoder.layers.{}.self_attn.self_attn.v_proj",
-        "encoder.layers.{}.self_attn.out_proj": "encoder.layers.{}.self_attn.out_proj",
-        "encoder.layers.{}.linear1": "encoder.layers.{}.linear1",
-        "encoder.layers.{}.linear2": "encoder.layers.{}.linear2",
-        "pooler.dense": "pooler.dense",
-    },
-    buffers=frozenset({"embeddings.position_ids"}),
-    heads={
-        "ErnieMModel": Head("ErnieMModel", {}),
-        "ErnieMForSequenceClassification": Head("ErnieMForSequenceClassification", CLASSIFIER, "classifier"),
-        "ErnieMForTokenClassification": Head("ErnieMForTokenClassification", CLASSIFIER, "classifier"),
-        "ErnieMForMultipleChoice": Head("ErnieMForMultipleChoice", CLASSIFIER),
-        "ErnieMForQuestionAnswering": Head("ErnieMForQuestionAnswering", {"classifier": "qa_outputs"}),
-        "UIEM": Head("ErnieMForInformationExtraction", {"linear_start": "linear_start", "linear_end": "linear_end"}),
-    },
-)
-
-NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
-"""Number of a layer in the name of a module."""
+from .paddle_ernie import ernie_config, ernie_tokenizer, refuse_relatives
+from .paddle_ernie_m import ernie_m_config, ernie_m_tokenizer
+from .paddle_names import LAYER_NUMBER, Family, Head
 
 
 def to_tensor(array: np.ndarray) -> Tensor:
@@ -172,28 +70,25 @@ def convert(
     Raises:
         ValueError: unknown names, an unknown architecture, or none where the names don't tell it.
     """
-    table = f"{next(iter(family.embeddings))}.weight"
-    prefix = next((prefix for prefix in ("", *family.prefixes) if prefix + table in arrays), None)
+    prefix = family.prefix_in(arrays)
     if prefix is None:
-        raise ValueError(f"the weights hold no {table}; expected those of a {family.model_type} model")
+        raise ValueError(f"the weights hold no {family.word_table}; expected those of a {family.model_type} model")
     if architecture is None:
         architecture = _architecture(arrays, family)
     if architecture not in family.heads:
         raise ValueError(f"the class is {architecture!r}; expected one of {', '.join(family.heads)}")
     head = family.heads[architecture]
-    modules = family.modules(prefix, head)
+    parameters = family.parameters(prefix, head)
     state: dict[str, Tensor] = {}
     unknown = []
     for key in list(arrays):
         array = arrays.pop(key)
         advance(1)
-        module, _, parameter = key.rpartition(".")
         # A name that holds {} itself is none of the table's.
-        template = "" if "{" in module else NUMBER.sub("{}", module)
-        name, kind = modules.get(template, ("", EMBEDDING))
-        if name and kind.dimensions.get(parameter) == array.ndim:
-            name = f"{name.format(*NUMBER.findall(module))}.{parameter}"
-            state[name] = to_tensor(array.T if kind.transposed else array)
+        parameter = None if "{" in key else parameters.get(LAYER_NUMBER.sub("{}", key))
+        if parameter is not None and parameter.dimensions == array.ndim:
+            name = parameter.name.format(*LAYER_NUMBER.findall(key))
+            state[name] = to_tensor(array.T if parameter.transposed else array)
         elif key.removeprefix(prefix) not in family.buffers:
             unknown.append(f"{key} {array.shape}")
     if unknown:
@@ -202,12 +97,13 @@ def convert(
     return Converted(head, {name: tensor.to(dtype) for name, tensor in state.items()})
 
 
-def _architecture(arrays: Mapping[str, np.ndarray], family: Family) -> str:
-    linears = {name for head in family.heads.values() for name in head.linears}
-    found = {name for name in linears if f"{name}.weight" in arrays}
-    names = [name for name, head in family.heads.items() if head.linears.keys() == found]
-    if len(names) != 1:
-        raise ValueError(f"the configuration names no class, and the weights fit {', '.join(names) or 'none'}")
+def _architecture(keys: Container[str], family: Family) -> str:
+    names = family.fitting(keys)
+    if not names or any(family.heads[name] != family.heads[names[0]] for name in names):
+        raise ValueError(
+            f"the configuration names no class, and the weights fit {', '.join(names) or 'none'}; "
+            "expected it as architectures: [name]"
+        )
     return names[0]
 
 
@@ -218,32 +114,48 @@ def _listing(names: Iterable[str]) -> str:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A checkpoint of PaddleNLP's, as ours.
+    """A checkpoint of Paddle's, as a model of this package (ERNIE-M) or of transformers (ERNIE).
 
     Attributes:
         model: the model, in eval mode.
-        tokenizer: the tokenizer.
+        tokenizer: the tokenizer; None for ERNIE-Tiny, whose own has no class in transformers.
         architecture: the class in Paddle.
-        dropped: parameters that our class has no place for: the pooler, where the head doesn't read it.
+        dropped: parameters that the class has no place for: the pooler, where the head doesn't read it, and the table
+            of task types, where the configuration says that it is not used.
+        kept: parameters that `save` writes though the class has no place for them: a pre-trained pooler, which the
+            encoder by itself reads.
     """
 
     model: Any
-    tokenizer: ErnieMTokenizer
+    tokenizer: Any
     architecture: str
     dropped: list[str]
+    kept: dict[str, Tensor] = field(default_factory=dict)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the folder that `from_pretrained` loads."""
+        self.model.save_pretrained(folder, state_dict=self.model.state_dict() | self.kept)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(folder)
+        else:  # a name that AutoTokenizer refuses: without one it makes up a tokenizer of BERT's kind with five tokens
+            (Path(folder) / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "ErnieTinyTokenizer"}))
 
 
 def load(folder: str | Path, progress: bool = False) -> Loaded:
-    """Load a folder of PaddleNLP's: an ERNIE-M model with any head, or UIE-M.
+    """Load a folder of PaddleNLP's or of ERNIE's repository.
+
+    ERNIE-M with any head and UIE-M give models of this package, ERNIE 1.0, 2.0, 3.0, Tiny and Gram zh those of
+    transformers.
 
     Args:
-        folder: with one `.pdparams` file, config.json or the older model_config.json, vocab.txt,
-            sentencepiece.bpe.model and perhaps tokenizer_config.json.
+        folder: with one `.pdparams` file, its configuration (config.json, the older model_config.json, or
+            ernie_config.json), vocab.txt, sentencepiece.bpe.model of ERNIE-M and perhaps tokenizer_config.json.
         progress: draw a bar on stderr.
 
     Raises:
         OSError: a file is missing or can't be read.
-        ValueError: a file does not hold what its name promises, or parameters are missing or unknown.
+        ValueError: a file does not hold what its name promises, parameters are missing or unknown, or they are those
+            of another model, which is named.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -251,25 +163,62 @@ def load(folder: str | Path, progress: bool = False) -> Loaded:
     weights = sorted(folder.glob("*.pdparams"))
     if len(weights) != 1:
         names = ", ".join(file.name for file in weights) or "none"
-        raise ValueError(f"{str(folder)!r} must hold one .pdparams file, with all parameters, got {names}")
+        hint = "; docs/paddle.md says how to make one of params" if (folder / "params").is_dir() else ""
+        raise ValueError(f"{str(folder)!r} must hold one .pdparams file, with all parameters, got {names}{hint}")
     fields = _read_config(folder)
-    tokenizer = _load_tokenizer(folder)
+    if not (folder / "vocab.txt").is_file():
+        raise FileNotFoundError(f"{str(folder)!r} holds no tokenizer (no vocab.txt)")
     with progress_bar(weights[0].stat().st_size, "reading", "B", progress) as bar:
         arrays = read(weights[0], bar.update)
+    family = _family(fields, arrays)
     with progress_bar(len(arrays), "converting", " arrays", progress) as bar:
-        architecture = fields.pop("architecture") or _architecture(arrays, ERNIE_M)
-        converted = convert(arrays, architecture, ERNIE_M, bar.update)
-    config = _config(fields, converted, tokenizer)
-    model, dropped = _model(converted, config)
-    return Loaded(model, tokenizer, architecture, dropped)
+        architecture = fields.pop("architecture") or _architecture(arrays, family)
+        converted = convert(arrays, architecture, family, bar.update)
+    _check_num_layers(fields, converted.state_dict)
+    config, tokenizer = _read_folder(folder, fields, converted, family)
+    return _loaded(converted, config, tokenizer, architecture, family)
 
 
-def _model(converted: Converted, config: ErnieMConfig) -> tuple[Any, list[str]]:
-    with torch.device("meta"):
-        model = getattr(modeling, converted.head.class_name)(config)
-    found, expected = converted.state_dict, model.state_dict()
-    dropped = [name for name in found if name not in expected and name.startswith(f"{ERNIE_M.prefix}pooler.")]
-    state = {name: tensor for name, tensor in found.items() if name not in dropped}
+FAMILIES = (ERNIE_M, ERNIE_PADDLENLP, ERNIE_ORIGINAL, ERNIE_STATIC)
+MODEL_TYPES = {"ernie_m": ERNIE_M, "ernie": ERNIE_PADDLENLP, "ernie_gram": ERNIE_PADDLENLP}
+"""Model types in PaddleNLP. Configurations of ERNIE's repository have none."""
+
+
+def _family(fields: Mapping[str, Any], keys: Collection[str]) -> Family:
+    """The family of a configuration and of parameters' names.
+
+    Raises:
+        ValueError: it is none of those that are read; the error names it where they tell.
+    """
+    found = [family for family in FAMILIES if family.prefix_in(keys) is not None]
+    refuse_relatives(fields, keys, found[0] if found else None)
+    kind, architecture = fields.get("model_type"), fields.get("architecture")
+    if kind is not None and not (isinstance(kind, str) and kind in MODEL_TYPES):
+        raise ValueError(f"model_type is {kind!r}; expected one of {', '.join(MODEL_TYPES)}")
+    if kind is not None and (not found or MODEL_TYPES[kind] in found):
+        return MODEL_TYPES[kind]
+    if not found:
+        tables = " or ".join(dict.fromkeys(f"{family.word_table} ({family.form})" for family in FAMILIES))
+        raise ValueError(f"the weights hold no {tables}")
+    named = [family for family in found if architecture in family.heads]
+    # ERNIE-M has no types of tokens.
+    typed = any(key.endswith("token_type_embeddings.weight") for key in keys)
+    return (named or [family for family in found if (family is not ERNIE_M) == typed] or found)[0]
+
+
+def _loaded(converted: Converted, config: Any, tokenizer: Any, architecture: str, family: Family) -> Loaded:
+    """Build the model of a checkpoint, of which nothing may be missing or too much."""
+    head = converted.head
+    model_class = getattr(modeling if family is ERNIE_M else transformers, head.class_name)
+    try:
+        with torch.device("meta"):
+            model = model_class(config)
+    except (RuntimeError, TypeError, ArithmeticError) as error:  # sizes of no tensor
+        raise ValueError(f"the configuration is no model's: {(str(error).splitlines() or [''])[0]}") from error
+    expected, found = model.state_dict(), converted.state_dict
+    _tie(found, head)
+    spare = {name: tensor for name, tensor in found.items() if name not in expected and _is_spare(name, config, family)}
+    state = {name: tensor for name, tensor in found.items() if name not in spare}
     for problem, names in (
         ("lack", expected.keys() - state.keys()),
         ("hold more than config.json says:", state.keys() - expected.keys()),
@@ -280,8 +229,32 @@ def _model(converted: Converted, config: ErnieMConfig) -> tuple[Any, list[str]]:
     ):
         if names:
             raise ValueError(f"the weights {problem} {_listing(names)}")
-    model.load_state_dict(state, assign=True)
-    return model.eval(), dropped
+    if family is ERNIE_M:
+        model.load_state_dict(state, assign=True)
+    else:  # which has buffers that are no parameters
+        dtype = next(iter(state.values())).dtype
+        model = model_class.from_pretrained(None, config=config, state_dict=state, dtype=dtype)
+    kept = {name: tensor for name, tensor in spare.items() if head.keeps_pooler and ".pooler." in name}
+    return Loaded(model.eval(), tokenizer, architecture, [name for name in spare if name not in kept], kept)
+
+
+def _tie(state: dict[str, Tensor], head: Head) -> None:
+    """Give parameters that repeat others the others' values.
+
+    Raises:
+        ValueError: the file holds other values.
+    """
+    for name, source in head.tied.items():
+        if source in state:
+            if name in state and not torch.equal(state[name], state[source]):
+                raise ValueError(f"{name} has other values than {source}; expected the same")
+            state[name] = state[source]
+
+
+def _is_spare(name: str, config: Any, family: Family) -> bool:
+    """True for a parameter that a class may have no place for."""
+    unused = family is not ERNIE_M and not config.use_task_id
+    return name.startswith(f"{family.prefix}pooler.") or (unused and "embeddings.task_type_embeddings." in name)
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -295,11 +268,11 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    names = ("config.json", "model_config.json")
+    names = ("config.json", "model_config.json", "ernie_config.json")
     for name in names:
         if (folder / name).is_file():
             return flatten_config(_read_json(folder / name))
-    raise FileNotFoundError(f"{str(folder)!r} holds no configuration; expected {' or '.join(names)}")
+    raise FileNotFoundError(f"{str(folder)!r} holds no configuration; expected {', '.join(names[:-1])} or {names[-1]}")
 
 
 def flatten_config(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -323,49 +296,25 @@ def flatten_config(fields: Mapping[str, Any]) -> dict[str, Any]:
     return flat | {"architecture": names[0] or flat.get("architecture")}
 
 
-FIELDS = (
-    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "hidden_act", "hidden_dropout_prob",
-    "attention_probs_dropout_prob", "max_position_embeddings", "initializer_range", "classifier_dropout", "id2label",
-    "label2id",
-)  # fmt: skip
-"""Fields that our configuration takes over. Others are PaddleNLP's own, or the weights and the tokenizer tell them."""
-
-
-def _config(fields: dict[str, Any], converted: Converted, tokenizer: ErnieMTokenizer) -> ErnieMConfig:
-    state = converted.state_dict
-    kind = fields.get("model_type", ERNIE_M.model_type)
-    if kind != ERNIE_M.model_type:
-        raise ValueError(f"model_type is {kind!r}; expected {ERNIE_M.model_type!r}")
-    sizes = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
-    missing = [name for name in sizes if fields.get(name) is None]
-    if missing:
-        raise ValueError(f"the configuration lacks {_listing(missing)}")
-    layers = {key.split(".layers.")[1].split(".")[0] for key in state if ".layers." in key}
-    if fields["num_hidden_layers"] != len(layers):
-        raise ValueError(f"num_hidden_layers is {fields['num_hidden_layers']!r}, and the weights hold {len(layers)}")
-    taken = {name: fields[name] for name in FIELDS if fields.get(name) is not None}
-    if "dropout" in fields:  # of the heads, before PaddleNLP's classes took a configuration
-        taken.setdefault("classifier_dropout", fields["dropout"])
-    # PaddleNLP reads neither of these: its feed-forward is always 4 hidden_size wide, and its classes, made with a
-    # number of labels, need not name it.
-    widths = [len(value) for key, value in state.items() if key.endswith("linear1.bias")]
-    if not widths:
-        raise ValueError("the weights lack linear1.bias of every layer")
-    taken["intermediate_size"] = widths[0]
-    counted = state.get(f"{converted.head.counted}.bias")
-    if counted is not None and "id2label" not in taken:
-        taken["num_labels"] = len(counted)
-    # PaddleNLP's configuration says 0 by default, which is [CLS].
-    return ErnieMConfig(pad_token_id=tokenizer.pad_token_id, **taken)
-
-
-def _load_tokenizer(folder: Path) -> ErnieMTokenizer:
-    vocab, pieces = (folder / name for name in VOCAB_FILES_NAMES.values())
-    for file in (vocab, pieces):
-        if not file.is_file():
-            raise FileNotFoundError(f"{str(folder)!r} holds no tokenizer (no {file.name})")
+def _read_folder(folder: Path, fields: dict[str, Any], converted: Converted, family: Family) -> tuple[Any, Any]:
+    """The configuration and the tokenizer."""
+    state, head = converted.state_dict, converted.head
     file = folder / "tokenizer_config.json"
-    fields = _read_json(file) if file.is_file() else {}
-    names = ("do_lower_case", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-    options = {name: fields[name] for name in names if isinstance(fields.get(name), str | bool)}
-    return ErnieMTokenizer(pieces, vocab, **options)
+    options = _read_json(file) if file.is_file() else {}
+    if family is ERNIE_M:
+        pieces = ernie_m_tokenizer(folder, options)
+        return ernie_m_config(fields, state, head, pieces.pad_token_id), pieces
+    words = next(tensor for name, tensor in state.items() if name.endswith("word_embeddings.weight"))
+    tokenizer = ernie_tokenizer(folder, options, len(words))
+    pad_token_id = fields.get("pad_token_id") or 0 if tokenizer is None else tokenizer.pad_token_id
+    return ernie_config(fields, state, head, family, pad_token_id), tokenizer
+
+
+LAYER_INDEX = re.compile(r"\.layers?\.([0-9]+)\.")
+"""Number of a layer in the name of a parameter here."""
+
+
+def _check_num_layers(fields: Mapping[str, Any], names: Collection[str]) -> None:
+    layers = {match[1] for match in map(LAYER_INDEX.search, names) if match}
+    if fields.get("num_hidden_layers") not in (None, len(layers)):
+        raise ValueError(f"num_hidden_layers is {fields['num_hidden_layers']!r}, and the weights hold {len(layers)}")

@@ -26,7 +26,7 @@ def tokenizer():
 @pytest.fixture
 def _same_tokenizer(monkeypatch, tokenizer):
     """Loading a tokenizer takes longer than all else of a tiny checkpoint."""
-    monkeypatch.setattr(paddle, "_load_tokenizer", lambda folder: tokenizer)
+    monkeypatch.setattr(paddle, "ernie_m_tokenizer", lambda folder, fields: tokenizer)
 
 
 def make(name: str = "ErnieMModel", **changes: Any) -> Any:
@@ -215,7 +215,7 @@ def test_spoilt_weights_raise(tmp_path, how, message):
         ({"architectures": "UIEM"}, "architectures must name one class"),
         ({"architectures": ["ErnieMModel"]}, "ErnieMModel has no such parameters: classifier.bias"),
         ({"architectures": ["UIEM"]}, "UIEM has no such parameters: classifier.bias"),
-        ({"model_type": "bert"}, "model_type is 'bert'; expected 'ernie_m'"),
+        ({"model_type": "bert"}, "model_type is 'bert'; expected one of ernie_m, ernie, ernie_gram"),
         ({"init_args": 3}, "init_args must be a list"),
         ({"num_hidden_layers": 3}, "num_hidden_layers is 3, and the weights hold 2"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000, and the weights hold 2"),
@@ -235,7 +235,7 @@ def test_wrong_configurations_raise(tmp_path, changes, message):
 @pytest.mark.parametrize(
     ("file", "content", "error", "message"),
     [
-        ("config.json", None, FileNotFoundError, "config.json or model_config.json"),
+        ("config.json", None, FileNotFoundError, "config.json, model_config.json or ernie_config.json"),
         ("config.json", "{", ValueError, "config.json is not JSON"),
         ("config.json", "[" * 100_000, ValueError, "config.json is not JSON"),
         ("config.json", "[1]", ValueError, "must hold an object, got list"),

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.blocks import GPU, Block, blocks, script
+from helpers.ernie_folders import TINY, write_ernie_checkpoint
 from helpers.hub import fill_cache, fill_folders
 from helpers.paddle_folders import write_uie_m
 from helpers.paths import ROOT
@@ -50,6 +51,7 @@ def run_page(hub: dict[str, str], folders: Path, tmp_path: Path) -> Callable[[Pa
         shutil.copytree(folders, tmp_path, dirs_exist_ok=True)
         if page.stem == "paddle":
             write_uie_m(tmp_path / "uie_m_base")
+            write_ernie_checkpoint(tmp_path / "ernie_1.0", "original", TINY, name="ErnieForMaskedLM")
         chosen = [block for block in blocks(page) if block.mark == "" or (block.mark == GPU and _has_gpu())]
         printed = ""
         python = [block for block in chosen if block.language == "python"]
