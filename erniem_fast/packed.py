@@ -21,7 +21,7 @@ from .encoder import LayerParts, PackedContext, PackedModelOutput
 from .inputs import pack_input
 from .outputs import OutputOptions
 from .packing import PackedBatch
-from .validation import Limits, ValueCheck, warn_once
+from .validation import Limits, ValueCheck, count_packed, warn_once
 
 PACKED_ARGUMENTS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "validate")
 ORDERS = ("value_checks", "return_packed", "scores_sequences")
@@ -217,13 +217,22 @@ class PackedEncoder(Swapped):
             return self._encode(**given)
         name = type(self).__name__
         packed = isinstance(given.get("input_ids"), PackedBatch) or given.get("cu_seq_lens_q") is not None
-        if packed:
+        if packed or self._restarts(given):
             raise ValueError(f"packed input needs the padding-free {name}, which can't compute this: {reason}")
         if given.get("return_packed"):
             raise ValueError(f"return_packed must be False where {name} runs as transformers' own: {reason}")
         warn_once(f"{name} runs as transformers' own, padding included: {reason}.")
         own = {key: value for key, value in given.items() if key not in (*PACKED_ARGUMENTS, *ORDERS)}
         return self.original.forward(self, **own)
+
+    def _restarts(self, given: dict[str, Any]) -> bool:
+        """True if the input is a lone row of several sequences, which transformers' encoders read as one."""
+        positions = given.get("position_ids")
+        if not isinstance(positions, Tensor) or given.get("attention_mask") is not None or len(positions) != 1:
+            return False
+        if torch.jit.is_tracing() or torch.compiler.is_exporting() or self.config.is_decoder:  # type: ignore[attr-defined]
+            return False
+        return bool(count_packed(positions[0], self.limits.first_position) > 1)
 
     def _encode(
         self,
