@@ -185,3 +185,17 @@ def test_lower_precision(dtype: torch.dtype) -> None:
         exact = plain(**inputs).logits[real]
         errors = [(model.to(dtype)(**inputs).logits[real] - exact).abs().max() for model in (fast, plain)]
     assert errors[0] <= 2 * errors[1] + torch.finfo(dtype).eps * exact.abs().max()
+
+
+def test_autocast() -> None:
+    """The parameters stay float32; the error is that of transformers under autocast."""
+    plain, fast = make("roberta", "ForTokenClassification")
+    inputs = batch("roberta")
+    real = real_of("roberta", inputs)
+    with torch.no_grad():
+        exact = plain(**inputs).logits[real]
+        errors = []
+        for model in (fast, plain):
+            with torch.autocast("cpu", torch.bfloat16):
+                errors.append((model.float()(**inputs).logits[real] - exact).abs().max())
+    assert 0 < errors[0] <= 2 * errors[1] + torch.finfo(torch.bfloat16).eps * exact.abs().max()

@@ -38,9 +38,8 @@ def test_inference() -> None:
     _, fast = make("bert", num_hidden_layers=1)
     compiled = torch.compile(fast, fullgraph=True, backend="eager")
     with torch.no_grad():
-        for lengths in BATCHES[:2]:
-            inputs = flattened("bert", lengths)
-            assert_close(compiled(**inputs).last_hidden_state, fast(**inputs).last_hidden_state)
+        inputs = flattened("bert", BATCHES[0])
+        assert_close(compiled(**inputs).last_hidden_state, fast(**inputs).last_hidden_state)
 
 
 @pytest.mark.slow

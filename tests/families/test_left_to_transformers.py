@@ -151,6 +151,10 @@ def test_packed_input_is_refused_where_transformers_would_have_to_compute_it() -
     packed = PackedBatch.from_sequences([[5, 6, 7], [8, 9]])
     with pytest.raises(ValueError, match=r"packed input needs the padding-free BertModel.*output_attentions is set"):
         fast(packed, output_attentions=True)
+    restarting = {"input_ids": torch.tensor([[5, 6, 7, 8, 9]]), "position_ids": torch.tensor([[0, 1, 2, 0, 1]])}
+    with pytest.raises(ValueError, match=r"packed input needs the padding-free BertModel.*output_attentions is set"):
+        fast(**restarting, output_attentions=True)
+    fast(**(restarting | {"position_ids": torch.arange(5)[None]}), output_attentions=True)
     fast.encoder.register_forward_hook(lambda *_: None)
     with pytest.raises(ValueError, match=r"packed input needs the padding-free BertModel.*encoder has hooks"):
         fast(packed)

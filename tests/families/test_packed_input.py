@@ -102,6 +102,25 @@ def test_output_on_rows(family: str) -> None:
     assert_close(output.batch.output(output.last_hidden_state), padded.last_hidden_state)
 
 
+@some_families
+def test_prefixes(family: str) -> None:
+    """Tokens before a sequence's prefix length do not see those behind it."""
+    if FAMILIES[family].prefix == "XLM":
+        pytest.skip("XLM takes no mask for each query, which would be the oracle")
+    plain, fast = make(family)
+    inputs = batch(family)
+    real = inputs["attention_mask"] == 1
+    prefixes = torch.tensor([4, 0, 9, 1], dtype=torch.int32)
+    made = PackedBatch(**(vars(packed(inputs, family)) | {"prefix_lens": prefixes}))
+    columns = torch.arange(9)
+    before = columns < prefixes[:, None]
+    seen = (~before[:, :, None] | before[:, None, :]) & real[:, None, :]
+    with torch.no_grad():
+        found = fast(made).last_hidden_state[0]
+        expected = plain(**(inputs | {"attention_mask": seen[:, None]})).last_hidden_state[real]
+    assert_close(found, expected)
+
+
 def test_no_position_of_a_pad_token_in_flattened_input() -> None:
     """Positions that count from 0 would silently read RoBERTa's row of the pad."""
     _, fast = make("xlm-roberta")
