@@ -15,7 +15,6 @@ import transformers
 from helpers.families import (
     FAMILIES,
     NO_DROPOUT,
-    XLM_TOLERANCE,
     assert_close,
     assert_same_gradients,
     batch,
@@ -264,4 +263,4 @@ def test_a_class_of_ours_built_from_a_configuration(family: str) -> None:
     plain, fast = make(family, masked_lm(family))
     built = type(fast)(copy.deepcopy(plain.config)).double().eval()
     built.load_state_dict(plain.state_dict())
-    assert_works_as(built, fast, family, XLM_TOLERANCE)
+    assert_works_as(built, fast, family, 1e-12)

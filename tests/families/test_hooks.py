@@ -251,7 +251,8 @@ def test_hidden_states_by_configuration_and_their_gradients() -> None:
 
 
 @pytest.mark.parametrize(
-    "family", ["bert", *(pytest.param(name, marks=pytest.mark.slow) for name in ("xlm-roberta", "distilbert"))]
+    "family",
+    ["electra", *(pytest.param(name, marks=pytest.mark.slow) for name in ("bert", "xlm-roberta", "distilbert"))],
 )
 def test_attentions_and_fast_again(family: str, rows: list[int], caplog: pytest.LogCaptureFixture) -> None:
     """Transformers computes them, which is said once; its hooks that stay behind are idle."""

@@ -43,7 +43,7 @@ def test_twenty_steps(checkpointing: bool, tmp_path: Path, monkeypatch: pytest.M
     found, expected = (train(model, data, tmp_path, **options) for model in (fast, plain))
     assert len(found) == 20
     assert_close(torch.tensor(found), torch.tensor(expected), 1e-6)
-    assert found[-1] < 0.8 * found[0]
+    assert sum(found[-4:]) < 0.9 * sum(found[:4])
     for name, value in plain.state_dict().items():
         assert_close(fast.state_dict()[name], value, 1e-6, name)
     assert any(not torch.equal(before[name], value) for name, value in fast.state_dict().items())
