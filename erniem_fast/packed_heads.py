@@ -48,9 +48,7 @@ class ScoresSequences(PackedHead):
     """Modules that pick the first token out of a sequence's, by attribute: the class that each must be."""
 
     def reason_to_give_all(self) -> str | None:
-        """Reason why somebody may read other tokens than the first, or None."""
-        if not is_unwatched(self.base_model):
-            return "the encoder has hooks"
+        """Reason why the head may read other tokens than the first, or None."""
         for name, cls in self.readers.items():
             reader = getattr(self, name)
             reader = getattr(reader, "original_module", reader)  # peft trains a copy of it
