@@ -26,6 +26,8 @@ from .validation import Limits, ValueCheck, count_packed, warn_once
 PACKED_ARGUMENTS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "validate")
 ORDERS = ("value_checks", "return_packed", "scores_sequences")
 """Further arguments that transformers' forward does not take."""
+SELECTS_STATES = hasattr(output_capturing, "resolve_hidden_states_indices")
+"""True if indices in `output_hidden_states` count all hidden states; older releases count the layers' outputs."""
 INFRASTRUCTURE = (fusion.CAPTURE, "torch.distributed.", "accelerate.")
 """Modules whose hooks move or gather parameters, or are idle: such a hook sees no result that its owner would miss."""
 
@@ -203,6 +205,9 @@ class PackedEncoder(Swapped):
         asked = given.get("output_attentions")
         if config.output_attentions if asked is None else asked:
             return "output_attentions is set"
+        states = given.get("output_hidden_states")
+        if not (SELECTS_STATES or states is None or isinstance(states, bool)):
+            return "output_hidden_states holds indices, which this release of transformers counts otherwise"
         mask = given.get("attention_mask")
         if isinstance(mask, Tensor) and mask.dim() > 2:
             return f"attention_mask has {mask.dim()} dimensions"
