@@ -26,6 +26,7 @@ from helpers.families import (
 )
 from torch import Tensor
 
+from erniem_fast import explain
 from erniem_fast.packed import PackedEncoder
 
 ONCE = [
@@ -200,6 +201,13 @@ def test_autocast() -> None:
             with torch.autocast("cpu", torch.bfloat16):
                 errors.append((model.float()(**inputs).logits[real] - exact).abs().max())
     assert 0 < errors[0] <= 2 * errors[1] + torch.finfo(torch.bfloat16).eps * exact.abs().max()
+
+
+def test_all_is_fused() -> None:
+    """In every family, and nothing else comes from elsewhere."""
+    for family in FAMILIES:
+        said = explain(make(family)[1])
+        assert said.endswith("layers 0 to 1: on packed rows, all fused"), said
 
 
 def test_softmax_of_xlm_in_float32() -> None:
