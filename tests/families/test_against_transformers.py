@@ -1,5 +1,6 @@
 """Every family with every head: transformers' results, forward and backward, however a batch is padded."""
 
+import logging
 from itertools import product
 
 import pytest
@@ -26,7 +27,7 @@ from helpers.families import (
 )
 from torch import Tensor
 
-from erniem_fast import explain
+from erniem_fast import explain, validation
 from erniem_fast.packed import PackedEncoder
 
 ONCE = [
@@ -203,11 +204,18 @@ def test_autocast() -> None:
     assert 0 < errors[0] <= 2 * errors[1] + torch.finfo(torch.bfloat16).eps * exact.abs().max()
 
 
-def test_all_is_fused() -> None:
-    """In every family, and nothing else comes from elsewhere."""
-    for family in FAMILIES:
-        said = explain(make(family)[1])
-        assert said.endswith("layers 0 to 1: on packed rows, all fused"), said
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=() if name == "sinusoidal xlm" else pytest.mark.slow) for name in FAMILIES]
+)
+def test_all_is_fused(family: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is logged, and `explain` says so."""
+    monkeypatch.setattr(validation, "_warned", set())
+    _, fast = make(family)
+    caplog.set_level(logging.WARNING, "erniem_fast")
+    with torch.no_grad():
+        fast(**batch(family))
+    assert caplog.text == ""
+    assert explain(fast).endswith("layers 0 to 1: on packed rows, all fused")
 
 
 def test_softmax_of_xlm_in_float32() -> None:
