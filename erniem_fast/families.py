@@ -150,8 +150,8 @@ class ErnieKind(BertKind):
 
     @property
     def token_rows(self) -> dict[str, int]:
-        tasks = {"task_type_ids": self.config.task_type_vocab_size} if self.embeddings.use_task_id else {}
-        return super().token_rows | tasks
+        rows = {"token_type_ids": self.config.type_vocab_size}  # torch.compile reads no property of super()
+        return rows | ({"task_type_ids": self.config.task_type_vocab_size} if self.embeddings.use_task_id else {})
 
 
 class RobertaKind(BertKind):

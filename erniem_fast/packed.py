@@ -21,9 +21,11 @@ from .encoder import LayerParts, PackedContext, PackedModelOutput
 from .inputs import pack_input
 from .outputs import OutputOptions
 from .packing import PackedBatch
-from .validation import Limits, ValueCheck, warn_once
+from .validation import Limits, ValueCheck, count_packed, warn_once
 
 PACKED_ARGUMENTS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "validate")
+ORDERS = ("value_checks", "return_packed", "scores_sequences")
+"""Further arguments that transformers' forward does not take."""
 SELECTS_STATES = hasattr(output_capturing, "resolve_hidden_states_indices")
 """True if indices in `output_hidden_states` count all hidden states; older releases count the layers' outputs."""
 INFRASTRUCTURE = (fusion.CAPTURE, "torch.distributed.", "accelerate.")
@@ -67,11 +69,12 @@ def by_name(cls: type[Swapped]) -> type[Swapped]:
     parent: Any = cls.original.forward
     names = list(inspect.signature(parent).parameters)[1:]
 
-    @functools.wraps(parent)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         return self.forward_on_rows(**dict(zip(names, args, strict=False)), **kwargs)
 
-    cls.forward = forward
+    # Each class has code of its own: torch.compile gives up on one that it has compiled eight times.
+    forward.__code__ = forward.__code__.replace(co_qualname=f"{cls.__name__}.forward")
+    cls.forward = functools.wraps(parent)(forward)
     # Keyed by name. Without an entry transformers' own forward would record neither states nor probabilities.
     records = getattr(cls, "_can_record_outputs", None)
     if records is not None:
@@ -219,11 +222,22 @@ class PackedEncoder(Swapped):
             return self._encode(**given)
         name = type(self).__name__
         packed = isinstance(given.get("input_ids"), PackedBatch) or given.get("cu_seq_lens_q") is not None
-        if packed:
+        if packed or self._restarts(given):
             raise ValueError(f"packed input needs the padding-free {name}, which can't compute this: {reason}")
+        if given.get("return_packed"):
+            raise ValueError(f"return_packed must be False where {name} runs as transformers' own: {reason}")
         warn_once(f"{name} runs as transformers' own, padding included: {reason}.")
-        own = {key: value for key, value in given.items() if key not in (*PACKED_ARGUMENTS, "scores_sequences")}
+        own = {key: value for key, value in given.items() if key not in (*PACKED_ARGUMENTS, *ORDERS)}
         return self.original.forward(self, **own)
+
+    def _restarts(self, given: dict[str, Any]) -> bool:
+        """True if the input is a lone row of several sequences, which transformers' encoders read as one."""
+        positions = given.get("position_ids")
+        if not isinstance(positions, Tensor) or given.get("attention_mask") is not None or len(positions) != 1:
+            return False
+        if torch.jit.is_tracing() or torch.compiler.is_exporting() or self.config.is_decoder:  # type: ignore[attr-defined]
+            return False
+        return bool(count_packed(positions[0], self.limits.first_position) > 1)
 
     def _encode(
         self,
@@ -253,16 +267,20 @@ class PackedEncoder(Swapped):
             return_packed: return a PackedModelOutput, on packed rows.
             scores_sequences: return a last_hidden_state (num_sequences, 1, hidden_size) of first tokens, all that a
                 head needs that scores sequences; the last layer computes no others.
-            further: ids that the family knows, such as token_type_ids; anything else is ignored, as transformers does.
+            further: ids that the family knows, such as token_type_ids. `langs` and `task_type_ids` of another are
+                refused, anything else is ignored, as transformers does.
         """
         limits, table = self.limits, self.position_table.weight
+        for name in ("langs", "task_type_ids"):
+            if further.get(name) is not None and name not in self.token_id_names:
+                raise ValueError(f"{name} must be None: {type(self).__name__} has no table for them")
         token_ids = {name: further[name] for name in self.token_id_names if further.get(name) is not None}
         batch, _ = pack_input(
             limits, table, input_ids, inputs_embeds, position_ids, attention_mask, cu_seq_lens_q, cu_seq_lens_k,
             max_length_q, validate, value_checks, token_ids,
         )  # fmt: skip
         asked = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        options = OutputOptions(asked is not False and asked is not None, False, True)
+        options = OutputOptions(bool(asked), False, True)  # transformers takes 0 and [] for no
         first = batch.first_rows() if scores_sequences and self._rows_may_be_left_out(batch, options) else None
         context = self.make_context(batch)
         rows = self.embed(context)

@@ -309,7 +309,7 @@ def check_padded(
     if from_ids:
         facts += [positions.amax()]
     if may_be_packed:
-        facts += [_count_packed(positions[0], limits.first_position), _count_packed(positions[0], 0)]
+        facts += [count_packed(positions[0], limits.first_position), count_packed(positions[0], 0)]
     if attention_mask is not None:
         facts += [((attention_mask != 0) & (attention_mask != 1)).sum()]
     if input_ids is not None:
@@ -390,7 +390,7 @@ def _expand(name: str, ids: Tensor, shape: tuple[int, int], device: torch.device
     return ids.expand(shape)
 
 
-def _count_packed(positions: Tensor, first: int) -> Tensor:
+def count_packed(positions: Tensor, first: int) -> Tensor:
     """Number of sequences that start in a row; 0 if a position neither starts a sequence nor follows the one before."""
     starts = positions == first
     follows = positions[1:] == positions[:-1] + 1
