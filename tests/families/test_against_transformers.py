@@ -190,6 +190,27 @@ def test_lower_precision(dtype: torch.dtype) -> None:
     assert errors[0] <= 2 * errors[1] + torch.finfo(dtype).eps * exact.abs().max()
 
 
+@pytest.mark.parametrize("family", ["bert", pytest.param("distilbert", marks=pytest.mark.slow),
+                                    pytest.param("xlm", marks=pytest.mark.slow)])  # fmt: skip
+def test_no_layer_at_all(family: str) -> None:
+    plain, fast = make(family, "ForSequenceClassification", num_hidden_layers=0)
+    inputs = batch(family, "none")
+    with torch.no_grad():
+        assert_same_outputs(fast(**inputs), plain(**inputs))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("activation", ["gelu_new", "silu", "quick_gelu", "tanh"])
+def test_other_activations(activation: str) -> None:
+    plain, fast = make("bert", hidden_act=activation, **NO_DROPOUT)
+    inputs = batch("bert")
+    found, expected = fast(**inputs).last_hidden_state, by_rows(plain, "bert", "Model")(**inputs).last_hidden_state
+    assert_close(found, expected)
+    for states in (found, expected):
+        states.sin().sum().backward()
+    assert_same_gradients(gradients(fast), gradients(plain))
+
+
 def test_autocast() -> None:
     """The parameters stay float32; the error is that of transformers under autocast."""
     plain, fast = make("roberta", "ForTokenClassification")

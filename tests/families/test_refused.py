@@ -1,6 +1,7 @@
 """Bad input, and models that cannot be made padding-free: one clear error, or what stayed as it was."""
 
 import copy
+import inspect
 import logging
 from typing import Any
 
@@ -201,6 +202,19 @@ def test_shapes_and_dtypes(wrong: dict[str, Any], error: type[Exception], messag
     _, fast = make("bert")
     with pytest.raises(error, match=message):
         fast(**(batch("bert") | wrong))
+
+
+@pytest.mark.parametrize(("family", "head"), [("bert", "Model"), ("roberta", "ForMaskedLM"), ("xlm", "Model")])
+def test_more_arguments_than_forward_has(family: str, head: str) -> None:
+    """None of them is dropped."""
+    plain, fast = make(family, head)
+    parameters = list(inspect.signature(type(fast).forward).parameters)
+    assert parameters == list(inspect.signature(type(plain).forward).parameters)
+    ids = batch(family)["input_ids"]
+    most = len([name for name in parameters if name not in ("self", "kwargs")])
+    with pytest.raises(TypeError, match=f"takes at most {most} arguments without a name, got {most + 1}"):
+        fast(ids, *[None] * most)
+    fast(ids, *[None] * (most - 1))
 
 
 @pytest.mark.parametrize(
