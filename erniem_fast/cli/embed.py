@@ -59,11 +59,12 @@ def embed_command(
     check_distinct(texts, out)
     with vector_file(out) as file:
         lines = read_texts(texts)
-        config = load_config(model)
+        config = load_config(model, any_family=True)
         tokenizer = load_tokenizer(model, config)
         file.allocate(len(lines), config.hidden_size)
-        encoder = load_encoder(model, weights, place, POOLINGS[pooling].reads_pooler)
-        sequences, truncated = tokenize(lines, tokenizer, config.max_tokens, progress=True)
+        encoder = load_encoder(model, weights, place, POOLINGS[pooling].reads_pooler, config)
+        most = encoder.limits.max_tokens
+        sequences, truncated = tokenize(lines, tokenizer, most, progress=True)
         for indices, vectors in embed(encoder, sequences, pooling, tokens_per_batch, progress=True):
             if not np.isfinite(vectors).all():
                 raise InputError(
@@ -72,4 +73,4 @@ def embed_command(
                 )
             file.write(indices, vectors)
     if truncated:
-        say_on_stderr(f"{truncated} of {len(lines)} texts were cut to {config.max_tokens} tokens")
+        say_on_stderr(f"{truncated} of {len(lines)} texts were cut to {most} tokens")

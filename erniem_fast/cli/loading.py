@@ -1,38 +1,67 @@
-"""Checkpoints of the command line: a folder or an id on the Hugging Face Hub, with one-line errors."""
+"""Checkpoints of the command line: a folder or an id on the Hugging Face Hub, with one-line errors.
 
+ErnieM's are read by our classes, those of the other families by transformers' and made padding-free.
+"""
+
+import inspect
 import json
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
+from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils import cached_file
 
+from ..auto_map import MODEL_TYPE
 from ..configuration import ErnieMConfig
 from ..modeling import ErnieMForInformationExtraction, ErnieMModel
+from ..packed import SWAPS, PackedEncoder
+from ..padding_free import padding_free
 from ..tokenization import VOCAB_FILES_NAMES, ErnieMTokenizer
 from .errors import InputError
 
 CHECKPOINT = (
-    "a folder with config.json, the weights, vocab.txt and sentencepiece.bpe.model, or the id of one on the "
-    "Hugging Face Hub"
+    "a folder with config.json, the weights and the tokenizer's files, or the id of one on the Hugging Face Hub"
 )
+UNUSED_ROWS = 128
+"""So many rows without a token, and the tokenizer is another model's."""
+TOKENIZER_FILES = (
+    "tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model", "tokenizer.model", "spiece.model"
+)  # fmt: skip
+"""One of these holds the vocabulary of a tokenizer of transformers."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 """user/name."""
+LAYER = re.compile(r"\.\d+\.")
+"""Number of a layer in a parameter's name."""
 
 
-def load_config(name: str) -> ErnieMConfig:
+def families() -> tuple[str, ...]:
+    """Every model_type that `padding_free` takes, and ErnieM's."""
+    from .. import families, xlm  # noqa: F401  (they fill SWAPS)
+
+    encoders: list[Any] = [cls for cls, swapped in SWAPS.items() if issubclass(swapped, PackedEncoder)]
+    return MODEL_TYPE, *sorted({cls.config_class.model_type for cls in encoders})
+
+
+def load_config(name: str, any_family: bool = False) -> Any:
     """Load the configuration of a checkpoint.
 
     Args:
         name: a folder, or user/name on the Hub. A folder of that name goes first.
+        any_family: take every family that `padding_free` takes, and not ErnieM alone.
+
+    Returns:
+        An ErnieMConfig, or transformers' configuration of another family.
 
     Raises:
-        InputError: no such folder and no such id, or no ErnieM checkpoint in it.
+        InputError: no such folder and no such id, or no checkpoint of such a family in it.
     """
     problem = None
     file = Path(name) / "config.json"
@@ -53,26 +82,48 @@ def load_config(name: str) -> ErnieMConfig:
     with _as_input_error(f"--model {name!r}: config.json can't be read"):
         fields = json.loads(file.read_text(encoding="utf-8"))
         kind = fields.get("model_type") if isinstance(fields, dict) else None
-        if kind != "ernie_m":
-            raise InputError(f"--model {name!r}: config.json has model_type {kind!r}; expected 'ernie_m'")
-        return ErnieMConfig.from_pretrained(name, local_files_only=not _on_hub(name))
+        kinds = families() if any_family and kind != MODEL_TYPE else (MODEL_TYPE,)
+        if kind not in kinds:
+            expected = " or ".join(filter(None, (", ".join(map(repr, kinds[:-1])), repr(kinds[-1]))))
+            raise InputError(f"--model {name!r}: config.json has model_type {kind!r}; expected {expected}")
+        if kind == MODEL_TYPE:
+            return ErnieMConfig.from_pretrained(name, local_files_only=not _on_hub(name))
+        return AutoConfig.from_pretrained(name, local_files_only=not _on_hub(name), trust_remote_code=False)
 
 
-def load_tokenizer(name: str, config: ErnieMConfig) -> ErnieMTokenizer:
+def has_tokenizer(name: str) -> bool:
+    """True if a checkpoint holds the vocabulary of a tokenizer of transformers."""
+    return any(_holds(name, file) for file in TOKENIZER_FILES)
+
+
+def load_tokenizer(name: str, config: Any) -> Any:
     """Load the tokenizer of a checkpoint.
 
     Raises:
         InputError: no tokenizer, or one with another vocabulary than the model's.
     """
-    for file in VOCAB_FILES_NAMES.values():
-        if not _holds(name, file):
-            raise InputError(f"--model {name!r}: holds no tokenizer (no {file}); expected {CHECKPOINT}")
+    ours = isinstance(config, ErnieMConfig)
+    reader = ErnieMTokenizer if ours else AutoTokenizer
+    if config.model_type == "xlm" and find_spec("sacremoses") is None:
+        raise InputError(
+            f"--model {name!r}: XLM's tokenizer needs the package sacremoses, which is not installed; "
+            f"expected `pip install 'erniem_fast[xlm]'`"
+        )
+    if ours:
+        lacking = next((file for file in VOCAB_FILES_NAMES.values() if not _holds(name, file)), None)
+    else:
+        # transformers would make one that has no vocabulary.
+        lacking = None if has_tokenizer(name) else "tokenizer.json"
+    if lacking is not None:
+        raise InputError(f"--model {name!r}: holds no tokenizer (no {lacking}); expected {CHECKPOINT}")
     with _as_input_error(f"--model {name!r}: the tokenizer can't be read"):
-        tokenizer = ErnieMTokenizer.from_pretrained(name, local_files_only=not _on_hub(name))
+        # None would ask on the terminal whether code of the checkpoint may run.
+        options = {} if ours else {"trust_remote_code": False}
+        tokenizer = reader.from_pretrained(name, local_files_only=not _on_hub(name), **options)
     tokens, rows = len(tokenizer), config.vocab_size
-    # Some pad the model's table to a multiple of 8 or more; anything else is another vocabulary.
-    padded = rows % 8 == 0 and rows - tokens < 128
-    if tokens > rows or (tokens < rows and not padded):
+    # ErnieM's table is at most padded to a multiple of 8; multilingual MiniLM has 35 rows that no token reads.
+    unused = (rows % 8 == 0 or not ours) and rows - tokens < UNUSED_ROWS
+    if tokens > rows or (tokens < rows and not unused):
         raise InputError(
             f"--model {name!r}: the tokenizer has {tokens} tokens, the model's vocab_size is {rows}; "
             f"expected the same vocabulary for both"
@@ -85,7 +136,7 @@ class Loaded:
     """A checkpoint's weights in a model.
 
     Attributes:
-        model: an instance of a class in `modeling`, in eval mode.
+        model: in eval mode.
         missing: parameters without weights; they are random.
         unexpected: weights without parameters.
         mismatched: weights of another shape than their parameters, which are random.
@@ -98,7 +149,7 @@ class Loaded:
 
 
 def load(name: str, cls: Any, dtype: torch.dtype | str, **options: Any) -> Loaded:
-    """Load a checkpoint into a class of `modeling`, whatever its weights lack.
+    """Load a checkpoint into a model class, whatever its weights lack.
 
     Raises:
         InputError: the weights can't be read.
@@ -117,19 +168,42 @@ def load(name: str, cls: Any, dtype: torch.dtype | str, **options: Any) -> Loade
     return Loaded(model.eval(), missing, sorted(info["unexpected_keys"]), mismatched)
 
 
-def load_encoder(name: str, dtype: torch.dtype, device: torch.device, pooler: bool = False) -> ErnieMModel:
+def load_encoder(name: str, dtype: torch.dtype, device: torch.device, pooler: bool = False, config: Any = None) -> Any:
     """Load the padding-free encoder of a checkpoint, without its head, in eval mode.
 
     Args:
         name: a folder, or an id on the Hub.
         dtype: dtype of the weights.
         device: device of the encoder.
-        pooler: load the pooler, too.
+        pooler: load the pooler, too, where the class has one.
+        config: of the checkpoint; None: ErnieM's.
 
     Raises:
-        InputError: weights can't be read, are missing, or have other shapes or more layers than config.json says.
+        InputError: weights can't be read, are missing, or have other shapes or more layers than config.json says; or
+            the model is a decoder.
     """
-    return _complete(name, load(name, ErnieMModel, dtype, add_pooling_layer=pooler)).to(device)
+    cls = ErnieMModel if config is None else model_class(config)
+    takes_pooler = "add_pooling_layer" in inspect.signature(cls).parameters
+    options = {"add_pooling_layer": pooler} if takes_pooler else {}
+    model = padding_free(_complete(name, load(name, cls, dtype, **options)))
+    reason = model.reason_not_packed({}) if isinstance(model, PackedEncoder) else None
+    if reason:
+        raise InputError(f"--model {name!r}: can't be computed without padding: {reason}; expected an encoder")
+    return model.to(device)
+
+
+def model_class(config: Any, named: str | None = None) -> Any:
+    """Class of a model of the configuration's family.
+
+    Args:
+        config: of ErnieM or another family.
+        named: name of a head in transformers; anything else: the encoder.
+    """
+    if isinstance(config, ErnieMConfig):
+        return ErnieMModel
+    head = getattr(transformers, named or "", None)
+    of_family = isinstance(head, type) and getattr(head, "config_class", None) is type(config)
+    return head if of_family else AutoModel._model_mapping[type(config)]
 
 
 def load_head(name: str, cls: Any, config: ErnieMConfig, dtype: torch.dtype, device: torch.device) -> Any:
@@ -158,11 +232,10 @@ def load_head(name: str, cls: Any, config: ErnieMConfig, dtype: torch.dtype, dev
 
 
 def _complete(name: str, loaded: Loaded) -> Any:
-    beyond = [key for key in loaded.unexpected if "encoder.layers." in key]
     for problem, keys in (
         ("lack", loaded.missing),
         ("hold another shape of", loaded.mismatched),
-        ("hold more layers:", beyond),
+        ("hold more layers, or more in them:", further_in_layers(loaded)),
     ):
         if keys:
             # Parameters would be random, or layers skipped: better no result than that.
@@ -171,6 +244,17 @@ def _complete(name: str, loaded: Loaded) -> Any:
                 f"expected every parameter of the model in config.json's sizes"
             )
     return loaded.model
+
+
+def further_in_layers(loaded: Loaded) -> list[str]:
+    """Weights without parameters in layers: in some that config.json does not count, or in parts that ours lack."""
+    stacks = {key[: match.start()] for key in loaded.model.state_dict() if (match := LAYER.search(key))}
+    prefix, found = f"{loaded.model.base_model_prefix}.", []
+    for key in loaded.unexpected:
+        match = LAYER.search(key)
+        if match and {key[: match.start()], key[: match.start()].removeprefix(prefix)} & stacks:
+            found.append(key)
+    return found
 
 
 def listing(keys: list[str]) -> str:

@@ -36,7 +36,7 @@ def main(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """ErnieM under transformers 5, padding-free."""
+    """ErnieM under transformers 5, and other encoders, padding-free."""
     # The commands report problems of a checkpoint themselves.
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -53,7 +53,9 @@ app.command("zero-shot")(zero_shot_command)
 
 @app.command("verify")
 def verify_command(model: ModelOption, device: DeviceOption = "auto") -> None:
-    """Say what a checkpoint holds, and compare the padding-free model with the reference on real text.
+    """Say what a checkpoint holds, and compare the padding-free model with the padded one on real text.
+
+    The padded one is our reference for ErnieM, and transformers' own model for every other family.
 
     Exit code 1 if they differ, or if parameters other than the pooler's have no weights, or weights no parameters.
     """
@@ -96,7 +98,7 @@ def warm_up_command(
     if place.type != "cuda":
         raise InputError(f"--device {device!r}: there is no CUDA device to compile for; a CPU needs no kernels")
     try:
-        warm_up(load_config(model), place, weights, training, progress=True)
+        warm_up(load_config(model, any_family=True), place, weights, training, progress=True)
     except ValueError as error:
         raise InputError(str(error)) from error
 

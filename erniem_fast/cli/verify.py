@@ -1,5 +1,9 @@
-"""Verify a checkpoint: what it holds, and the padding-free model against the reference on real text."""
+"""Verify a checkpoint: what it holds, and the padding-free model against the padded one on real text.
 
+The padded one is `reference` for ErnieM, and transformers' own model for every other family.
+"""
+
+import copy
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,13 +15,15 @@ from torch import Tensor
 
 from .. import modeling, reference
 from ..configuration import ErnieMConfig
+from ..explain import explain
 from ..inference.embed import tokenize
 from ..modeling import ErnieMModel
-from .loading import Loaded, listing, load, load_config, load_tokenizer
+from ..padding_free import padding_free, restore
+from .loading import Loaded, further_in_layers, has_tokenizer, listing, load, load_config, load_tokenizer, model_class
 
 HEADS = [name for name in reference.__all__ if name.startswith("ErnieMFor")]
-PER_SEQUENCE = ("ErnieMForSequenceClassification", "ErnieMForMultipleChoice")
-"""Heads with logits for each sequence; the others have them for each token."""
+PER_SEQUENCE = ("ForSequenceClassification", "ForMultipleChoice", "ForNextSentencePrediction")
+"""Endings of the heads with logits for each sequence; the others have them for each token."""
 TOLERANCE = 1e-4
 """Largest difference between the models in float32, as a share of the tensor's largest magnitude (at least 1)."""
 BASE_SIZES = {
@@ -49,11 +55,15 @@ def pad(sequences: list[Any], pad_id: int | None, device: torch.device) -> tuple
 
 
 def reference_of(model: Any) -> Any:
-    """Build the padded reference on a padding-free model's own parameters, shared rather than copied.
+    """Build the padded model on a padding-free one's own parameters, shared rather than copied.
 
     Args:
-        model: any class of `modeling`. Its mode (training or eval) is taken over.
+        model: any class of `modeling`, or a model that `padding_free` changed. Its mode (training or eval) is taken
+            over.
     """
+    if not isinstance(model.config, ErnieMConfig):
+        shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+        return restore(copy.deepcopy(model, shared))
     cls = getattr(reference, type(model).__name__)
     options = {"add_pooling_layer": model.pooler is not None} if isinstance(model, ErnieMModel) else {}
     with torch.device("meta"):
@@ -82,7 +92,7 @@ class Difference:
 
 
 def compare(model: Any, plain: Any, sequences: list[Any]) -> list[Difference]:
-    """Run the padding-free model and the reference on one padded batch, and compare all they return.
+    """Run the padding-free model and the padded one on one padded batch, and compare all they return.
 
     Args:
         model, plain: models of the same class, with the same parameters, in eval mode.
@@ -91,22 +101,30 @@ def compare(model: Any, plain: Any, sequences: list[Any]) -> list[Difference]:
     ids, mask = pad(sequences, model.config.pad_token_id, model.device)
     arguments = {"input_ids": ids, "attention_mask": mask}
     class_name = type(model).__name__
-    if class_name == "ErnieMForMultipleChoice":
+    if class_name.endswith("ForMultipleChoice"):
         arguments = {name: value[None] for name, value in arguments.items()}
-    with torch.inference_mode():
-        outputs = [m(**arguments, output_hidden_states=True, return_dict=True) for m in (model, plain)]
-    fast, slow = ({**output, "hidden_states": output.hidden_states[-1]} for output in outputs)
+    fast, slow = (_outputs(m, arguments) for m in (model, plain))
     differences = []
     for name, expected in slow.items():
-        if name == "last_hidden_state":  # the last of hidden_states
-            continue
         given = fast[name]
-        if name != "pooler_output" and not (name == "logits" and class_name in PER_SEQUENCE):
+        by_sequence = name == "pooler_output" or (name == "logits" and class_name.endswith(PER_SEQUENCE))
+        if expected.shape[:2] == mask.shape and not by_sequence:
             given, expected = given[mask.bool()], expected[mask.bool()]
         given, expected = given.float(), expected.float()
         largest = (given - expected).abs().max().item()
         differences.append(Difference(name.replace("_", " "), largest, expected.abs().max().item()))
     return differences
+
+
+@torch.inference_mode()
+def _outputs(model: Any, arguments: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What a model returns when nothing more is asked for, and its last hidden states."""
+    outputs = {name: value for name, value in model(**arguments, return_dict=True).items() if isinstance(value, Tensor)}
+    if "last_hidden_state" not in outputs:
+        # A second call: heads that score sequences compute fewer rows where nobody asks for all.
+        states = model(**arguments, output_hidden_states=True, return_dict=True).hidden_states
+        outputs["last_hidden_state"] = states[-1]
+    return outputs
 
 
 def has_base_sizes(config: ErnieMConfig) -> bool:
@@ -127,7 +145,7 @@ def base_differences(model: Any, plain: Any) -> tuple[float, float]:
 
 
 def verify(name: str, device: torch.device, say: Callable[[str], None]) -> list[str]:
-    """Report what a checkpoint holds, and compare the padding-free model with the reference on it.
+    """Report what a checkpoint holds and how it is computed, and compare the padding-free model with the padded one.
 
     Args:
         name: folder of the checkpoint, or its id on the Hub.
@@ -138,25 +156,33 @@ def verify(name: str, device: torch.device, say: Callable[[str], None]) -> list[
         Problems: parameters without weights, weights without parameters, and outputs in which the models differ.
 
     Raises:
-        InputError: no checkpoint that can be read, or no tokenizer of the same vocabulary.
+        InputError: no checkpoint that can be read, or a tokenizer of another vocabulary; ErnieM must have one.
     """
-    config = load_config(name)
-    tokenizer = load_tokenizer(name, config)
+    config = load_config(name, any_family=True)
+    ours = isinstance(config, ErnieMConfig)
+    tokenizer = load_tokenizer(name, config) if ours or has_tokenizer(name) else None
     named = next(iter(config.architectures or []), "no class")
-    loaded = load(name, getattr(modeling, named) if named in HEADS else ErnieMModel, "auto")
-    problems = _summarise(name, named, len(tokenizer), loaded, say)
+    cls = getattr(modeling, named) if named in HEADS else model_class(config, named)
+    loaded = load(name, cls, "auto")
+    model = padding_free(loaded.model)
+    most = model.base_model.limits.max_tokens
+    problems = _summarise(name, named, most, tokenizer, loaded, say)
+    model.float().to(device)
+    say("")
+    for line in explain(model).splitlines():
+        say(line)
 
-    model = loaded.model.float().to(device)
     plain = reference_of(model)
+    padded, theirs = ("the reference", "the reference's") if ours else ["transformers' own"] * 2
     texts = [text for _, text in sample()[:12]]
     # A masked LM's logits are 250,002 a token.
-    texts = sorted(texts, key=len)[:4] if hasattr(model, "lm_head") else texts
-    sequences = tokenize(texts, tokenizer, config.max_tokens).sequences
+    texts = sorted(texts, key=len)[:4] if model.get_output_embeddings() is not None else texts
+    sequences = tokenize(texts, tokenizer, most).sequences if tokenizer else _random_ids(texts, config, most)
     lengths = [len(sequence) for sequence in sequences]
     say("")
     say(
-        f"Padding-free model against the reference, float32 on {device}, "
-        f"{len(texts)} texts of {min(lengths)} to {max(lengths)} tokens:"
+        f"Padding-free model against {padded}, float32 on {device}, "
+        f"{len(texts)} {'texts' if tokenizer else 'random texts'} of {min(lengths)} to {max(lengths)} tokens:"
     )
     for difference in compare(model, plain, sequences):
         verdict = "same" if difference.accepted else "DIFFERENT"
@@ -165,8 +191,10 @@ def verify(name: str, device: torch.device, say: Callable[[str], None]) -> list[
             f"(largest value {difference.magnitude:.3g})"
         )
         if not difference.accepted:
-            problems.append(f"the padding-free model's {difference.name} differs from the reference's")
+            problems.append(f"the padding-free model's {difference.name} differs from {theirs}")
 
+    if not ours:
+        return problems
     say("")
     if not has_base_sizes(config):
         say("Known values of the public ernie-m-base: not checked, the sizes are others.")
@@ -178,7 +206,9 @@ def verify(name: str, device: torch.device, say: Callable[[str], None]) -> list[
     return problems
 
 
-def _summarise(name: str, named: str, tokens: int, loaded: Loaded, say: Callable[[str], None]) -> list[str]:
+def _summarise(
+    name: str, named: str, max_tokens: int, tokenizer: Any, loaded: Loaded, say: Callable[[str], None]
+) -> list[str]:
     """Report the checkpoint's sizes and keys, and return its problems."""
     config, cls = loaded.model.config, type(loaded.model).__name__
     also = "" if named == cls else f" (config.json names {named})"
@@ -187,9 +217,10 @@ def _summarise(name: str, named: str, tokens: int, loaded: Loaded, say: Callable
         "class": cls + also,
         "parameters": f"{loaded.model.num_parameters():,} in {str(loaded.model.dtype).removeprefix('torch.')}",
         "layers": f"{config.num_hidden_layers}, hidden {config.hidden_size}, heads {config.num_attention_heads}, "
-        f"intermediate {config.intermediate_size}",
-        "max. tokens": str(config.max_tokens),
-        "vocabulary": f"{config.vocab_size:,} in the model, {tokens:,} in the tokenizer",
+        f"intermediate {_intermediate_size(config)}",
+        "max. tokens": str(max_tokens),
+        "vocabulary": f"{config.vocab_size:,} in the model, "
+        + (f"{len(tokenizer):,} in the tokenizer" if tokenizer else "no tokenizer"),
         "missing keys": listing(loaded.missing),
         "unexpected keys": listing(loaded.unexpected),
         "mismatched keys": listing(loaded.mismatched),
@@ -200,10 +231,29 @@ def _summarise(name: str, named: str, tokens: int, loaded: Loaded, say: Callable
     lacking = _without_pooler(loaded.missing) + loaded.mismatched
     if lacking:
         problems.append(f"the weights lack {len(lacking)} parameters, which are random")
-    surplus = _without_pooler(loaded.unexpected)
+    # Heads that transformers drops on purpose, such as BERT's next sentence in a masked LM, are no problem of theirs.
+    keys = further_in_layers(loaded) if named == cls and not isinstance(config, ErnieMConfig) else loaded.unexpected
+    surplus = _without_pooler(keys)
     if surplus:
         problems.append(f"the weights hold {len(surplus)} parameters that {cls} lacks: {listing(surplus)}")
     return problems
+
+
+def _random_ids(texts: list[str], config: Any, max_tokens: int) -> list[Tensor]:
+    """Ids of about as many tokens as the texts have, for a model without a tokenizer; the same in every run."""
+    generator = torch.Generator().manual_seed(0)
+    pad_id = config.pad_token_id or 0
+    rows = [
+        torch.randint(config.vocab_size - 1, (min(2 + len(text) // 4, max_tokens),), generator=generator)
+        for text in texts
+    ]
+    return [row + (row >= pad_id) for row in rows]
+
+
+def _intermediate_size(config: Any) -> int:
+    """Width of the feed-forward blocks, by DistilBERT's name and by XLM's rule, too."""
+    named = (getattr(config, name, None) for name in ("intermediate_size", "hidden_dim"))
+    return next((size for size in named if size is not None), 4 * config.hidden_size)
 
 
 def _without_pooler(keys: list[str]) -> list[str]:

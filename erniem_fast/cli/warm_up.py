@@ -1,5 +1,6 @@
 """Compile the kernels that a model will need, before it needs them: triton keeps them on disk."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
@@ -7,17 +8,17 @@ from typing import Any
 import torch
 
 from .. import ops
-from ..configuration import ErnieMConfig
 from ..inference.progress import progress_bar
-from ..modeling import ErnieMModel
 from ..packing import PackedBatch
+from ..padding_free import padding_free
+from .loading import model_class
 
 BATCHES = ((16, 16, 8), (32, 16), (64, 20), (100, 20, 1), (300,), (512,))
 """Lengths of sequences: one batch for each choice of attention tiles and of the loops over them."""
 
 
 def warm_up(
-    config: ErnieMConfig,
+    config: Any,
     device: torch.device,
     dtype: torch.dtype,
     training: bool,
@@ -26,11 +27,12 @@ def warm_up(
 ) -> None:
     """Run each kernel of a model once, on small batches of all kinds.
 
-    Left out, since few ask for them: the kernels of `prefix_lens`, `inputs_embeds` and `batch_invariant()`, compiled
-    when first used.
+    Left out, since few ask for them: the kernels of `prefix_lens`, of `inputs_embeds` and XLM's `langs`, and of
+    `batch_invariant()`, compiled when first used.
 
     Args:
-        config: configuration of the model; its sizes and dropout probabilities count.
+        config: configuration of an ErnieM model, or of one that `padding_free` takes; its sizes and dropout
+            probabilities count.
         device: a CUDA device.
         dtype: dtype of the weights; in training, of autocast, too.
         training: run forward with dropout and backward as well, in weights of `dtype` and, unless that is float32, in
@@ -46,16 +48,19 @@ def warm_up(
     if training:
         runs += [(dtype, True, False)] + ([(torch.float32, True, True)] if dtype != torch.float32 else [])
     # Kernels depend on neither the vocabulary nor the depth.
-    changes = {"vocab_size": 128, "num_hidden_layers": 1, "pad_token_id": 1}
-    small = ErnieMConfig(**{**config.to_dict(), **changes})
-    batches = list(_batches(small.max_tokens))
+    small = copy.deepcopy(config)
+    small.vocab_size, small.num_hidden_layers, small.pad_token_id = 128, 1, 1
+    cls = model_class(small)
+    limits = padding_free(cls(small)).limits
+    batches = list(_batches(limits.max_tokens))
     with progress_bar(len(runs) * len(batches), "Compiling", " batches", progress) as bar:
         for weights, train, autocast in runs:
-            model = ErnieMModel(small).to(device, weights).train(train)
+            model = padding_free(cls(small)).to(device, weights).train(train)
             model.backend = backend
             for lengths in batches:
                 rows = [torch.randint(2, small.vocab_size, (length,)) for length in lengths]
-                _run(model, PackedBatch.from_sequences(rows, device), train, dtype if autocast else None)
+                batch = PackedBatch.from_sequences(rows, device, limits.first_position)
+                _run(model, batch, train, dtype if autocast else None)
                 bar.update()
 
 

@@ -1,9 +1,11 @@
-"""Checks that question answering, zero-shot classification and information extraction share."""
+"""Checks that functions of this folder share."""
 
 from collections.abc import Iterable, Mapping
 from numbers import Integral
 from typing import Any
 
+from ..modeling import ErnieMModel
+from ..packed import PackedEncoder
 from ..tokenization import ErnieMTokenizer
 
 
@@ -28,6 +30,15 @@ def check_parts(model: Any, model_class: type, tokenizer: object, batch_tokens: 
     if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
         raise TypeError("model must take packed batches, got a peft model that puts tokens of its own before each text")
     check_whole("batch_tokens", batch_tokens, 1)
+
+
+def check_encoder(model: object) -> None:
+    """Raise a TypeError where the model is no padding-free encoder by itself."""
+    if not isinstance(model, ErnieMModel | PackedEncoder):
+        raise TypeError(
+            f"model must be an ErnieMModel, or an encoder of transformers that erniem_fast.padding_free has changed, "
+            f"got {type(model).__module__}.{type(model).__name__}"
+        )
 
 
 def check_eval(model: Any) -> None:

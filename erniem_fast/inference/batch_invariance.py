@@ -29,7 +29,7 @@ class batch_invariant(TorchFunctionMode):  # noqa: N801  (a context manager)
 
     Elsewhere sums over a row are split by the number of rows, and results differ in the last bits. Here every linear
     layer, a head's and an adapter's too, is computed by the kernel of `kernels/linear.py`, and the attention takes
-    tiles of one size. It holds for the padding-free model and the operations of `ops`, in the thread that enters it,
+    tiles of one size. It holds for padding-free models and the operations of `ops`, in the thread that enters it,
     without gradients. The following raises a ValueError: other matrix products (dense attention: output_attentions,
     head_mask, masks of 3 or 4 dimensions), the torch backend, a linear layer whose rows are no multiple of 16 bytes.
 

@@ -55,6 +55,7 @@ def as_completed(
     device: torch.device | str | None = None,
     progress: str | None = None,
     lengths: Sequence[int] | np.ndarray | None = None,
+    first_position: int = 0,
 ) -> Iterator[tuple[list[int], T]]:
     """Compute sequences a batch at a time; for results that are stored elsewhere, or too large to be kept.
 
@@ -66,6 +67,7 @@ def as_completed(
         device: where the batches go.
         progress: description of a progress bar on stderr; None: no bar.
         lengths: tokens of each, where sequences are put together when they are read; None: they are asked.
+        first_position: position of a sequence's first token, `limits.first_position` of the model.
 
     Yields:
         Indices of the batch's sequences, and the batch's result.
@@ -77,7 +79,8 @@ def as_completed(
         lengths = [len(sequence) for sequence in sequences]
     with progress_bar(int(np.sum(lengths)), progress or "", " tokens", progress is not None) as bar:
         for indices in plan(lengths, batch_tokens):
-            batch = PackedBatch.from_sequences((torch.as_tensor(sequences[i]) for i in indices), device)
+            rows = (torch.as_tensor(sequences[i]) for i in indices)
+            batch = PackedBatch.from_sequences(rows, device, first_position)
             with torch.inference_mode():
                 result = compute(batch)
             yield indices, result
@@ -90,11 +93,12 @@ def run(
     batch_tokens: int,
     device: torch.device | str | None = None,
     progress: str | None = None,
+    first_position: int = 0,
 ) -> list[T | None]:
     """Compute sequences in batches; results in order of arrival.
 
     Args:
-        sequences, batch_tokens, device, progress: see `as_completed`.
+        sequences, batch_tokens, device, progress, first_position: see `as_completed`.
         compute: from a batch to one result for each of its sequences, in order. Runs in inference mode.
 
     Returns:
@@ -104,7 +108,8 @@ def run(
         ValueError: `batch_tokens` is below 1, or `compute` gives more or fewer results than the batch has sequences.
     """
     results: list[T | None] = [None] * len(sequences)
-    for indices, batch_results in as_completed(sequences, compute, batch_tokens, device, progress):
+    completed = as_completed(sequences, compute, batch_tokens, device, progress, first_position=first_position)
+    for indices, batch_results in completed:
         for index, result in zip(indices, batch_results, strict=True):
             results[index] = result
     return results

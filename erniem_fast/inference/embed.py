@@ -1,19 +1,17 @@
 """From texts to vectors: tokens, batches of at most so many tokens, the padding-free encoder, pooling.
 
-sequences, truncated = tokenize(texts, tokenizer, model.config.max_tokens)
+sequences, truncated = tokenize(texts, tokenizer, model.limits.max_tokens)
 for indices, vectors in embed(model, sequences, pooling="mean", batch_tokens=8192):
     out[indices] = vectors
 """
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..modeling import ErnieMModel
 from ..packing import PackedBatch
-from ..tokenization import ErnieMTokenizer
-from .arguments import check_eval
+from .arguments import check_encoder, check_eval
 from .batching import as_completed
 from .pooling import POOLINGS
 from .tokens import tokenize_in_chunks
@@ -31,30 +29,31 @@ class Tokenized(NamedTuple):
     truncated: int
 
 
-def tokenize(texts: Sequence[str], tokenizer: ErnieMTokenizer, max_tokens: int, progress: bool = False) -> Tokenized:
-    """Tokenize texts, each alone; those of more than `max_tokens` tokens are cut and keep their last [SEP].
+def tokenize(texts: Sequence[str], tokenizer: Any, max_tokens: int, progress: bool = False) -> Tokenized:
+    """Tokenize texts, each alone; those of more than `max_tokens` tokens are cut and keep the special token at the end.
 
     Args:
         texts: any number of texts. A text of nothing but white space has no tokens at all.
-        tokenizer: the model's tokenizer.
+        tokenizer: the model's tokenizer, ours or one of transformers.
         max_tokens: most tokens of a sequence, special tokens included.
         progress: show a progress bar on stderr.
     """
     sequences: list[np.ndarray] = []
-    truncated = 0
+    truncated, special = 0, set(tokenizer.all_special_ids)
     for chunk, found in tokenize_in_chunks(texts, tokenizer, progress):
         for text, ids in zip(chunk, found["input_ids"], strict=True):
             if not text.strip():
                 ids = []
             elif len(ids) > max_tokens:
                 truncated += 1
-                ids = [*ids[: max_tokens - 1], ids[-1]]
+                closing = ids[-1:] if ids[-1] in special else []
+                ids = [*ids[: max_tokens - len(closing)], *closing]
             sequences.append(np.array(ids, dtype=np.int32))
     return Tokenized(sequences, truncated)
 
 
 def embed(
-    model: ErnieMModel,
+    model: Any,
     sequences: Sequence[np.ndarray],
     pooling: str = "mean",
     batch_tokens: int = 8192,
@@ -63,7 +62,7 @@ def embed(
     """One vector a sequence, a batch at a time; only a batch's hidden states are ever held.
 
     Args:
-        model: in eval mode, on any device.
+        model: an ErnieMModel, or an encoder that `padding_free` made so; in eval mode, on any device.
         sequences: (length,) integers each, special tokens included; empty ones are left out.
         pooling: a name in `pooling.POOLINGS`: "mean" or "cls".
         batch_tokens: most tokens of a batch; a longer sequence makes a batch alone.
@@ -74,10 +73,12 @@ def embed(
         never come; zeros are their vectors.
 
     Raises:
+        TypeError: `model` is anything else.
         ValueError: `pooling` is unknown, `batch_tokens` is below 1, or the model is in training mode.
     """
     if pooling not in POOLINGS:
         raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, got {pooling!r}")
+    check_encoder(model)
     check_eval(model)
 
     def compute(batch: PackedBatch) -> np.ndarray:
@@ -85,4 +86,5 @@ def embed(
         vectors = POOLINGS[pooling].function(batch, output.last_hidden_state, output.pooler_output)
         return vectors.float().cpu().numpy()
 
-    return as_completed(sequences, compute, batch_tokens, model.device, "Encoding" if progress else None)
+    description, first = "Encoding" if progress else None, model.limits.first_position
+    return as_completed(sequences, compute, batch_tokens, model.device, description, first_position=first)

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..encoder import PackedModelOutput
-from ..modeling import ErnieMModel
 from ..ops import is_batch_invariant
 from ..packing import PackedBatch
+from .arguments import check_encoder
 from .projections import join_projections
 
 TOKENS = tuple(size for power in range(5, 14) for size in (2**power, 3 * 2 ** (power - 1)))
@@ -26,7 +26,7 @@ Key = tuple[int, int, bool, torch.dtype | None, tuple[str, ...]]
 """Tokens and sequences of the bucket, batch invariance, autocast's dtype, names of the further ids."""
 
 
-def in_bucket(batch: PackedBatch, tokens: int, sequences: int, max_tokens: int) -> PackedBatch:
+def in_bucket(batch: PackedBatch, tokens: int, sequences: int, max_tokens: int, first_position: int = 0) -> PackedBatch:
     """Enlarge a batch to fixed sizes. On the sequences of `batch`, the first ones, the model gives the same.
 
     The sequences added are empty: `cu_seqlens` goes on with its last offset. The rows added belong to no sequence.
@@ -36,6 +36,7 @@ def in_bucket(batch: PackedBatch, tokens: int, sequences: int, max_tokens: int) 
         tokens: total_tokens of the result.
         sequences: num_sequences of the result.
         max_tokens: most tokens of a sequence; max_seqlen is this, or `tokens` where that is less.
+        first_position: position of the rows added, the first that the model takes.
     """
     rows, empty = tokens - batch.total_tokens, sequences - batch.num_sequences
     assert batch.input_ids is not None
@@ -43,7 +44,7 @@ def in_bucket(batch: PackedBatch, tokens: int, sequences: int, max_tokens: int) 
     return PackedBatch(
         cu_seqlens=torch.cat((batch.cu_seqlens, ends)),
         max_seqlen=min(tokens, max_tokens),
-        position_ids=F.pad(batch.position_ids, (0, rows)),
+        position_ids=F.pad(batch.position_ids, (0, rows), value=first_position),
         input_ids=F.pad(batch.input_ids, (0, rows)),
         token_ids={name: F.pad(ids, (0, rows)) for name, ids in batch.token_ids.items()},
     )
@@ -80,12 +81,14 @@ class GraphedEncoder:
     for rounding: cuBLAS may add up in another order where there are other numbers of rows.
 
     Args:
-        model: on a CUDA device, in eval mode, without hooks, which a graph would leave out.
+        model: an ErnieMModel, or an encoder that `padding_free` made so; on a CUDA device, in eval mode, without hooks,
+            which a graph would leave out.
         tokens: total_tokens of the buckets, rising.
         sequences: num_sequences of the buckets, rising.
         max_graphs: most graphs kept at once; the least recently used one makes room.
 
     Raises:
+        TypeError: `model` is anything else.
         ValueError: an argument that is not as described above.
     """
 
@@ -93,11 +96,12 @@ class GraphedEncoder:
 
     def __init__(
         self,
-        model: ErnieMModel,
+        model: Any,
         tokens: Sequence[int] = TOKENS,
         sequences: Sequence[int] = SEQUENCES,
         max_graphs: int = 64,
     ) -> None:
+        check_encoder(model)
         if model.device.type != self.device_type:
             raise ValueError(f"model must be on a CUDA device, got {model.device}")
         for name, sizes in (("tokens", tokens), ("sequences", sequences)):
@@ -131,7 +135,8 @@ class GraphedEncoder:
         """
         self._check(batch)
         tokens, sequences = _bucket(self.tokens, batch.total_tokens), _bucket(self.sequences, batch.num_sequences)
-        if tokens is None or sequences is None or batch.max_seqlen > self.model.config.max_tokens:
+        limits = self.model.limits
+        if tokens is None or sequences is None or batch.max_seqlen > limits.max_tokens:
             output: PackedModelOutput = self.model(batch, return_packed=True)
             return output
         kind = self.device_type
@@ -139,7 +144,7 @@ class GraphedEncoder:
         key = tokens, sequences, is_batch_invariant(), autocast, tuple(sorted(batch.token_ids))
         captured = self._graphs.get(key)
         if captured is None:
-            bucket = in_bucket(batch, tokens, sequences, self.model.config.max_tokens)
+            bucket = in_bucket(batch, tokens, sequences, limits.max_tokens, limits.first_position)
             # Autocast's cache would free the copies of weights that a graph reads.
             with torch.autocast(kind, autocast, enabled=autocast is not None, cache_enabled=False):
                 captured = self._graphs[key] = self._capture(bucket)
@@ -148,9 +153,10 @@ class GraphedEncoder:
         self._graphs.move_to_end(key)
         _refill(captured.batch, batch)
         captured.graph.replay()
+        has_pooler = getattr(self.model, "pooler", None) is not None
         return PackedModelOutput(
             last_hidden_state=captured.rows[: batch.total_tokens].clone(),
-            pooler_output=None if self.model.pooler is None else captured.pooled[: batch.num_sequences].clone(),
+            pooler_output=captured.pooled[: batch.num_sequences].clone() if has_pooler else None,
             batch=batch,
         )
 

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from ..fusion import as_one, is_plain
 
-NAMES = ("q_proj", "k_proj", "v_proj")
+NAMES = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("q_lin", "k_lin", "v_lin"))
+"""Names of the projections in ErnieM; in BERT and its kin; in DistilBERT and XLM."""
 
 
 def join_projections(model: nn.Module) -> int:
@@ -26,11 +27,12 @@ def join_projections(model: nn.Module) -> int:
     """
     joined = 0
     for module in model.modules():
-        layers: list[Any] = [getattr(module, name, None) for name in NAMES]
-        if all(is_plain(layer, nn.Linear) for layer in layers):
-            weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
-            if weights[0].dim() == 2 and _are_alike(weights) and _are_alike(biases):
-                joined += _join(weights) and _join(biases)
+        for names in NAMES:
+            layers: list[Any] = [getattr(module, name, None) for name in names]
+            if all(is_plain(layer, nn.Linear) for layer in layers):
+                weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
+                if weights[0].dim() == 2 and _are_alike(weights) and _are_alike(biases):
+                    joined += _join(weights) and _join(biases)
     return joined
 
 

@@ -90,7 +90,7 @@ def broken(checkpoint, save, tmp_path):
             case "bad value":
                 (folder / "config.json").write_text(json.dumps(config | {"num_attention_heads": 5}))
             case "another model":
-                (folder / "config.json").write_text(json.dumps(config | {"model_type": "bert"}))
+                (folder / "config.json").write_text(json.dumps(config | {"model_type": "t5"}))
             case "more layers":
                 (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
             case "fewer layers":

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
 from typer.testing import CliRunner
 
@@ -13,7 +14,8 @@ triton = pytest.importorskip("triton")
 from triton.runtime.interpreter import InterpretedFunction
 from triton.runtime.jit import JITFunction
 
-from erniem_fast import ErnieMConfig, ErnieMModel, PackedBatch
+from erniem_fast import ErnieMConfig, ErnieMModel, PackedBatch, padding_free
+from erniem_fast.cli.loading import model_class
 from erniem_fast.cli.main import app
 from erniem_fast.cli.warm_up import warm_up
 from erniem_fast.kernels.jit import HeldKernel
@@ -53,21 +55,42 @@ def batches(longest: int) -> list[list[int]]:
     ]  # fmt: skip
 
 
+def of_family(name: str, **changes: Any) -> Any:
+    sizes = {"vocab_size": 300, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 514}
+    return getattr(transformers, f"{name}Config")(**sizes | changes)
+
+
+FAMILIES = {
+    "Bert": of_family("Bert", hidden_size=32, intermediate_size=48, hidden_act="relu"),
+    "XLMRoberta": of_family("XLMRoberta", hidden_size=32, intermediate_size=48, pad_token_id=1),
+    "Electra": of_family("Electra", hidden_size=32, intermediate_size=48, embedding_size=16),
+    "DistilBert": of_family("DistilBert", dim=32, hidden_dim=48),
+    "XLM": of_family("XLM", emb_dim=32),
+}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [pytest.param(CONFIG, id="ErnieM")]
+    + [pytest.param(config, id=name, marks=pytest.mark.slow) for name, config in FAMILIES.items()],
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("training", [False, True])
 def test_no_batch_needs_another_kernel(
-    dtype: torch.dtype, training: bool, launched: set[Any], device: torch.device
+    config: Any, dtype: torch.dtype, training: bool, launched: set[Any], device: torch.device
 ) -> None:
-    warm_up(CONFIG, device, dtype, training)
+    warm_up(config, device, dtype, training)
     warm = set(launched)
     assert len(warm) > 5
-    model = ErnieMModel(CONFIG).to(device, dtype).eval()
+    model: Any = padding_free(model_class(config)(config)).to(device, dtype).eval()
+    limits = model.limits
     for autocast in {False, training and dtype != torch.float32}:
         if autocast:
             model = model.float()
         model.backend = "triton"
-        for lengths in batches(CONFIG.max_tokens):
-            batch = PackedBatch.from_sequences([torch.randint(2, 300, (length,)) for length in lengths], device)
+        for lengths in batches(limits.max_tokens):
+            rows = [torch.randint(2, 300, (length,)) for length in lengths]
+            batch = PackedBatch.from_sequences(rows, device, limits.first_position)
             with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
                 if not autocast:
                     with torch.no_grad():

@@ -25,7 +25,7 @@ def test_code_runs(run_page: Callable[[Path], str]) -> None:
 
 
 def test_ten_lines_of_code_lead_to_the_first_result() -> None:
-    (code,) = [block for block in blocks(README) if block.language == "python"]
+    code = next(block for block in blocks(README) if block.language == "python")
     assert len(code.code.splitlines()) <= 10
     assert code.line + len(code.code.splitlines()) <= 60
 

@@ -9,6 +9,7 @@ import torch
 
 import erniem_fast
 from erniem_fast import ErnieMConfig, ErnieMTokenizer
+from helpers.family_folders import save_family
 from helpers.paths import GOLDEN_TOKENIZER
 
 REVISION = "0" * 40
@@ -28,6 +29,12 @@ CHECKPOINTS: Mapping[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 """Class and further configuration of each checkpoint that the documentation names: public ones, and a reader's own."""
+FAMILIES: Mapping[str, tuple[str, str, dict[str, Any]]] = {
+    "intfloat/multilingual-e5-base": ("XLMRoberta", "Model", {}),
+    "BAAI/bge-reranker-v2-m3": ("XLMRoberta", "ForSequenceClassification", {"num_labels": 1}),
+    "google-bert/bert-base-multilingual-cased": ("Bert", "ForMaskedLM", {}),
+}
+"""Family, class and further configuration of each checkpoint of another family that the documentation names."""
 
 
 FOLDERS = {"uie-m-base": "ErnieMForInformationExtraction"}
@@ -35,16 +42,22 @@ FOLDERS = {"uie-m-base": "ErnieMForInformationExtraction"}
 
 
 def fill_cache(cache: Path) -> None:
-    """Write every checkpoint of `CHECKPOINTS` into the folder `cache`, as huggingface_hub lays it out.
+    """Write the checkpoints of `CHECKPOINTS` and `FAMILIES` into the folder `cache`, as huggingface_hub lays it out.
 
     Args:
         cache: the folder that the environment variable HF_HUB_CACHE names.
     """
     for name, (class_name, changes) in CHECKPOINTS.items():
-        repository = cache / f"models--{name.replace('/', '--')}"
-        _save(repository / "snapshots" / REVISION, class_name, changes)
-        (repository / "refs").mkdir()
-        (repository / "refs" / "main").write_text(REVISION, encoding="utf-8")
+        _save(_snapshot(cache, name), class_name, changes)
+    for name, (family, head, changes) in FAMILIES.items():
+        save_family(_snapshot(cache, name), family, head, 512, **changes)
+
+
+def _snapshot(cache: Path, name: str) -> Path:
+    repository = cache / f"models--{name.replace('/', '--')}"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(REVISION, encoding="utf-8")
+    return repository / "snapshots" / REVISION
 
 
 def fill_folders(parent: Path) -> None:
