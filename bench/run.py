@@ -1,4 +1,7 @@
-"""The CPU suite: `python -m bench.run`; writes bench/results/cpu-<date>.json. `bench.gpu` starts it for other parts."""
+"""The CPU suite: `python -m bench.run [families]`; writes bench/results/cpu-<date>.json or families-<date>.json.
+
+`bench.gpu` starts it for the other parts.
+"""
 
 import argparse
 from collections.abc import Sequence
@@ -6,6 +9,7 @@ from collections.abc import Sequence
 import torch
 
 from . import suite
+from .engine.registry import CPU_PARTS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -17,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     suite.add_options(parser)
     parser.add_argument("--threads", type=int, default=2, help="threads of PyTorch on a CPU")
     options = parser.parse_args(argv)
-    if options.part == "cpu":
+    if options.part in CPU_PARTS:
         torch.set_num_threads(options.threads)
     return suite.measure(options.part, options)
 

@@ -20,7 +20,7 @@ import torch
 from . import models, ops
 from .engine.environment import RESULTS, describe, device_name
 from .engine.loop import LostContextError, run
-from .engine.registry import Benchmark, Case, is_module, load_providers
+from .engine.registry import CPU_PARTS, Benchmark, Case, is_module, load_providers
 from .engine.results import ResultFile, carry
 from .engine.shapes import BOTH, Setting
 from .ops.inputs import DROPOUT_P, GPU_SHAPES
@@ -28,12 +28,13 @@ from .report.goals import needed
 
 BENCHMARKS: dict[str, tuple[Benchmark, ...]] = {
     "cpu": (*models.BENCHMARKS, *ops.BENCHMARKS),
+    "families": models.FAMILIES,
     "smoke": ops.BENCHMARKS,
     "kernels": ops.BENCHMARKS,
-    "models": models.BENCHMARKS,
+    "models": models.ON_GPUS,
 }
-"""Benchmarks of each part; "cpu" measures in float32, the parts of a GPU in 16 bits."""
-SECONDS = {"cpu": 900.0, "smoke": 60.0, "kernels": 420.0, "models": 420.0}
+"""Benchmarks of each part; those of a CPU measure in float32, those of a GPU in 16 bits."""
+SECONDS = {"cpu": 900.0, "families": 1200.0, "smoke": 60.0, "kernels": 420.0, "models": 420.0}
 """Seconds after which no case of a part is begun."""
 OUR_PROVIDERS = ("erniem_fast", "padding-free", "all")
 """Begins of the names of providers whose failure is this project's."""
@@ -58,7 +59,7 @@ def cases(part: str, device: str, tiny: bool) -> list[Case]:
         variants = benchmark.variants[:1] if part == "cpu" else benchmark.variants
         for shape in benchmark.shapes:
             for dtype, priority in shape.priority.items():
-                if (dtype == torch.float32) == (part == "cpu"):
+                if (dtype == torch.float32) == (part in CPU_PARTS):
                     chosen = [Case(part, benchmark, shape, Setting(device, dtype, *variant)) for variant in variants]
                     found += [(_rank(case, asked), priority, case) for case in chosen]
     return [case for *_, case in sorted(found, key=lambda one: one[:2])]
@@ -80,7 +81,7 @@ def _smoke_cases(device: str, tiny: bool) -> Iterator[Case]:
 
 
 def _tiny_cases(part: str, device: str) -> Iterator[Case]:
-    setting = Setting(device, torch.float32 if part == "cpu" else _dtype(device), tiny=True)
+    setting = Setting(device, torch.float32 if part in CPU_PARTS else _dtype(device), tiny=True)
     if part == "models":
         setting = replace(setting, dtype=torch.bfloat16)
     for benchmark in BENCHMARKS[part]:
@@ -98,7 +99,7 @@ def _dtype(device: str) -> torch.dtype:
 
 def matching(part: str, options: argparse.Namespace) -> list[Case]:
     """Cases that `--only` names."""
-    device = "cpu" if part == "cpu" or not torch.cuda.is_available() else "cuda"
+    device = "cpu" if part in CPU_PARTS or not torch.cuda.is_available() else "cuda"
     return [case for case in cases(part, device, options.tiny) if re.search(options.only, case.name)]
 
 
@@ -136,7 +137,7 @@ def is_wrong(content: dict[str, Any]) -> bool:
 
 def _file(part: str, options: argparse.Namespace, about: dict[str, Any]) -> ResultFile | None:
     """The file that the results go to, or None where that of `--resume` cannot be gone on with."""
-    folder, prefix = output_of(options), "cpu" if part == "cpu" else f"gpu-{part}-{device_name(about)}"
+    folder, prefix = output_of(options), part if part in CPU_PARTS else f"gpu-{part}-{device_name(about)}"
     before = ResultFile.newest(folder, prefix) if options.resume else None
     differences = [] if before is None else before.differences(about)
     if before is not None and differences:

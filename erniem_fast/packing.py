@@ -366,7 +366,7 @@ class PackedBatch:
         if self.is_full_grid:
             return rows.unflatten(0, (batch, seq_len))
         grid = rows.new_full((batch * seq_len, *rows.shape[1:]), fill)
-        return grid.index_copy(0, self._grid_indices(), rows).unflatten(0, (batch, seq_len))
+        return grid.index_copy_(0, self._grid_indices(), rows).unflatten(0, (batch, seq_len))
 
     def from_grid(self, grid: Tensor) -> Tensor:
         """Pack (batch, seq_len, ...) into (total_tokens, ...)."""

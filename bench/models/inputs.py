@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import torch
@@ -18,31 +18,29 @@ from .work import encoder_work
 
 CHECKED_SEQUENCES = 8
 """Number of sequences that are compared: the first ones of the first batch."""
-COMPARED_PARAMETERS = (
-    "embeddings.layer_norm.weight",
-    "encoder.layers.0.self_attn.self_attn.q_proj.weight",
-    "encoder.layers.0.linear1.bias",
-)
 
 
 class ModelInputs:
     """Weights and batches. In a forward pass weights have the setting's dtype; in training float32, under autocast.
 
     Attributes:
-        weights: the state dict.
         batches: batches that a round goes through.
         checked: sequences that are compared.
         optimizer: True if a step is AdamW's, too; models then have weights of their own.
+        compared: parameters whose gradients are compared.
         work: least work of a round.
         facts: dtype of the weights, autocast, optimizer.
     """
 
+    compared: tuple[str, ...] = (
+        "embeddings.layer_norm.weight",
+        "encoder.layers.0.self_attn.self_attn.q_proj.weight",
+        "encoder.layers.0.linear1.bias",
+    )
+
     def __init__(self, shape: Shape, setting: Setting, optimizer: bool = False) -> None:
         self.shape, self.setting, self.optimizer, sizes = shape, setting, optimizer, shape.sizes
         self.trains = setting.passes != FORWARD
-        self.weights = _weights(sizes, setting.device)
-        if not self.trains:
-            self.weights = {name: weight.to(setting.dtype) for name, weight in self.weights.items()}
         self.batches = [Batch.random(lengths, sizes.vocab_size, setting.device) for lengths in shape.batches]
         few, first = list(shape.batches[0][:CHECKED_SEQUENCES]), self.batches[0].packed.input_ids
         assert first is not None
@@ -59,6 +57,12 @@ class ModelInputs:
             "optimizer": optimizer if self.trains else None,
         }
         self._expected: tuple[list[Tensor], list[Tensor] | None] | None = None
+
+    @cached_property
+    def weights(self) -> dict[str, Tensor]:
+        """The state dict of ErnieM."""
+        weights = _weights(self.shape.sizes, self.setting.device)
+        return weights if self.trains else {name: weight.to(self.setting.dtype) for name, weight in weights.items()}
 
     def model(self, cls: type[Any]) -> Any:
         """A model with these weights, or with a copy of its own where a step may change them."""
@@ -87,12 +91,12 @@ class ModelInputs:
                 return [rows(self.batches[0])[: self.checked.packed.total_tokens]]
         with self.autocast():
             found = rows(self.checked)
-        return [found.detach(), *_gradients(base, found)]
+        return [found.detach(), *self._gradients(base, found)]
 
     def expected(self, dropout_p: float) -> tuple[list[Tensor], list[Tensor] | None]:
         """The reference's results on those sequences, without dropout: in float32, and in the setting's 16 bits."""
         if self._expected is None:
-            model = self.model(reference.ErnieMModel)
+            model = self.oracle()
             plain = None
             if self.setting.dtype != torch.float32:
                 with self.autocast():
@@ -100,9 +104,27 @@ class ModelInputs:
             self._expected = self._by_reference(model.float()), plain
         return self._expected
 
+    def oracle(self) -> Any:
+        """A model whose results are right, which may be changed."""
+        return self.model(reference.ErnieMModel)
+
+    def reference_rows(self, model: nn.Module) -> Tensor:
+        """Results of the oracle that providers' are compared with."""
+        return self.checked.packed.from_grid(padded_forward(model, self.checked))
+
+    def loss_of(self, output: Tensor) -> Tensor:
+        """Loss of a step, of what `forward` gave."""
+        return output.float().square().mean()
+
     def _by_reference(self, model: Any) -> list[Tensor]:
-        rows = self.checked.packed.from_grid(padded_forward(model, self.checked))
-        return [rows.detach(), *(_gradients(model, rows) if self.trains else ())]
+        rows = self.reference_rows(model)
+        return [rows.detach(), *(self._gradients(model, rows) if self.trains else ())]
+
+    def _gradients(self, model: nn.Module, rows: Tensor) -> list[Tensor]:
+        parameters = [model.get_parameter(name) for name in self.compared]
+        generator = torch.Generator().manual_seed(1)
+        grad = torch.randn(rows.shape, generator=generator).to(rows.device, rows.dtype)
+        return list(torch.autograd.grad(rows, parameters, grad))
 
     def prepare(
         self,
@@ -135,7 +157,7 @@ class ModelInputs:
 
         def loss(batch: Batch) -> Tensor:
             with self.autocast():
-                return forward(batch).float().square().mean()
+                return self.loss_of(forward(batch))
 
         def step(batch: Batch) -> None:
             loss(batch).backward()
@@ -173,13 +195,6 @@ class ModelInputs:
         # Inference on a CPU keeps nothing worth measuring, and takes long.
         measured = memory if self.trains or self.setting.device == "cuda" or self.setting.tiny else None
         return Prepared(run, results if compared else None, memory=measured)
-
-
-def _gradients(model: nn.Module, rows: Tensor) -> list[Tensor]:
-    parameters = [model.get_parameter(name) for name in COMPARED_PARAMETERS]
-    generator = torch.Generator().manual_seed(1)
-    grad = torch.randn(rows.shape, generator=generator).to(rows.device, rows.dtype)
-    return list(torch.autograd.grad(rows, parameters, grad))
 
 
 @lru_cache(maxsize=1)

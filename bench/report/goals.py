@@ -23,7 +23,9 @@ PADDING_FREE, BATCHES, SDPA, VARLEN = (
     "padded, sdpa, compiled",
     "varlen_attn, compiled",
 )
+FLATTENED = "transformers, varlen_attn, compiled"
 CPU_ARRIVAL, CPU_SORTED, CPU_SKEWED = "xquad-16-arrival", "xquad-16-sorted", "1x500+15x20"
+MASKED_LM, MASKED_BATCH, ONE_TEXT = "XLM-R masked LM", "xquad-8-batch", "1x8"
 Value = Callable[[Rows], float]
 
 
@@ -150,6 +152,26 @@ def _cpu_memory(rows: Rows) -> float:
     return _over(ours, padded, "activations")
 
 
+def _family(family: str, shape: str, provider: str = "transformers", layers: int = 2) -> Value:
+    """A peer's time over that of the family made padding-free."""
+    return lambda rows: rows.find(operation=family, shape=shape, layers=layers, provider=provider)["ratio"]
+
+
+AGAINST_ERNIEM = [_family("XLM-R", shape, "ErnieM") for shape in (CPU_ARRIVAL, CPU_SORTED)]
+
+
+def _slower(*peers: Value) -> Value:
+    """Percent by which ours is slower, against the quickest peer."""
+    return lambda rows: max(100 * (1 / peer(rows) - 1) for peer in peers)
+
+
+def _loss_only(rows: Rows) -> float:
+    theirs, ours = (
+        _family(MASKED_LM, MASKED_BATCH, provider)(rows) for provider in ("transformers", f"{PADDING_FREE}, loss only")
+    )
+    return theirs / ours
+
+
 GOALS = {
     "cpu": (
         Goal("Real tokens/s against the padded reference, unsorted", 5, True, _cpu(CPU_ARRIVAL, "padded")),
@@ -157,6 +179,21 @@ GOALS = {
         Goal("Time against its matrix products alone, unsorted", 1.3, False, _cpu_over_products(CPU_ARRIVAL)),
         Goal("The same, sorted by length", 1.3, False, _cpu_over_products(CPU_SORTED)),
         Goal("Memory kept for backward against the padded reference, 1 long text of 16", 0.25, False, _cpu_memory, ""),
+    ),
+    "families": (
+        Goal("XLM-R against transformers' SDPA, arrival order", 4, True, _family("XLM-R", CPU_ARRIVAL)),
+        Goal("The same, sorted by length", 1.05, True, _family("XLM-R", CPU_SORTED)),
+        Goal("XLM-R against ErnieM of the same sizes, slower by", 3, False, _slower(*AGAINST_ERNIEM), " %"),
+        Goal("XLM against transformers, arrival order", 5, True, _family("XLM", CPU_ARRIVAL)),
+        Goal("The same, sorted by length", 1.2, True, _family("XLM", CPU_SORTED)),
+        *(
+            Goal(f"{name}, {layers} layers, one text of 8 tokens, slower by", 10, False, _slower(one_text), " %")
+            for name in ("XLM-R", "BERT", "XLM")
+            for layers in (2, 12)
+            for one_text in (_family(name, ONE_TEXT, layers=layers),)
+        ),
+        Goal("Masked-LM step against transformers, arrival order", 4, True, _family(MASKED_LM, MASKED_BATCH)),
+        Goal("The same with loss_only", 4, True, _loss_only),
     ),
     "kernels": (
         Goal("Attention forward, length 512", 300, True, _attention(FORWARD), " TFLOP/s"),
@@ -178,6 +215,9 @@ GOALS = {
         Goal("Base, 64 texts a batch, against eager padded", 8, True, _peer("inference", BATCHES, "padded")),
         Goal("The same against padded SDPA, compiled", 2.5, True, _peer("inference", BATCHES, SDPA)),
         Goal("The same against varlen_attn, compiled", 1.1, True, _peer("inference", BATCHES, VARLEN)),
+        Goal("XLM-R made padding-free against eager padded", 8, True, _peer("XLM-R", BATCHES, "transformers, eager")),
+        Goal("The same against padded SDPA, compiled", 2.5, True, _peer("XLM-R", BATCHES, "transformers, compiled")),
+        Goal("The same against flattened input, varlen_attn, compiled", 1.15, True, _peer("XLM-R", BATCHES, FLATTENED)),
         Goal("4 k tokens against varlen_attn, compiled", 1.25, True, _peer("inference", "pairs-4k", VARLEN)),
         Goal("One sequence of 32 to 128 tokens, CUDA graphs", 0.35, False, _latency, " ms"),
         Goal("Batch-invariant mode, 64 k tokens, slower by", 20, False, _invariant, " %"),

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.engine.registry import OURS
+from bench.engine.registry import CPU_PARTS, OURS
 
-PARTS = ("cpu", "kernels", "models")
+PARTS = (*CPU_PARTS, "kernels", "models")
 PACKAGES = ("torch", "transformers", "sentence-transformers", "torchao")
 TRUSTED = 0.2
 """Cores that other processes may keep busy while a CPU is measured."""
@@ -63,12 +63,12 @@ class Result:
         content, run = self.content, self.content["runs"][-1]
         versions, reached = content["versions"], run.get("ceilings")
         commit = f"`{content['commit'][:12]}`" if content["commit"] else "unknown"
-        doors = {"cpu": "bench.run", "texts": "bench.tools.texts", "zero-shot": "bench.tools.zero_shot"}
-        door = doors.get(content["suite"], f"bench.gpu {content['suite']}")
+        doors = {"cpu": "run", "families": "run families", "texts": "tools.texts", "zero-shot": "tools.zero_shot"}
+        door = "bench." + doors.get(content["suite"], f"gpu {content['suite']}")
         machine = [content["processor"]]
         if content["device"] == "cpu":
             machine += [f"{content['cores']} cores", f"{content['threads']} threads"]
-            machine += ["float32"] if content["suite"] == "cpu" else []
+            machine += ["float32"] if content["suite"] in CPU_PARTS else []
         else:
             machine += [f"driver {content['driver']}", f"triton {versions['triton']}"]
         packages = ", ".join(f"{name} {versions[name]}" for name in PACKAGES if name in versions)
@@ -92,9 +92,9 @@ class Result:
 
 def newest(folder: Path, part: str) -> Result | None:
     """The newest result of a part, dry runs excluded, or None."""
-    pattern = "cpu-*.json" if part == "cpu" else f"gpu-{part}-*.json"
+    pattern = f"{part}-*.json" if part in CPU_PARTS else f"gpu-{part}-*.json"
     found = [Result(path, json.loads(path.read_text(encoding="utf-8"))) for path in sorted(folder.glob(pattern))]
-    device = "cpu" if part == "cpu" else "cuda"
+    device = "cpu" if part in CPU_PARTS else "cuda"
     whole = [one for one in found if one.content.get("rows") and not one.content["tiny"]]
     measured = [one for one in whole if one.content["device"] == device]
     return max(measured, key=lambda one: one.content["date"], default=None)

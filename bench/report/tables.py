@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from bench.engine.registry import OURS
+from bench.engine.registry import CPU_PARTS, OURS
 
-from .goals import CPU_ARRIVAL, CPU_SORTED, goals_table
+from .goals import CPU_ARRIVAL, CPU_SORTED, MASKED_BATCH, ONE_TEXT, goals_table
 from .markdown import markdown, seconds
 from .rows import PARTS, Rows, newest
 
@@ -12,27 +12,38 @@ NOT_MEASURED = "Not yet measured on a GPU: `make gpu` measures, and `make bench-
 SHOWN_KERNELS = (OURS, "torch", "torch.compile", "varlen_attn", "padded sdpa, cudnn", "liger")
 SHAPES = {
     CPU_ARRIVAL: "16 texts a batch, as they arrive", CPU_SORTED: "16 texts a batch, sorted by length",
+    ONE_TEXT: "one text of 8 tokens", MASKED_BATCH: "8 texts, as they arrive",
     "xquad-64-arrival": "64 texts a batch, as they arrive", "xquad-64-sorted": "64 texts a batch, sorted by length",
 }  # fmt: skip
 PEERS = {
     "padded": "padded, as 4.40.2", "padded, sdpa": "padded, SDPA", "padded, sdpa, compiled": "padded, SDPA, compiled",
     "varlen_attn, compiled": "varlen_attn, compiled", "XLM-R, sdpa": "XLM-R, SDPA",
 }  # fmt: skip
+FAMILY_PEERS = {"transformers": "transformers", "ErnieM": "ErnieM", "padding-free, loss only": "with `loss_only`"}
 
 
 def ratios_table(rows: Rows) -> str:
     """Inference on real lengths: ours in real tokens a second, the peers' times over ours."""
-    chosen = Rows(row for row in rows.rows if row["operation"] == "inference" and row["shape"] in SHAPES)
-    peers = [name for name in PEERS if name in chosen.providers()]
+    return _ratios(Rows(row for row in rows.rows if row["operation"] == "inference" and row["shape"] in SHAPES), PEERS)
+
+
+def families_table(rows: Rows) -> str:
+    """Other families, made padding-free: ours in real tokens a second, the peers' times over ours."""
+    return _ratios(rows, FAMILY_PEERS, 2)
+
+
+def _ratios(chosen: Rows, labels: dict[str, str], digits: int = 1) -> str:
+    peers = [name for name in labels if name in chosen.providers()]
     lines = []
     for row in chosen.rows:
         if row["provider"] != "padding-free":
             continue
-        ratios = {one["provider"]: f"{one['ratio']:.1f}x" for one in chosen.rows if one["case"] == row["case"]}
-        model = f"{row['layers']} layers of {row['hidden_size']}"
+        ratios = {one["provider"]: f"{one['ratio']:.{digits}f}x" for one in chosen.rows if one["case"] == row["case"]}
+        family = "" if row["operation"] == "inference" else f"{row['operation']}, "
+        model = f"{family}{row['layers']} layers of {row['hidden_size']}"
         ours = f"{row['real_tokens_per_s']:,.0f} tokens/s"
         lines.append([SHAPES[row["shape"]], model, ours, *(ratios.get(name, "") for name in peers)])
-    return markdown(["texts", "model", "padding-free", *(PEERS[name] for name in peers)], lines)
+    return markdown(["texts", "model", "padding-free", *(labels[name] for name in peers)], lines)
 
 
 def kernels_table(rows: Rows) -> str:
@@ -75,21 +86,24 @@ def cases_table(rows: Rows) -> str:
     return markdown(head, lines)
 
 
-TABLES = {"cpu": cases_table, "kernels": kernels_table, "models": cases_table}
+TABLES = {"cpu": cases_table, "families": cases_table, "kernels": kernels_table, "models": cases_table}
 
 
 def summary(folder: Path) -> str:
-    """README's part: for the CPU and for a GPU one line of source and the table of ratios.
+    """README's part: for the CPU, other families there and a GPU a table of ratios and one line of source.
 
     Raises:
         FileNotFoundError: there is no result of a CPU.
     """
     parts = []
-    for part in ("cpu", "models"):
+    for part, table in (("cpu", ratios_table), ("families", families_table), ("models", ratios_table)):
         found = newest(folder, part)
         if found is None and part == "cpu":
             raise FileNotFoundError(f"no results in {folder}: run `python -m bench.run` first")
-        parts += [NOT_MEASURED] if found is None else [ratios_table(found.rows), found.describe("bench/results")]
+        if found is not None:
+            parts += [table(found.rows), found.describe("bench/results")]
+        elif part == "models":
+            parts.append(NOT_MEASURED)
     return "\n\n".join(filter(None, parts))
 
 
@@ -101,6 +115,6 @@ def details(folder: Path) -> str:
         if found is not None:
             rows = found.rows
             parts += [f"### {part}", found.describe("../bench/results"), goals_table(part, rows), TABLES[part](rows)]
-    if not any(newest(folder, part) for part in PARTS[1:]):
+    if not any(newest(folder, part) for part in PARTS if part not in CPU_PARTS):
         parts.append(NOT_MEASURED)
     return "\n\n".join(filter(None, parts))

@@ -18,7 +18,7 @@ from bench import gpu, run, suite
 from bench.engine import loop
 from bench.engine.environment import RESULTS
 from bench.engine.processes import run_for
-from bench.engine.registry import Case
+from bench.engine.registry import CPU_PARTS, Case
 from bench.engine.shapes import BOTH, FORWARD
 from bench.ops import ATTENTION, LINEAR
 from bench.ops.inputs import DROPOUT_P
@@ -26,9 +26,10 @@ from bench.report import goals
 from bench.tools import check
 from bench.tools.workloads import TUNED
 
-PARTS = ("cpu", "kernels", "models")
+PARTS = (*CPU_PARTS, "kernels", "models")
 CUDA_ONLY = {
-    "varlen_attn", "padded sdpa, flash", "padded sdpa, cudnn", "liger", "varlen_attn, compiled", "padding-free, graphs"
+    "varlen_attn", "padded sdpa, flash", "padded sdpa, cudnn", "liger", "varlen_attn, compiled", "padding-free, graphs",
+    "transformers, varlen_attn, compiled",
 }  # fmt: skip
 FORWARD_ONLY = {"matrix products", "epilogue", "padding-free, batch-invariant"}
 NOT_COMPARED = {"XLM-R, sdpa", "matrix products"}
@@ -50,9 +51,9 @@ def dry_runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
     files = {}
     for part in PARTS:
         folder = tmp_path_factory.mktemp(part)
-        interpreted = "0" if part == "cpu" else "1"
+        interpreted = "0" if part in CPU_PARTS else "1"
         variables = os.environ | {"TRITON_INTERPRET": interpreted, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        door = ["bench.run", "--threads", "1"] if part == "cpu" else ["bench.gpu", part]
+        door = ["bench.run", part, "--threads", "1"] if part in CPU_PARTS else ["bench.gpu", part]
         command = [sys.executable, "-m", *door, "--tiny", "--output", str(folder)]
         done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
@@ -214,17 +215,19 @@ def test_wrong_options_are_one_line(
 
 
 def test_cases_come_once_and_the_most_important_first() -> None:
-    found = {part: suite.cases(part, "cpu" if part == "cpu" else "cuda", tiny=False) for part in PARTS}
+    found = {part: suite.cases(part, "cpu" if part in CPU_PARTS else "cuda", tiny=False) for part in PARTS}
     for chosen in found.values():
         names = [case.name for case in chosen]
         assert len(set(names)) == len(names)
-    kernels, models, cpu = found["kernels"], found["models"], found["cpu"]
+    kernels, models, cpu, families = (found[part] for part in ("kernels", "models", "cpu", "families"))
     assert [case.benchmark.name for case in kernels[:6]] == [one.name for one in suite.BENCHMARKS["kernels"]]
     assert {(case.shape.name, case.setting.passes) for case in kernels[:6]} == {("pairs-64k", FORWARD)}
     assert models[0].name == "inference/pairs-64k/12x768/bfloat16/forward/dropout 0"
     assert {case.setting.dtype for case in models} == {torch.bfloat16, torch.float16}
     assert {case.shape.sizes.num_layers for case in models} == {12, 24}
-    assert {case.setting.dtype for case in cpu} == {torch.float32}
+    assert {case.setting.dtype for case in (*cpu, *families)} == {torch.float32}
+    assert {case.benchmark.name for case in families[:4]} == {"XLM-R", "XLM"}
+    assert [case.benchmark.name for case in models if "XLM-R" in case.benchmark.name] == ["XLM-R"]
     assert [case.benchmark.name for case in cpu[:3]] == ["inference", "inference", "training"]
     assert {case.setting.passes for case in cpu if case.benchmark.name != "training"} == {FORWARD}
 

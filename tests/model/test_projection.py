@@ -301,6 +301,25 @@ def test_joined_projections_train() -> None:
             assert_agree(fast, plain, inputs)
 
 
+def test_a_few_rows_copy_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU, where copying three weights takes longer than a short text through the layer."""
+    _, fast = make()
+    size, real_cat, copied = SIZES["hidden_size"], torch.cat, []
+
+    def cat(tensors: Any, *arguments: Any) -> Tensor:
+        copied.append(sum(tensor.numel() for tensor in tensors) >= 3 * size**2)
+        return real_cat(tensors, *arguments)
+
+    monkeypatch.setattr(torch, "cat", cat)
+    for texts, gradients in ((1, False), (20, False), (1, True)):
+        copied.clear()
+        ids = torch.randint(4, SIZES["vocab_size"], (texts, 8))
+        with torch.set_grad_enabled(gradients):
+            found = fast(input_ids=ids).last_hidden_state
+        assert any(copied) == (gradients or texts > 1)
+        assert_close(found, as_reference(fast)(input_ids=ids).last_hidden_state, 1e-12)
+
+
 def test_joined_projections_are_saved_apart(tmp_path: Path) -> None:
     _, fast = make()
     expected = {name: tensor.clone() for name, tensor in fast.state_dict().items()}

@@ -1,19 +1,12 @@
 """Peers compute the same as the reference."""
 
 import torch
-from torch import Tensor
+from helpers.varlen import plain_attention
 
 from bench.engine.shapes import BOTH, TINY, Batch, Setting, batch_of
 from bench.models import peers
 from bench.models.inputs import ModelInputs, packed_forward
 from erniem_fast import modeling, reference
-
-
-def plain_attention(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
-    spans = cu_seqlens.diff().tolist()
-    parts = zip(*(operand.split(spans) for operand in (query, key, value)), strict=True)
-    heads = [[operand.transpose(0, 1) for operand in part] for part in parts]
-    return torch.cat([torch.nn.functional.scaled_dot_product_attention(*part).transpose(0, 1) for part in heads])
 
 
 def test_the_peers_compute_what_the_reference_does() -> None:

@@ -121,6 +121,31 @@ def test_the_summary_is_one_table_of_ratios(results: Path) -> None:
     assert "(bench/results/cpu-2030-01-02.json)" in text
 
 
+def test_families_have_a_table_of_their_own(results: Path) -> None:
+    assert "families" not in tables.details(results)
+    rows = [
+        a_row("XLM-R", goals.CPU_ARRIVAL, provider, ratio=ratio)
+        for provider, ratio in (("padding-free", 1.0), ("transformers", 4.5), ("ErnieM", 0.8))
+    ]
+    rows += [a_row("BERT", goals.ONE_TEXT, "padding-free"), a_row("BERT", goals.ONE_TEXT, "transformers", ratio=0.95)]
+    rows += [
+        a_row(goals.MASKED_LM, goals.MASKED_BATCH, provider, ratio=ratio)
+        for provider, ratio in (("padding-free", 1.0), ("padding-free, loss only", 0.25), ("transformers", 3.0))
+    ]
+    content = a_result("families", "2030-01-02T00:00:00+00:00", *rows, device="cpu")
+    (results / "families-2030-01-02.json").write_text(dump(content), encoding="utf-8")
+    summary, details = tables.summary(results), tables.details(results)
+    assert "| texts | model | padding-free | transformers | ErnieM | with `loss_only` |" in summary
+    assert "| one text of 8 tokens | BERT, 2 layers of 768 | 500,000 tokens/s | 0.95x |  |  |" in summary
+    assert "by `python -m bench.run families` ([families-2030-01-02.json]" in summary
+    assert [line for line in details.splitlines() if "at least 4x" in line or "slower by" in line] == [
+        "| XLM-R against transformers' SDPA, arrival order | 4.50x | at least 4x | yes |",
+        "| BERT, 2 layers, one text of 8 tokens, slower by | 5.26 % | at most 10 % | yes |",
+        "| Masked-LM step against transformers, arrival order | 3.00x | at least 4x | no |",
+        "| The same with loss_only | 12.00x | at least 4x | yes |",
+    ]
+
+
 def test_a_summary_needs_a_result(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"bench\.run"):
         tables.summary(tmp_path)
