@@ -50,7 +50,8 @@ ONCE = [
 CASES = [
     pytest.param(family, head, padding, marks=() if (family, head, padding) in ONCE else pytest.mark.slow)
     for (family, head), padding in product(PAIRS, PADDINGS)
-    if family != "causal xlm" or padding not in ("left", "holes")  # seen, by transformers: test_xlm.py
+    if family != "causal xlm"
+    or padding not in ("left", "holes")  # transformers sees such padding: test_left_to_transformers.py
 ]
 
 
