@@ -183,18 +183,18 @@ def embed(
     """
     input_ids, embedded = context.batch.input_ids, context.batch.inputs_embeds
     if further:
-        embedded = words(input_ids) if embedded is None else embedded
+        embedded = _call_table(words, input_ids, context.batch) if embedded is None else embedded
         input_ids = None
         for module, row in further:
-            embedded = embedded + _read_table(module, row, embedded)
+            embedded = embedded + _read_table(module, row, context.batch)
     # A module that is called may have no table, or keep it on another device.
     table: nn.Embedding | None = None
     if embedded is None and _is_plain_embedding(words):
         table = words
     elif embedded is None:
-        input_ids, embedded = None, words(input_ids)
+        input_ids, embedded = None, _call_table(words, input_ids, context.batch)
     if not (_is_plain_embedding(positions) and is_plain(norm, nn.LayerNorm)):
-        embedded = words(input_ids) if embedded is None else embedded
+        embedded = _call_table(words, input_ids, context.batch) if embedded is None else embedded
         return call_dropout(dropout, norm(embedded + positions(position_rows)), context)
     fused, drop = take_over(dropout, context, 0)
     rows = ops.embedding_layer_norm(
@@ -214,13 +214,22 @@ def embed(
     return rows if fused else call_dropout(dropout, rows, context)
 
 
-def _read_table(table: nn.Module, row: Tensor | int, like: Tensor) -> Tensor:
+def _call_table(table: nn.Module, ids: Tensor | None, batch: PackedBatch) -> Tensor:
+    """Rows of a table for the (total_tokens,) ids; hooks see the shape of the caller's batch, as NEFTune's need it."""
+    assert ids is not None
+    if may_bypass(table):
+        return table(ids)  # type: ignore[no-any-return]
+    pad = getattr(table, "padding_idx", None) or 0
+    return batch.rows(table(batch.output(ids, pad)))
+
+
+def _read_table(table: nn.Module, row: Tensor | int, batch: PackedBatch) -> Tensor:
     """Rows of a table, or the one row that every token reads."""
     if isinstance(row, Tensor):
-        return table(row)  # type: ignore[no-any-return]
+        return _call_table(table, row, batch)
     if _is_plain_embedding(table) and table.padding_idx != row:
         return table.weight[row]
-    return table(torch.full(like.shape[:1], row, device=like.device))  # type: ignore[no-any-return]
+    return _call_table(table, torch.full_like(batch.position_ids, row), batch)
 
 
 def _is_small(x: Tensor) -> bool:

@@ -20,7 +20,7 @@ from helpers.families import (
 )
 from torch import Tensor, nn
 
-from erniem_fast import encoder, validation
+from erniem_fast import PackedBatch, encoder, validation
 
 HEAD = "ForTokenClassification"
 
@@ -306,3 +306,43 @@ def test_the_packed_path_runs_under_hooks_of_infrastructure(rows: list[int]) -> 
         accelerate.hooks.add_hook_to_module(fast.encoder.layer[0], accelerate.hooks.ModelHook())
         assert_close(fast(**inputs).last_hidden_state, before, 0)
     assert rows == [20] * 4
+
+
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [("roberta", "word_embeddings"), pytest.param("bert", "token_type_embeddings", marks=pytest.mark.slow)]
+    + [pytest.param(family, "word_embeddings", marks=pytest.mark.slow) for family in ("distilbert", "electra")],
+)  # fmt: skip
+def test_hooks_on_tables_see_the_shape_of_the_batch(family: str, name: str, rows: list[int]) -> None:
+    """As NEFTune's, and as captum's of word embeddings; the layers stay on rows."""
+    plain, fast = make(family, **NO_DROPOUT)
+    seen: list[Tensor] = []
+    inputs = batch(family)
+    real = inputs["attention_mask"] == 1
+
+    def weigh(_: Any, __: Any, output: Tensor) -> Tensor:
+        seen.append(output.detach())
+        return output * (1 + torch.arange(output.shape[1])[:, None])
+
+    for model in (plain, fast):
+        getattr(model.embeddings, name).register_forward_hook(weigh)
+    found, expected = (model(**inputs).last_hidden_state[real] for model in (fast, plain))
+    assert_close(found, expected)
+    assert seen[0].shape == seen[1].shape
+    assert_close(seen[0][real], seen[1][real])
+    assert rows == [20, 20]
+    for states in (found, expected):
+        states.sin().sum().backward()
+    assert_same_gradients(gradients(fast), gradients(plain))
+
+
+def test_hooks_on_the_word_table_with_packed_input() -> None:
+    _, fast = make("roberta")
+    rows = [[0, 5, 7, 2], [0, 9, 2]]
+    packed = PackedBatch.from_sequences(rows, first_position=fast.limits.first_position)
+    seen: list[tuple[int, ...]] = []
+    with torch.no_grad():
+        before = fast(packed).last_hidden_state
+        fast.embeddings.word_embeddings.register_forward_hook(lambda _, __, output: seen.append(tuple(output.shape)))
+        assert torch.equal(fast(packed).last_hidden_state, before)
+    assert seen == [(1, 7, 32)]
