@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from . import fusion, modeling
 from .encoder import AttentionParts, LayerParts
@@ -101,8 +101,15 @@ def _short(name: str) -> str:
 
 
 def _why(module: nn.Module) -> str:
-    kind = f"{type(module).__module__.split('.')[0]}'s {type(module).__name__}"
-    return kind if fusion.may_bypass(module) else f"{kind} with hooks"
+    home, name = type(module).__module__, type(module).__name__
+    package = ".".join(home.split(".")[: 4 if home.startswith("torch.ao.") else 1])
+    kind = f"{package}'s {name}"
+    if not fusion.may_bypass(module):
+        return f"{kind} with hooks"
+    weight = type(getattr(module, "weight", None))
+    # Quantised and sharded weights are subclasses of Tensor.
+    special = issubclass(weight, Tensor) and weight not in (Tensor, nn.Parameter)
+    return f"{kind} whose weight is of {weight.__name__}" if special else kind
 
 
 def _span(numbers: list[int]) -> str:

@@ -92,6 +92,8 @@ class Containers(NamedTuple):
 
     def reason_to_call(self) -> str | None:
         """Reason why one of them must be called, or None."""
+        if fusion.has_global_hooks():
+            return "every module has hooks, as a FLOP counter's"
         for name, module, cls in self.items:
             # FSDP2 makes subclasses of ours, which were the exact class when they were swapped.
             if not (isinstance(module, cls) if issubclass(cls, Swapped) else type(module) is cls):

@@ -55,7 +55,7 @@ def padding_free(model: M) -> M:
             _swap(module)
     stayed = other_models(model)
     if stayed:
-        logger.warning("padding_free: %s stay as they are: their families are not supported.", ", ".join(stayed))
+        logger.warning("padding_free leaves %s unchanged: no supported family.", ", ".join(stayed))
     return model
 
 

@@ -75,7 +75,7 @@ def test_supported_and_other_models_in_one(caplog: pytest.LogCaptureFixture) -> 
     assert isinstance(fast["bert"], PackedEncoder)
     assert type(fast["mpnet"]) is before["mpnet"]
     assert type(fast["loud"]) is LoudBert
-    assert "mpnet (MPNetModel), loud (LoudBert) stay as they are" in caplog.text
+    assert "leaves mpnet (MPNetModel), loud (LoudBert) unchanged" in caplog.text
 
 
 def test_an_encoder_that_two_heads_share() -> None:
