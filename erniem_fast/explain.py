@@ -66,8 +66,8 @@ def _explain_encoder(
 def _layers(encoder: PackedEncoder) -> list[tuple[LayerParts | None, str | None]]:
     """Parts of each layer, or the reason why it is computed by transformers."""
     found: list[tuple[LayerParts | None, str | None]] = []
-    for index in range(len(encoder.layers)):
-        reason = encoder.reason_for_grid(encoder.layers[index])
+    for index in range(len(encoder.layer_stack)):
+        reason = encoder.reason_for_grid(encoder.layer_stack[index])
         parts = None if reason else encoder.parts(index)
         found.append((parts, f"transformers' own, on padded tokens: {reason}" if reason else None))
     return found

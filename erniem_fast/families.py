@@ -120,7 +120,7 @@ class BertKind(PackedEncoder):
         return {"token_type_ids": self.config.type_vocab_size}
 
     @property
-    def layers(self) -> Sequence[nn.Module]:
+    def layer_stack(self) -> Sequence[nn.Module]:
         return self.encoder.layer  # type: ignore[no-any-return]
 
     @property
@@ -218,7 +218,7 @@ class DistilBertKind(BertKind):
         return {}
 
     @property
-    def layers(self) -> Sequence[nn.Module]:
+    def layer_stack(self) -> Sequence[nn.Module]:
         return self.transformer.layer  # type: ignore[no-any-return]
 
     def result(self, output: PackedModelOutput) -> Any:

@@ -171,8 +171,8 @@ class PackedEncoder(Swapped):
         raise NotImplementedError
 
     @property
-    def layers(self) -> Sequence[nn.Module]:
-        """The layers, in order."""
+    def layer_stack(self) -> Sequence[nn.Module]:
+        """The layers, in order. Libraries such as peft take a model with an attribute `layers` for a Llama."""
         raise NotImplementedError
 
     @property
@@ -324,7 +324,7 @@ class PackedEncoder(Swapped):
 
     def parts(self, index: int) -> LayerParts:
         """Parts of a layer that computes on rows."""
-        layer: Any = self.layers[index]
+        layer: Any = self.layer_stack[index]
         return layer.parts(index)  # type: ignore[no-any-return]
 
     def reason_for_grid(self, layer: nn.Module) -> str | None:
@@ -335,7 +335,7 @@ class PackedEncoder(Swapped):
 
     def steps(self) -> list[encoder.Layer]:
         """The layers as functions on rows."""
-        return [self._step(layer, index) for index, layer in enumerate(self.layers)]
+        return [self._step(layer, index) for index, layer in enumerate(self.layer_stack)]
 
     def _step(self, layer: nn.Module, index: int) -> encoder.Layer:
         reason = self.reason_for_grid(layer)
@@ -353,9 +353,9 @@ class PackedEncoder(Swapped):
 
     def _rows_may_be_left_out(self, batch: PackedBatch, options: OutputOptions) -> bool:
         """True if the last layer may compute some rows only, because nobody sees that the others are missing."""
-        if options.hidden_states or batch.total_tokens == 0 or not self.layers:
+        if options.hidden_states or batch.total_tokens == 0 or not self.layer_stack:
             return False
-        return all(fusion.may_bypass(module) for layer in self.layers[-1:] for module in layer.modules())
+        return all(fusion.may_bypass(module) for layer in self.layer_stack[-1:] for module in layer.modules())
 
 
 def _select(states: tuple[Tensor, ...] | None, asked: Any) -> tuple[Tensor | None, ...] | None:

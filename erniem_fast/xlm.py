@@ -63,7 +63,7 @@ class XLMModel(PackedEncoder, modeling_xlm.XLMModel, original=modeling_xlm.XLMMo
         return _columns_before(real.sum(1), input_ids.shape[1])
 
     @property
-    def layers(self) -> Sequence[nn.Module]:
+    def layer_stack(self) -> Sequence[nn.Module]:
         """What each layer is made of, as a list."""
         parts = (self.attentions, self.layer_norm1, self.ffns, self.layer_norm2)
         return [nn.ModuleList(layer) for layer in zip(*parts, strict=True)]  # type: ignore[arg-type]

@@ -185,6 +185,18 @@ def adapted(model: Any, **changes: Any) -> Any:
     return peft.get_peft_model(model, peft.LoraConfig(r=3, lora_alpha=9, task_type="SEQ_CLS", **changes))
 
 
+def test_peft_replicates_layers_of_a_padding_free_model() -> None:
+    """It takes a model for a Llama by the names of its attributes."""
+    plain, fast = make("bert", "ForSequenceClassification", **NO_DROPOUT)
+    replicated = [adapted(model, layer_replication=[(0, 2), (1, 2)], target_modules=["query"]).eval()
+                  for model in (plain, fast)]  # fmt: skip
+    assert len(fast.bert.encoder.layer) == 3
+    inputs = batch("bert")
+    with torch.no_grad():
+        expected, found = (model(**inputs).logits for model in replicated)
+    assert_close(found, expected)
+
+
 @pytest.mark.parametrize("before", [True, False])
 @pytest.mark.parametrize("targets", [
     None, pytest.param("all-linear", marks=pytest.mark.slow),

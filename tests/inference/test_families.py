@@ -148,7 +148,7 @@ def test_projections_are_joined(name: str) -> None:
     state = copy.deepcopy(model.state_dict())
     assert join_projections(model) == 2
     for index in range(2):
-        attention = model.parts(index).attention if name == "XLM" else model.layers[index].parts(index).attention
+        attention = model.parts(index).attention if name == "XLM" else model.layer_stack[index].parts(index).attention
         with torch.no_grad():
             assert as_one([part.weight for part in (attention.query, attention.key, attention.value)]) is not None
     for key, value in model.state_dict().items():
