@@ -67,9 +67,12 @@ class Swapped(nn.Module):
 def by_name(cls: type[Swapped]) -> type[Swapped]:
     """Give a class a `forward` with its parent's signature that hands all arguments on to `forward_on_rows` by name."""
     parent: Any = cls.original.forward
-    names = list(inspect.signature(parent).parameters)[1:]
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    names = [name for name, taken in inspect.signature(parent).parameters.items() if taken.kind is kind][1:]
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if len(args) > len(names):
+            raise TypeError(f"{type(self).__name__} takes at most {len(names)} positional arguments, got {len(args)}")
         return self.forward_on_rows(**dict(zip(names, args, strict=False)), **kwargs)
 
     # Each class has code of its own: torch.compile gives up on one that it has compiled eight times.

@@ -238,3 +238,12 @@ def test_the_configuration_decides_anew_in_every_call() -> None:
     with torch.no_grad():
         one, other = (copy.deepcopy(model)(**inputs).last_hidden_state for model in (plain, fast))
     assert_close(one, other)
+
+
+def test_more_positional_arguments_than_there_are() -> None:
+    """None is dropped in silence, nor read as the one that follows."""
+    _, fast = make("bert", "ForMaskedLM")
+    ids = batch("bert")["input_ids"]
+    for model, count in ((fast, 8), (fast.bert, 9)):
+        with pytest.raises(TypeError, match=rf"takes at most {count} positional arguments, got {count + 1}"):
+            model(ids, *[None] * count)
