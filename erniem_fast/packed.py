@@ -313,11 +313,16 @@ class PackedEncoder(Swapped):
         """The output as transformers' class of it."""
         return BaseModelOutputWithPoolingAndCrossAttentions(**output)
 
+    @property
+    def may_drop(self) -> bool:
+        """True if dropouts may be on that are no modules of their own."""
+        return self.training
+
     def make_context(self, batch: PackedBatch) -> PackedContext:
         """Decide how a batch is computed."""
         return encoder.make_context(
             batch, None, None, num_heads=self.num_heads, hidden_size=self.config.hidden_size,
-            dtype=self.position_table.weight.dtype, training=self.training, backend=self.backend,
+            dtype=self.position_table.weight.dtype, training=self.may_drop, backend=self.backend,
         )  # fmt: skip
 
     def parts(self, index: int) -> LayerParts:

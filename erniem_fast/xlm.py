@@ -65,8 +65,8 @@ class XLMModel(PackedEncoder, modeling_xlm.XLMModel, original=modeling_xlm.XLMMo
     @property
     def layers(self) -> Sequence[nn.Module]:
         """What each layer is made of, as a list."""
-        parts = (self.attentions, self.layer_norm1, self.ffns, self.layer_norm2)
-        return [nn.ModuleList(layer) for layer in zip(*parts, strict=True)]  # type: ignore[arg-type]
+        parts: Any = (self.attentions, self.layer_norm1, self.ffns, self.layer_norm2)
+        return [nn.ModuleList(part[index] for part in parts) for index in range(self.n_layers)]  # type: ignore[arg-type]
 
     @property
     def position_table(self) -> nn.Embedding:
@@ -91,16 +91,21 @@ class XLMModel(PackedEncoder, modeling_xlm.XLMModel, original=modeling_xlm.XLMMo
         of: Any = self
         heads, inner = of.attentions[index], of.ffns[index]
         attention = AttentionParts(
-            heads.q_lin, heads.k_lin, heads.v_lin, heads.n_heads, heads.dropout, index, causal=of.causal
+            heads.q_lin, heads.k_lin, heads.v_lin, heads.n_heads, _probability(heads), index, causal=of.causal
         )
         activation = RELU if inner.act is F.relu else inner.act
         return LayerParts(
-            attention, heads.out_lin, of.dropout, of.layer_norm1[index], inner.lin1, activation, None, inner.lin2,
-            inner.dropout, of.layer_norm2[index], index,
+            attention, heads.out_lin, _probability(of), of.layer_norm1[index], inner.lin1, activation, None, inner.lin2,
+            _probability(inner), of.layer_norm2[index], index,
         )  # fmt: skip
 
+    @property
+    def may_drop(self) -> bool:
+        parts: Any = (self, *self.attentions, *self.ffns)  # type: ignore[misc]
+        return any(part.training for part in parts)
+
     def steps(self) -> list[encoder.Layer]:
-        return [self._step_of(index) for index in range(len(self.attentions))]  # type: ignore[arg-type]
+        return [self._step_of(index) for index in range(self.n_layers)]  # type: ignore[arg-type]
 
     def _step_of(self, index: int) -> encoder.Layer:
         def run(x: Tensor, context: PackedContext) -> Tensor:
@@ -116,7 +121,7 @@ class XLMModel(PackedEncoder, modeling_xlm.XLMModel, original=modeling_xlm.XLMMo
         tables = {"langs": getattr(self, "lang_embeddings", None), "token_type_ids": of.embeddings}
         further = [(table, ids[name]) for name, table in tables.items() if name in ids]
         return fusion.embed(
-            of.embeddings, self.position_table, of.layer_norm_emb, of.dropout, context.batch.position_ids, context,
+            of.embeddings, self.position_table, of.layer_norm_emb, _probability(of), context.batch.position_ids, context,
             further,
         )  # fmt: skip
 
@@ -148,6 +153,11 @@ class XLMModel(PackedEncoder, modeling_xlm.XLMModel, original=modeling_xlm.XLMMo
         if lengths.device.type == "cpu" and not torch.compiler.is_compiling() and int(lengths.max()) > seq_len:
             raise ValueError(f"lengths must be at most {seq_len} (columns of the batch), got {int(lengths.max())}")
         return _columns_before(lengths, seq_len)
+
+
+def _probability(module: Any) -> float | None:
+    """Dropout of a module that has it as a number, which holds where the module itself is in training mode."""
+    return module.dropout if module.training else None
 
 
 def _columns_before(lengths: Tensor, seq_len: int) -> Tensor:
