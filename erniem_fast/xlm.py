@@ -23,7 +23,6 @@ from .packed_heads import (
     ScoresChoices,
     ScoresSequences,
     is_packed,
-    refuse_packed,
 )
 from .packing import PackedBatch
 from .validation import Limits, check_integers, check_shape
@@ -32,9 +31,15 @@ RELU = nn.ReLU()
 
 
 class Orders(NamedTuple):
-    """Arguments for the encoder that travel as `cache`: XLM's heads hand that on, and no further keyword."""
+    """Arguments for the encoder that travel as `cache`: XLM's heads hand that on, and no further keyword.
+
+    Attributes:
+        arguments: by name.
+        cache: that was given.
+    """
 
     arguments: dict[str, Any]
+    cache: Any
 
 
 @by_name
@@ -121,8 +126,8 @@ class XLMModel(PackedEncoder, modeling_xlm.XLMModel, original=modeling_xlm.XLMMo
         tables = {"langs": getattr(self, "lang_embeddings", None), "token_type_ids": of.embeddings}
         further = [(table, ids[name]) for name, table in tables.items() if name in ids]
         return fusion.embed(
-            of.embeddings, self.position_table, of.layer_norm_emb, _probability(of), context.batch.position_ids, context,
-            further,
+            of.embeddings, self.position_table, of.layer_norm_emb, _probability(of), context.batch.position_ids,
+            context, further,
         )  # fmt: skip
 
     def result(self, output: PackedModelOutput) -> Any:
@@ -136,7 +141,7 @@ class XLMModel(PackedEncoder, modeling_xlm.XLMModel, original=modeling_xlm.XLMMo
 
     def forward_on_rows(self, cache: Any = None, **given: Any) -> Any:
         if isinstance(cache, Orders):
-            given, cache = given | cache.arguments, None
+            given, cache = given | cache.arguments, cache.cache
         if given.get("lengths") is not None and given.get("attention_mask") is None:
             given["attention_mask"] = self._mask_of(given.pop("lengths"), given)
         return super().forward_on_rows(cache=cache, **given)
@@ -176,13 +181,9 @@ class XLMHead(PackedHead):
 
     def forward_on_rows(self, **given: Any) -> Any:
         packed = {name: given.pop(name) for name in PACKED_ARGUMENTS if given.get(name) is not None}
-        if not isinstance(self.base_model, PackedEncoder):
-            return self.original.forward(self, **given)
-        if is_packed(packed) or is_packed(given):
-            self.check_packed(given)
-        orders = packed | self.orders(given)
-        if orders and given.get("cache") is None:
-            given["cache"] = Orders(orders)
+        orders = packed | self.all_orders(packed | given)
+        if orders and isinstance(self.base_model, PackedEncoder):
+            given["cache"] = Orders(orders, given.get("cache"))
         return self.original.forward(self, **given)
 
 
@@ -222,8 +223,8 @@ class XLMForQuestionAnsweringSimple(  # type: ignore[misc]
 class XLMForQuestionAnswering(  # type: ignore[misc]
     XLMHead, modeling_xlm.XLMForQuestionAnswering, original=modeling_xlm.XLMForQuestionAnswering
 ):
-    def check_packed(self, given: dict[str, Any]) -> None:
-        refuse_packed(self, "its beam search is over a row, which would hold all sequences")
+    def reason_not_packed(self, given: dict[str, Any]) -> str | None:
+        return "its beam search is over a row, which would hold all sequences"
 
 
 @by_name
