@@ -246,7 +246,9 @@ class PackedEncoder(Swapped):
             return False
         if positions.dim() != 2 or given.get("attention_mask") is not None:
             return False
-        if torch.jit.is_tracing() or torch.compiler.is_exporting() or self.config.is_decoder:  # type: ignore[attr-defined]
+        if torch.jit.is_tracing() or torch.compiler.is_exporting():  # type: ignore[attr-defined]
+            return False
+        if getattr(self.config, "is_decoder", False):
             return False
         return any(bool(count_packed(positions[0], first) > 1) for first in {0, self.limits.first_position})
 

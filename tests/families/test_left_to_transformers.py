@@ -176,6 +176,15 @@ def test_rows_of_several_sequences_are_told_from_others_where_transformers_compu
             assert_same_outputs(fast(**given, position_ids=positions + 2), plain(**given, position_ids=positions + 2))
 
 
+@pytest.mark.parametrize("family", ["distilbert", "xlm"])
+def test_positions_of_one_row_where_transformers_computes(family: str) -> None:
+    """Their configurations have no is_decoder."""
+    plain, fast = make(family, attn_implementation="eager")
+    given = {"input_ids": torch.randint(3, 60, (1, 5)), "position_ids": torch.arange(5)[None]}
+    with torch.no_grad():
+        assert_same_outputs(*(model(**given, output_attentions=True) for model in (fast, plain)))
+
+
 def test_an_attention_of_one_s_own(rows: list[int]) -> None:
     def doubled(module: Any, *given: Any, **further: Any) -> Any:
         output, weights = sdpa_attention_forward(module, *given, **further)
