@@ -361,6 +361,8 @@ class PackedEncoder(Swapped):
         warn_once(f"A layer runs as transformers' own, on padded tokens: {reason}.")
 
         def on_grid(x: Tensor, context: PackedContext) -> tuple[Tensor, None]:
+            if context.batch.prefix_lens is not None:
+                raise ValueError(f"prefix_lens must be None where a layer runs as transformers' own: {reason}")
             grid = context.batch.to_grid(x)
             real = context.batch.to_grid(torch.ones_like(context.batch.position_ids, dtype=torch.bool), False)
             mask = create_bidirectional_mask(config=self.config, inputs_embeds=grid, attention_mask=real)

@@ -1,5 +1,6 @@
 """Packed input to a padding-free family is its padded input, and a sequence's results are its own."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -118,6 +119,17 @@ def test_prefixes(family: str) -> None:
         found = fast(made).last_hidden_state[0]
         expected = plain(**(inputs | {"attention_mask": seen[:, None]})).last_hidden_state[real]
     assert_close(found, expected)
+
+
+def test_prefixes_are_refused_where_a_layer_is_transformers_own() -> None:
+    """Its mask would show every row all columns."""
+    _, fast = make("bert")
+    batch_of_two = PackedBatch.from_sequences([[5, 6, 7, 8], [9, 10, 11]])
+    batch_of_two = replace(batch_of_two, prefix_lens=torch.tensor([2, 1], dtype=torch.int32))
+    fast(batch_of_two)
+    fast.encoder.layer[0].attention.register_forward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match=r"prefix_lens must be None.*attention has hooks"):
+        fast(batch_of_two)
 
 
 def test_no_position_of_a_pad_token_in_flattened_input() -> None:
