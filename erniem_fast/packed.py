@@ -70,11 +70,11 @@ def by_name(cls: type[Swapped]) -> type[Swapped]:
     """Give a class a `forward` with its parent's signature that hands all arguments on to `forward_on_rows` by name."""
     parent: Any = cls.original.forward
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    names = [name for name, taken in inspect.signature(parent).parameters.items() if taken.kind is kind][1:]
+    names = [name for name, parameter in inspect.signature(parent).parameters.items() if parameter.kind is kind][1:]
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         if len(args) > len(names):
-            raise TypeError(f"{type(self).__name__} takes at most {len(names)} positional arguments, got {len(args)}")
+            raise TypeError(f"{cls.__name__} takes at most {len(names)} arguments without a name, got {len(args)}")
         return self.forward_on_rows(**dict(zip(names, args, strict=False)), **kwargs)
 
     # Each class has code of its own: torch.compile gives up on one that it has compiled eight times.
@@ -372,7 +372,7 @@ class PackedEncoder(Swapped):
 
     def _rows_may_be_left_out(self, batch: PackedBatch, options: OutputOptions) -> bool:
         """True if the last layer may compute some rows only, because nobody sees that the others are missing."""
-        if options.hidden_states or batch.total_tokens == 0:
+        if options.hidden_states or batch.total_tokens == 0 or not self.layers:
             return False
         return all(fusion.may_bypass(module) for layer in self.layers[-1:] for module in layer.modules())
 

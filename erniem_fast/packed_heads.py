@@ -29,7 +29,7 @@ class PackedHead(Swapped):
             ValueError: the input is packed, and the head can't take that.
         """
         on_rows = isinstance(self.base_model, PackedEncoder)
-        reason = self.reason_not_packed(given) if on_rows else NOT_PADDING_FREE
+        reason = self.reason_to_refuse_packed(given) if on_rows else NOT_PADDING_FREE
         refusal = f"input_ids must be a padded batch for {type(self).__name__}, got packed input: {reason}"
         if reason is not None and is_packed(given):
             raise ValueError(refusal)
@@ -41,7 +41,7 @@ class PackedHead(Swapped):
             orders["refusal"] = refusal
         return orders
 
-    def reason_not_packed(self, given: dict[str, Any]) -> str | None:
+    def reason_to_refuse_packed(self, given: dict[str, Any]) -> str | None:
         """Reason why the head can't take packed input, or None."""
         return None
 
@@ -75,7 +75,7 @@ class ScoresSequences(PackedHead):
                 return f"summary_type is {kind!r}"
         return None
 
-    def reason_not_packed(self, given: dict[str, Any]) -> str | None:
+    def reason_to_refuse_packed(self, given: dict[str, Any]) -> str | None:
         return self.reason_to_give_all()
 
     def orders(self, given: dict[str, Any]) -> dict[str, Any]:
@@ -86,14 +86,14 @@ class ScoresSequences(PackedHead):
 class ScoresChoices(ScoresSequences):
     """Multiple choice: its input has a dimension for the choices."""
 
-    def reason_not_packed(self, given: dict[str, Any]) -> str | None:
+    def reason_to_refuse_packed(self, given: dict[str, Any]) -> str | None:
         return "it has a dimension for the choices"
 
 
 class FindsSpans(PackedHead):
     """Extractive question answering, whose loss is over the tokens of a row."""
 
-    def reason_not_packed(self, given: dict[str, Any]) -> str | None:
+    def reason_to_refuse_packed(self, given: dict[str, Any]) -> str | None:
         labelled = given.get("start_positions") is not None or given.get("end_positions") is not None
         return "its loss is over a row, which would hold all sequences" if labelled else None
 

@@ -223,7 +223,7 @@ class XLMForQuestionAnsweringSimple(  # type: ignore[misc]
 class XLMForQuestionAnswering(  # type: ignore[misc]
     XLMHead, modeling_xlm.XLMForQuestionAnswering, original=modeling_xlm.XLMForQuestionAnswering
 ):
-    def reason_not_packed(self, given: dict[str, Any]) -> str | None:
+    def reason_to_refuse_packed(self, given: dict[str, Any]) -> str | None:
         return "its beam search is over a row, which would hold all sequences"
 
 

@@ -50,7 +50,8 @@ ONCE = [
 CASES = [
     pytest.param(family, head, padding, marks=() if (family, head, padding) in ONCE else pytest.mark.slow)
     for (family, head), padding in product(PAIRS, PADDINGS)
-    if family != "causal xlm" or padding not in ("left", "holes")  # seen, by transformers: test_xlm.py
+    if family != "causal xlm"
+    or padding not in ("left", "holes")  # transformers sees such padding: test_left_to_transformers.py
 ]
 
 
@@ -188,6 +189,27 @@ def test_lower_precision(dtype: torch.dtype) -> None:
         exact = plain(**inputs).logits[real]
         errors = [(model.to(dtype)(**inputs).logits[real] - exact).abs().max() for model in (fast, plain)]
     assert errors[0] <= 2 * errors[1] + torch.finfo(dtype).eps * exact.abs().max()
+
+
+@pytest.mark.parametrize("family", ["bert", pytest.param("distilbert", marks=pytest.mark.slow),
+                                    pytest.param("xlm", marks=pytest.mark.slow)])  # fmt: skip
+def test_no_layer_at_all(family: str) -> None:
+    plain, fast = make(family, "ForSequenceClassification", num_hidden_layers=0)
+    inputs = batch(family, "none")
+    with torch.no_grad():
+        assert_same_outputs(fast(**inputs), plain(**inputs))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("activation", ["gelu_new", "silu", "quick_gelu", "tanh"])
+def test_other_activations(activation: str) -> None:
+    plain, fast = make("bert", hidden_act=activation, **NO_DROPOUT)
+    inputs = batch("bert")
+    found, expected = fast(**inputs).last_hidden_state, by_rows(plain, "bert", "Model")(**inputs).last_hidden_state
+    assert_close(found, expected)
+    for states in (found, expected):
+        states.sin().sum().backward()
+    assert_same_gradients(gradients(fast), gradients(plain))
 
 
 def test_autocast() -> None:

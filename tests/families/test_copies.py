@@ -223,6 +223,28 @@ def test_adapters_by_peft_and_merged(before: bool, targets: Any) -> None:
     assert type(merged) is families.RobertaForSequenceClassification
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_adapters_under_gradient_checkpointing(reentrant: bool) -> None:
+    """Peft's own hook makes the word embeddings ask for gradients."""
+    found = []
+    plain, fast = make("roberta", "ForSequenceClassification", **NO_DROPOUT)
+    inputs = batch("roberta")
+    inputs |= labels_for("roberta", "ForSequenceClassification", inputs)
+    for model in (plain, fast):
+        model = adapted(model).train()
+        torch.manual_seed(3)
+        for name, parameter in sorted(model.named_parameters()):
+            if "lora_" in name:
+                parameter.data.normal_(std=0.3)
+        model.enable_input_require_grads()
+        model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        model(**inputs).loss.backward()
+        found.append(gradients(model))
+    assert sum("lora_" in name for name in found[0]) == 8
+    assert_same_gradients(found[1], found[0])
+
+
 @pytest.mark.parametrize("family", SOME)
 def test_restored_and_made_again(family: str) -> None:
     plain, fast = make(family, masked_lm(family))
