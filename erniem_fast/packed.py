@@ -24,10 +24,12 @@ from .packing import PackedBatch
 from .validation import Limits, ValueCheck, count_packed, warn_once
 
 PACKED_ARGUMENTS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "validate")
-ORDERS = ("value_checks", "return_packed", "scores_sequences")
+ORDERS = ("value_checks", "return_packed", "scores_sequences", "refusal")
 """Further arguments that transformers' forward does not take."""
 SELECTS_STATES = hasattr(output_capturing, "resolve_hidden_states_indices")
 """True if indices in `output_hidden_states` count all hidden states; older releases count the layers' outputs."""
+ATTENTIONS = (None, "eager", "sdpa", "flex_attention")
+"""Implementations of attention, besides those of flash attention, that compute the same."""
 INFRASTRUCTURE = (fusion.CAPTURE, "torch.distributed.", "accelerate.")
 """Modules whose hooks move or gather parameters, or are idle: such a hook sees no result that its owner would miss."""
 
@@ -210,6 +212,9 @@ class PackedEncoder(Swapped):
         asked = given.get("output_attentions")
         if config.output_attentions if asked is None else asked:
             return "output_attentions is set"
+        kind = config._attn_implementation
+        if kind not in ATTENTIONS and "flash" not in kind:
+            return f"its attention is {kind!r}, which may compute anything"
         states = given.get("output_hidden_states")
         if not (SELECTS_STATES or states is None or isinstance(states, bool)):
             return "output_hidden_states holds indices, which this release of transformers counts otherwise"
@@ -237,12 +242,17 @@ class PackedEncoder(Swapped):
 
     def _restarts(self, given: dict[str, Any]) -> bool:
         """True if the input is a lone row of several sequences, which transformers' encoders read as one."""
-        positions = given.get("position_ids")
-        if not isinstance(positions, Tensor) or given.get("attention_mask") is not None or len(positions) != 1:
+        positions, ids = given.get("position_ids"), given.get("input_ids")
+        source = given.get("inputs_embeds") if ids is None else ids
+        if not (isinstance(positions, Tensor) and isinstance(source, Tensor) and len(source) == 1):
             return False
-        if torch.jit.is_tracing() or torch.compiler.is_exporting() or self.config.is_decoder:  # type: ignore[attr-defined]
+        if positions.dim() != 2 or given.get("attention_mask") is not None:
             return False
-        return bool(count_packed(positions[0], self.limits.first_position) > 1)
+        if torch.jit.is_tracing() or torch.compiler.is_exporting():  # type: ignore[attr-defined]
+            return False
+        if getattr(self.config, "is_decoder", False):
+            return False
+        return any(bool(count_packed(positions[0], first) > 1) for first in {0, self.limits.first_position})
 
     def _encode(
         self,
@@ -259,6 +269,7 @@ class PackedEncoder(Swapped):
         value_checks: tuple[ValueCheck, ...] = (),
         return_packed: bool = False,
         scores_sequences: bool = False,
+        refusal: str | None = None,
         **further: Any,
     ) -> Any:
         """Encode a batch: padded, flattened (with `cu_seq_lens_q`) or a PackedBatch.
@@ -272,6 +283,7 @@ class PackedEncoder(Swapped):
             return_packed: return a PackedModelOutput, on packed rows.
             scores_sequences: return a last_hidden_state (num_sequences, 1, hidden_size) of first tokens, all that a
                 head needs that scores sequences; the last layer computes no others.
+            refusal: error of a head that takes no packed input, for a lone row that holds some.
             further: ids that the family knows, such as token_type_ids. `langs` and `task_type_ids` of another are
                 refused, anything else is ignored, as transformers does.
         """
@@ -284,6 +296,8 @@ class PackedEncoder(Swapped):
             limits, table, input_ids, inputs_embeds, position_ids, attention_mask, cu_seq_lens_q, cu_seq_lens_k,
             max_length_q, validate, value_checks, token_ids,
         )  # fmt: skip
+        if refusal is not None and batch.padded_shape is None:
+            raise ValueError(refusal)
         asked = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         options = OutputOptions(bool(asked), False, True)  # transformers takes 0 and [] for no
         first = batch.first_rows() if scores_sequences and self._rows_may_be_left_out(batch, options) else None
@@ -315,11 +329,16 @@ class PackedEncoder(Swapped):
         """The output as transformers' class of it."""
         return BaseModelOutputWithPoolingAndCrossAttentions(**output)
 
+    @property
+    def may_drop(self) -> bool:
+        """True if dropouts may be on that are no modules of their own."""
+        return self.training
+
     def make_context(self, batch: PackedBatch) -> PackedContext:
         """Decide how a batch is computed."""
         return encoder.make_context(
             batch, None, None, num_heads=self.num_heads, hidden_size=self.config.hidden_size,
-            dtype=self.position_table.weight.dtype, training=self.training, backend=self.backend,
+            dtype=self.position_table.weight.dtype, training=self.may_drop, backend=self.backend,
         )  # fmt: skip
 
     def parts(self, index: int) -> LayerParts:
@@ -344,6 +363,8 @@ class PackedEncoder(Swapped):
         warn_once(f"A layer runs as transformers' own, on padded tokens: {reason}.")
 
         def on_grid(x: Tensor, context: PackedContext) -> tuple[Tensor, None]:
+            if context.batch.prefix_lens is not None:
+                raise ValueError(f"prefix_lens must be None where a layer runs as transformers' own: {reason}")
             grid = context.batch.to_grid(x)
             real = context.batch.to_grid(torch.ones_like(context.batch.position_ids, dtype=torch.bool), False)
             mask = create_bidirectional_mask(config=self.config, inputs_embeds=grid, attention_mask=real)

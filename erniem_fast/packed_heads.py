@@ -9,6 +9,8 @@ from .losses import class_checks, masked_lm
 from .packed import PackedEncoder, Swapped, is_unwatched
 from .packing import PackedBatch
 
+NOT_PADDING_FREE = "its encoder is not padding-free"
+
 
 class PackedHead(Swapped):
     """A head that is transformers' own, but for what it asks of its encoder."""
@@ -17,28 +19,40 @@ class PackedHead(Swapped):
     config: Any
 
     def forward_on_rows(self, **given: Any) -> Any:
-        """Check what the head can't take, and call transformers' forward with the encoder's orders."""
-        if is_packed(given):
-            self.check_packed(given)
-        orders = self.orders(given) if isinstance(self.base_model, PackedEncoder) else {}
-        return self.original.forward(self, **given, **orders)
+        """Refuse what the head can't take, and call transformers' forward with the encoder's orders."""
+        return self.original.forward(self, **given, **self.all_orders(given))
 
-    def check_packed(self, given: dict[str, Any]) -> None:
-        """Raise a ValueError where the head can't take packed input."""
+    def all_orders(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Further arguments of the encoder.
+
+        Raises:
+            ValueError: the input is packed, and the head can't take that.
+        """
+        on_rows = isinstance(self.base_model, PackedEncoder)
+        reason = self.reason_to_refuse_packed(given) if on_rows else NOT_PADDING_FREE
+        refusal = f"input_ids must be a padded batch for {type(self).__name__}, got packed input: {reason}"
+        if reason is not None and is_packed(given):
+            raise ValueError(refusal)
+        if not on_rows:
+            return {}
+        orders = self.orders(given)
+        # Only the encoder reads whether the positions of a lone row restart.
+        if reason is not None and given.get("position_ids") is not None and given.get("attention_mask") is None:
+            orders["refusal"] = refusal
+        return orders
+
+    def reason_to_refuse_packed(self, given: dict[str, Any]) -> str | None:
+        """Reason why the head can't take packed input, or None."""
+        return None
 
     def orders(self, given: dict[str, Any]) -> dict[str, Any]:
-        """Further arguments of the encoder."""
+        """Further arguments of the encoder, whatever the input's form."""
         return {}
 
 
 def is_packed(given: dict[str, Any]) -> bool:
     """True if the arguments of a forward are packed input."""
     return isinstance(given.get("input_ids"), PackedBatch) or given.get("cu_seq_lens_q") is not None
-
-
-def refuse_packed(head: Swapped, reason: str) -> None:
-    """Raise a ValueError: the head can't take packed input."""
-    raise ValueError(f"input_ids must be a padded batch for {type(head).__name__}, got packed input: {reason}")
 
 
 class ScoresSequences(PackedHead):
@@ -50,19 +64,19 @@ class ScoresSequences(PackedHead):
     def reason_to_give_all(self) -> str | None:
         """Reason why the head may read other tokens than the first, or None."""
         for name, cls in self.readers.items():
-            reader = getattr(self, name)
-            reader = getattr(reader, "original_module", reader)  # peft trains a copy of it
+            given = getattr(self, name)
+            reader = getattr(given, "original_module", given)  # peft trains a copy of it
             if type(reader) is not cls:
                 return f"{name} was replaced by a {type(reader).__name__}"
+            if not all(is_unwatched(part) for part in given.modules() if part is given or type(part) is cls):
+                return f"{name} has hooks"
             kind = getattr(reader, "summary_type", "first")
             if kind != "first":
                 return f"summary_type is {kind!r}"
         return None
 
-    def check_packed(self, given: dict[str, Any]) -> None:
-        reason = self.reason_to_give_all()
-        if reason is not None:
-            refuse_packed(self, reason)
+    def reason_to_refuse_packed(self, given: dict[str, Any]) -> str | None:
+        return self.reason_to_give_all()
 
     def orders(self, given: dict[str, Any]) -> dict[str, Any]:
         first_only = is_packed(given) or (self.reason_to_give_all() is None and is_unwatched(self.base_model))
@@ -72,16 +86,16 @@ class ScoresSequences(PackedHead):
 class ScoresChoices(ScoresSequences):
     """Multiple choice: its input has a dimension for the choices."""
 
-    def check_packed(self, given: dict[str, Any]) -> None:
-        refuse_packed(self, "it has a dimension for the choices")
+    def reason_to_refuse_packed(self, given: dict[str, Any]) -> str | None:
+        return "it has a dimension for the choices"
 
 
 class FindsSpans(PackedHead):
     """Extractive question answering, whose loss is over the tokens of a row."""
 
-    def check_packed(self, given: dict[str, Any]) -> None:
-        if given.get("start_positions") is not None or given.get("end_positions") is not None:
-            refuse_packed(self, "its loss is over a row, which would hold all sequences")
+    def reason_to_refuse_packed(self, given: dict[str, Any]) -> str | None:
+        labelled = given.get("start_positions") is not None or given.get("end_positions") is not None
+        return "its loss is over a row, which would hold all sequences" if labelled else None
 
 
 class PackedMaskedLM(Swapped):
@@ -108,6 +122,8 @@ class PackedMaskedLM(Swapped):
         """Compute on rows, or leave the call to transformers."""
         base = self.base_model
         on_rows = isinstance(base, PackedEncoder) and is_unwatched(base) and base.reason_not_packed(given) is None
+        if is_packed(given) and not isinstance(base, PackedEncoder):
+            raise ValueError(f"input_ids must be a padded batch for {type(self).__name__}: {NOT_PADDING_FREE}")
         if not (on_rows or is_packed(given)):
             return self.original.forward(self, **given, labels=labels, return_dict=return_dict)
         checks = class_checks("labels", labels, self.config.vocab_size, "vocab_size")

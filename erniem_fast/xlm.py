@@ -23,7 +23,6 @@ from .packed_heads import (
     ScoresChoices,
     ScoresSequences,
     is_packed,
-    refuse_packed,
 )
 from .packing import PackedBatch
 from .validation import Limits, check_integers, check_shape
@@ -32,9 +31,15 @@ RELU = nn.ReLU()
 
 
 class Orders(NamedTuple):
-    """Arguments for the encoder that travel as `cache`: XLM's heads hand that on, and no further keyword."""
+    """Arguments for the encoder that travel as `cache`: XLM's heads hand that on, and no further keyword.
+
+    Attributes:
+        arguments: by name.
+        cache: that was given.
+    """
 
     arguments: dict[str, Any]
+    cache: Any
 
 
 @by_name
@@ -65,8 +70,8 @@ class XLMModel(PackedEncoder, modeling_xlm.XLMModel, original=modeling_xlm.XLMMo
     @property
     def layer_stack(self) -> Sequence[nn.Module]:
         """What each layer is made of, as a list."""
-        parts = (self.attentions, self.layer_norm1, self.ffns, self.layer_norm2)
-        return [nn.ModuleList(layer) for layer in zip(*parts, strict=True)]  # type: ignore[arg-type]
+        parts: Any = (self.attentions, self.layer_norm1, self.ffns, self.layer_norm2)
+        return [nn.ModuleList(part[index] for part in parts) for index in range(self.n_layers)]  # type: ignore[arg-type]
 
     @property
     def position_table(self) -> nn.Embedding:
@@ -91,16 +96,21 @@ class XLMModel(PackedEncoder, modeling_xlm.XLMModel, original=modeling_xlm.XLMMo
         of: Any = self
         heads, inner = of.attentions[index], of.ffns[index]
         attention = AttentionParts(
-            heads.q_lin, heads.k_lin, heads.v_lin, heads.n_heads, heads.dropout, index, causal=of.causal
+            heads.q_lin, heads.k_lin, heads.v_lin, heads.n_heads, _probability(heads), index, causal=of.causal
         )
         activation = RELU if inner.act is F.relu else inner.act
         return LayerParts(
-            attention, heads.out_lin, of.dropout, of.layer_norm1[index], inner.lin1, activation, None, inner.lin2,
-            inner.dropout, of.layer_norm2[index], index,
+            attention, heads.out_lin, _probability(of), of.layer_norm1[index], inner.lin1, activation, None, inner.lin2,
+            _probability(inner), of.layer_norm2[index], index,
         )  # fmt: skip
 
+    @property
+    def may_drop(self) -> bool:
+        parts: Any = (self, *self.attentions, *self.ffns)  # type: ignore[misc]
+        return any(part.training for part in parts)
+
     def steps(self) -> list[encoder.Layer]:
-        return [self._step_of(index) for index in range(len(self.attentions))]  # type: ignore[arg-type]
+        return [self._step_of(index) for index in range(self.n_layers)]  # type: ignore[arg-type]
 
     def _step_of(self, index: int) -> encoder.Layer:
         def run(x: Tensor, context: PackedContext) -> Tensor:
@@ -116,8 +126,8 @@ class XLMModel(PackedEncoder, modeling_xlm.XLMModel, original=modeling_xlm.XLMMo
         tables = {"langs": getattr(self, "lang_embeddings", None), "token_type_ids": of.embeddings}
         further = [(table, ids[name]) for name, table in tables.items() if name in ids]
         return fusion.embed(
-            of.embeddings, self.position_table, of.layer_norm_emb, of.dropout, context.batch.position_ids, context,
-            further,
+            of.embeddings, self.position_table, of.layer_norm_emb, _probability(of), context.batch.position_ids,
+            context, further,
         )  # fmt: skip
 
     def result(self, output: PackedModelOutput) -> Any:
@@ -131,7 +141,7 @@ class XLMModel(PackedEncoder, modeling_xlm.XLMModel, original=modeling_xlm.XLMMo
 
     def forward_on_rows(self, cache: Any = None, **given: Any) -> Any:
         if isinstance(cache, Orders):
-            given, cache = given | cache.arguments, None
+            given, cache = given | cache.arguments, cache.cache
         if given.get("lengths") is not None and given.get("attention_mask") is None:
             given["attention_mask"] = self._mask_of(given.pop("lengths"), given)
         return super().forward_on_rows(cache=cache, **given)
@@ -150,6 +160,11 @@ class XLMModel(PackedEncoder, modeling_xlm.XLMModel, original=modeling_xlm.XLMMo
         return _columns_before(lengths, seq_len)
 
 
+def _probability(module: Any) -> float | None:
+    """Dropout of a module that has it as a number, which holds where the module itself is in training mode."""
+    return module.dropout if module.training else None
+
+
 def _columns_before(lengths: Tensor, seq_len: int) -> Tensor:
     return torch.arange(seq_len, device=lengths.device) < lengths[:, None]
 
@@ -166,13 +181,9 @@ class XLMHead(PackedHead):
 
     def forward_on_rows(self, **given: Any) -> Any:
         packed = {name: given.pop(name) for name in PACKED_ARGUMENTS if given.get(name) is not None}
-        if not isinstance(self.base_model, PackedEncoder):
-            return self.original.forward(self, **given)
-        if is_packed(packed) or is_packed(given):
-            self.check_packed(given)
-        orders = packed | self.orders(given)
-        if orders and given.get("cache") is None:
-            given["cache"] = Orders(orders)
+        orders = packed | self.all_orders(packed | given)
+        if orders and isinstance(self.base_model, PackedEncoder):
+            given["cache"] = Orders(orders, given.get("cache"))
         return self.original.forward(self, **given)
 
 
@@ -212,8 +223,8 @@ class XLMForQuestionAnsweringSimple(  # type: ignore[misc]
 class XLMForQuestionAnswering(  # type: ignore[misc]
     XLMHead, modeling_xlm.XLMForQuestionAnswering, original=modeling_xlm.XLMForQuestionAnswering
 ):
-    def check_packed(self, given: dict[str, Any]) -> None:
-        refuse_packed(self, "its beam search is over a row, which would hold all sequences")
+    def reason_to_refuse_packed(self, given: dict[str, Any]) -> str | None:
+        return "its beam search is over a row, which would hold all sequences"
 
 
 @by_name

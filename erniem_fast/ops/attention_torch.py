@@ -238,7 +238,6 @@ class _Attention(torch.autograd.Function):
         ctx.groups = inputs[-1]
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         qkv, cu_seqlens, prefix_lens, seed = ctx.saved_tensors
         arguments = (cu_seqlens, ctx.max_seqlen, prefix_lens, ctx.causal, ctx.p, seed, ctx.site, ctx.groups)

@@ -248,3 +248,21 @@ def test_softmax_of_xlm_in_float32() -> None:
         found, expected = (model(**inputs).last_hidden_state for model in (fast, plain))
     assert_close(found, expected, 1e-6)
     assert float((found - expected).abs().max()) > 1e-12
+
+
+def test_second_derivatives() -> None:
+    """Of a gradient penalty on the embeddings, by `autograd.grad`."""
+    plain, fast = make("bert", attn_implementation="eager", **NO_DROPOUT)
+    inputs = batch("bert")
+    real = inputs["attention_mask"] == 1
+    embedded = plain.get_input_embeddings()(inputs.pop("input_ids")).detach().requires_grad_()
+    found, expected = (
+        torch.autograd.grad(
+            torch.autograd.grad(
+                model(inputs_embeds=embedded, **inputs).last_hidden_state[real].sin().sum(), embedded, create_graph=True
+            )[0].square().sum(),
+            embedded,
+        )[0]
+        for model in (fast, plain)
+    )  # fmt: skip
+    assert_close(found, expected)

@@ -87,6 +87,29 @@ def test_every_dropout_drops(family: str) -> None:
             assert float((changed - off).abs().max()) > 1e-3, (type(module), name)
 
 
+def drops(model: Any, inputs: dict[str, Any]) -> bool:
+    with torch.no_grad():
+        return not torch.equal(model(**inputs).last_hidden_state, model(**inputs).last_hidden_state)
+
+
+@pytest.mark.parametrize(("itself", "attentions", "ffns"), [(1, 0, 0), (0, 1, 0), (0, 0, 1)])
+def test_each_part_of_xlm_drops_by_its_own_mode(itself: int, attentions: int, ffns: int) -> None:
+    """XLM's dropouts are numbers, read where the module that has them is in training mode."""
+    plain, fast = make("xlm", **NO_DROPOUT)
+    inputs = batch("xlm", "none")
+    for model in (plain, fast):
+        model.training = bool(itself)
+        model.attentions.train(bool(attentions))
+        model.ffns.train(bool(ffns))
+    for name in ("attentions.0", "ffns.0", ""):
+        parts = [model.get_submodule(name) for model in (plain, fast)]
+        for part in parts:
+            part.dropout = 0.5
+        assert drops(fast, inputs) == drops(plain, inputs) == parts[0].training, name
+        for part in parts:
+            part.dropout = 0.0
+
+
 def test_dropout_of_a_part_in_eval_mode() -> None:
     """Transformers drops probabilities where the attention itself is in training mode."""
     _, fast = make("bert", attention_probs_dropout_prob=0.5, hidden_dropout_prob=0.0)

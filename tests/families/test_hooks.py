@@ -18,6 +18,7 @@ from helpers.families import (
     labels_for,
     make,
 )
+from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 from erniem_fast import PackedBatch, encoder, validation
@@ -173,6 +174,25 @@ def test_a_hook_on_the_encoder_of_a_head_sees_what_transformers_gives(head: str)
     real = batch("roberta")["attention_mask"] == 1
     assert_close(seen[1][real], seen[0][real])
     assert_close(found[real] if head == "ForMaskedLM" else found, expected[real] if head == "ForMaskedLM" else expected)
+
+
+@pytest.mark.parametrize("way", ["forward", "hook", "peft"])
+def test_a_classifier_that_reads_other_tokens_than_the_first(way: str) -> None:
+    """RoBERTa's classifier is given all states, so what replaces its forward, or a hook, may read them all."""
+    plain, fast = make("roberta", "ForSequenceClassification", **NO_DROPOUT)
+    if way == "peft":
+        plain, fast = (get_peft_model(m, LoraConfig(target_modules=["query"], modules_to_save=["classifier"]))
+                       for m in (plain, fast))  # fmt: skip
+        fast.load_state_dict(plain.state_dict())
+    for model in (plain, fast):
+        reader: Any = model.base_model.model.classifier.modules_to_save.default if way == "peft" else model.classifier
+        if way == "forward":
+            reader.forward = lambda states, reader=reader: reader.out_proj(reader.dense(states.mean(1)).tanh())
+        else:
+            reader.register_forward_pre_hook(lambda _, given: (given[0].flip(1),))
+    inputs = batch("roberta", "none")
+    with torch.no_grad():
+        assert_close(fast(**inputs).logits, plain(**inputs).logits)
 
 
 def test_backward_hooks_see_the_padded_grid() -> None:

@@ -17,6 +17,9 @@ from helpers.families import (
     mask_of,
 )
 from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from erniem_fast import encoder, validation
 from erniem_fast.packing import PackedBatch
@@ -158,6 +161,52 @@ def test_packed_input_is_refused_where_transformers_would_have_to_compute_it() -
     fast.encoder.register_forward_hook(lambda *_: None)
     with pytest.raises(ValueError, match=r"packed input needs the padding-free BertModel.*encoder has hooks"):
         fast(packed)
+
+
+def test_rows_of_several_sequences_are_told_from_others_where_transformers_computes() -> None:
+    """Positions from 0, which RoBERTa's kind reads wrongly; not those that all rows of a batch share."""
+    plain, fast = make("roberta")
+    positions = torch.tensor([[0, 1, 2, 0, 1]])
+    with pytest.raises(ValueError, match=r"packed input needs the padding-free RobertaModel.*output_attentions is set"):
+        fast(torch.randint(3, 60, (1, 5)), position_ids=positions, output_attentions=True)
+    ids = torch.randint(3, 60, (3, 5))
+    fast.encoder.register_forward_hook(lambda *_: None)
+    with torch.no_grad():
+        for given in ({"input_ids": ids}, {"inputs_embeds": plain.get_input_embeddings()(ids)}):
+            assert_same_outputs(fast(**given, position_ids=positions + 2), plain(**given, position_ids=positions + 2))
+
+
+@pytest.mark.parametrize("family", ["distilbert", "xlm"])
+def test_positions_of_one_row_where_transformers_computes(family: str) -> None:
+    """Their configurations have no is_decoder."""
+    plain, fast = make(family, attn_implementation="eager")
+    given = {"input_ids": torch.randint(3, 60, (1, 5)), "position_ids": torch.arange(5)[None]}
+    with torch.no_grad():
+        assert_same_outputs(*(model(**given, output_attentions=True) for model in (fast, plain)))
+
+
+def test_an_attention_of_one_s_own(rows: list[int]) -> None:
+    def doubled(module: Any, *given: Any, **further: Any) -> Any:
+        output, weights = sdpa_attention_forward(module, *given, **further)
+        return output * 2, weights
+
+    AttentionInterface.register("doubled", doubled)
+    AttentionMaskInterface.register("doubled", sdpa_mask)
+    try:
+        plain, fast = make("bert")
+        inputs = batch("bert")
+        for model in (plain, fast):
+            model.set_attn_implementation("doubled")
+        with torch.no_grad():
+            assert_same_outputs(fast(**inputs), plain(**inputs))
+            assert rows == []
+            for name in ("eager", "sdpa"):
+                fast.set_attn_implementation(name)
+                fast(**inputs)
+        assert rows == [20] * 4
+    finally:
+        AttentionInterface._global_mapping.pop("doubled")
+        AttentionMaskInterface._global_mapping.pop("doubled")
 
 
 def test_rows_are_refused_where_transformers_computes() -> None:

@@ -1,5 +1,6 @@
 """Packed input to a padding-free family is its padded input, and a sequence's results are its own."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from helpers.families import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from transformers import DataCollatorWithFlattening
+from transformers import DataCollatorWithFlattening, DynamicCache
 
 from erniem_fast import padding_free
 from erniem_fast.packing import PackedBatch
@@ -120,6 +121,17 @@ def test_prefixes(family: str) -> None:
     assert_close(found, expected)
 
 
+def test_prefixes_are_refused_where_a_layer_is_transformers_own() -> None:
+    """Its mask would show every row all columns."""
+    _, fast = make("bert")
+    batch_of_two = PackedBatch.from_sequences([[5, 6, 7, 8], [9, 10, 11]])
+    batch_of_two = replace(batch_of_two, prefix_lens=torch.tensor([2, 1], dtype=torch.int32))
+    fast(batch_of_two)
+    fast.encoder.layer[0].attention.register_forward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match=r"prefix_lens must be None.*attention has hooks"):
+        fast(batch_of_two)
+
+
 def test_no_position_of_a_pad_token_in_flattened_input() -> None:
     """Positions that count from 0 would silently read RoBERTa's row of the pad."""
     _, fast = make("xlm-roberta")
@@ -184,6 +196,53 @@ def test_heads_that_refuse_packed_input(family: str, head: str, labels: dict[str
     for given_input in ({"input_ids": packed(inputs, family)}, flattened(inputs, family)):
         with pytest.raises(ValueError, match=f"{head}, got packed input: .*{message}"):
             fast(**given_input, **labels)
+
+
+@pytest.mark.parametrize(
+    ("family", "head", "labels", "message"),
+    [
+        ("bert", "ForMultipleChoice", {}, "dimension for the choices"),
+        ("bert", "ForQuestionAnswering", {"start_positions": torch.zeros(1).long()}, "loss is over a row"),
+        ("xlm", "ForQuestionAnswering", {}, "beam search is over a row"),
+        ("roberta", "ForSequenceClassification", {}, "classifier was replaced by a Other"),
+    ],
+)
+def test_heads_that_refuse_a_lone_row_of_sequences(
+    family: str, head: str, labels: dict[str, Tensor], message: str
+) -> None:
+    """As DataCollatorWithFlattening makes it by default, without offsets. One sequence is no such row."""
+    _, fast = make(family, head)
+    if "replaced" in message:
+        fast.classifier.__class__ = type("Other", (type(fast.classifier),), {})
+    lone = {name: ids[None] if head == "ForMultipleChoice" else ids for name, ids in (
+        ("input_ids", torch.randint(3, 60, (1, 9))),
+        ("position_ids", torch.cat([torch.arange(4), torch.arange(5)])[None] + first_position(family)),
+    )}  # fmt: skip
+    with pytest.raises(ValueError, match=f"{head}, got packed input: .*{message}"):
+        fast(**lone, **labels)
+    with torch.no_grad():
+        one = torch.arange(9).expand_as(lone["input_ids"]) + first_position(family)
+        assert fast(**(lone | {"position_ids": one}), **labels) is not None
+
+
+@pytest.mark.parametrize("family", ["roberta", "xlm"])
+@pytest.mark.parametrize("head", ["ForSequenceClassification", "MaskedLM"])
+def test_flattened_input_to_a_head_whose_encoder_was_replaced(family: str, head: str) -> None:
+    """Transformers' own would read all sequences as one."""
+    if head == "MaskedLM":
+        head = "WithLMHeadModel" if family == "xlm" else "ForMaskedLM"
+    _, fast = make(family, head)
+    setattr(fast, fast.base_model_prefix, make_plain(family))
+    with pytest.raises(ValueError, match=f"{head}.*its encoder is not padding-free"):
+        fast(**flattened(batch(family), family))
+    assert fast(**batch(family)) is not None
+
+
+def test_flattened_input_to_a_head_of_xlm_with_a_cache() -> None:
+    """The offsets are not lost beside it."""
+    _, fast = make("xlm", "ForTokenClassification")
+    with pytest.raises(ValueError, match=r"packed input needs the padding-free XLMModel.*cache is given"):
+        fast(**flattened(batch("xlm"), "xlm"), cache=DynamicCache())
 
 
 @pytest.mark.parametrize(("family", "kind"), [("electra", "mean"), ("xlm", "last")])

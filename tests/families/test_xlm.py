@@ -146,6 +146,15 @@ def test_a_token_of_a_causal_model_sees_none_behind_it() -> None:
     assert (one[0, 5:] != two[0, 5:]).any(-1).all()
 
 
+def test_fewer_layers_by_their_number() -> None:
+    plain, fast = make("xlm")
+    inputs = batch("xlm")
+    for model in (plain, fast):
+        model.n_layers = 1
+    with torch.no_grad():
+        assert_same_outputs(fast(**inputs), plain(**inputs))
+
+
 @pytest.mark.parametrize("logits_to_keep", [0, 1, 3])
 def test_generation(logits_to_keep: int) -> None:
     """Transformers' greedy search with XLM's mask token, and the logits of the last columns alone."""
