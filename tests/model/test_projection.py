@@ -303,7 +303,7 @@ def test_joined_projections_train() -> None:
 
 def test_a_few_rows_copy_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a CPU, where copying three weights takes longer than a short text through the layer."""
-    _, fast = make()
+    fast = make()[1].float()
     size, real_cat, copied = SIZES["hidden_size"], torch.cat, []
 
     def cat(tensors: Any, *arguments: Any) -> Tensor:
@@ -317,7 +317,7 @@ def test_a_few_rows_copy_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
         with torch.set_grad_enabled(gradients):
             found = fast(input_ids=ids).last_hidden_state
         assert any(copied) == (gradients or texts > 1)
-        assert_close(found, as_reference(fast)(input_ids=ids).last_hidden_state, 1e-12)
+        assert_close(found, as_reference(fast)(input_ids=ids).last_hidden_state, 1e-5)
 
 
 def test_joined_projections_are_saved_apart(tmp_path: Path) -> None:

@@ -97,5 +97,5 @@ def test_kernels_are_timed_cold_and_models_from_call_to_end(monkeypatch: pytest.
         measure(Case(part, benchmark, SHAPE, Setting()), CEILINGS)
     measure(Case("models", benchmark, SHAPE, TINY_SETTING), CEILINGS)
     seconds = module.SECONDS
-    cold = {"cpu": False, "smoke": True, "kernels": True, "models": False}
+    cold = {"cpu": False, "families": False, "smoke": True, "kernels": True, "models": False}
     assert asked == [*((seconds[part], cold[part]) for part in seconds), (0.0, False)]
