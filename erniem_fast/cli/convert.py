@@ -32,7 +32,7 @@ def convert_command(
         try:
             loaded = paddle.load(source, progress=True)
         except (OSError, ValueError) as error:
-            reason = " ".join(str(error).split())
+            reason = " ".join(str(error).split()).removeprefix(f"{source!r} ")
             raise InputError(f"IN {source!r}: {reason} ({ACCEPTED})") from error
         loaded.save(folder)
     model, config = loaded.model, loaded.model.config
