@@ -172,7 +172,7 @@ def run_layers(
 
     last = len(layers) - 1
     for index, layer in enumerate(layers):
-        if index == last:
+        if index == last and rows_to_keep is not None:
             context = replace(context, rows_to_keep=rows_to_keep)
         x, probabilities = layer(keep(x), context)
         if options.attentions:

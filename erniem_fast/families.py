@@ -19,7 +19,7 @@ from transformers.models.roberta import modeling_roberta
 from transformers.models.xlm_roberta import modeling_xlm_roberta
 
 from . import fusion
-from .encoder import AttentionParts, LayerParts, PackedContext, PackedModelOutput
+from .encoder import AttentionParts, LayerParts, PackedContext
 from .packed import Containers, PackedEmbeddings, PackedEncoder, PackedLayer, Swapped, by_name
 from .packed_heads import FindsSpans, PackedHead, PackedMaskedLM, ScoresChoices, ScoresSequences
 from .validation import Limits
@@ -180,8 +180,8 @@ class ElectraKind(BertKind):
         projection: Any = getattr(self, "embeddings_project", None)
         return rows if projection is None else projection(rows)
 
-    def result(self, output: PackedModelOutput) -> Any:
-        return BaseModelOutputWithPastAndCrossAttentions(**output)
+    def result(self, found: dict[str, Any]) -> Any:
+        return BaseModelOutputWithPastAndCrossAttentions(**found)
 
 
 class DistilBertKindLayer(PackedLayer):
@@ -221,8 +221,8 @@ class DistilBertKind(BertKind):
     def layer_stack(self) -> Sequence[nn.Module]:
         return self.transformer.layer  # type: ignore[no-any-return]
 
-    def result(self, output: PackedModelOutput) -> Any:
-        return BaseModelOutput(**output)
+    def result(self, found: dict[str, Any]) -> Any:
+        return BaseModelOutput(**found)
 
 
 class Cls(PackedMaskedLM):

@@ -313,21 +313,23 @@ class PackedEncoder(Swapped):
             last = firsts[:, None]
         else:
             last = rows if return_packed else states[-1] if states else batch.output(rows)
-        output = PackedModelOutput(
-            last_hidden_state=last, pooler_output=self.pool(firsts), hidden_states=_select(states, asked)
-        )
+        found = {
+            "last_hidden_state": last,
+            "pooler_output": self.pool(firsts),
+            "hidden_states": _select(states, asked),
+        }
         if return_packed:
-            output.batch = batch
-            return output
+            return PackedModelOutput(**found, batch=batch)
         as_dict = self.config.return_dict if return_dict is None else return_dict
-        return self.result(output) if as_dict else self.result(output).to_tuple()
+        output = self.result({name: value for name, value in found.items() if value is not None})
+        return output if as_dict else output.to_tuple()
 
     token_id_names: ClassVar[tuple[str, ...]] = ("token_type_ids",)
     """Arguments with further ids of the tokens."""
 
-    def result(self, output: PackedModelOutput) -> Any:
-        """The output as transformers' class of it."""
-        return BaseModelOutputWithPoolingAndCrossAttentions(**output)
+    def result(self, found: dict[str, Any]) -> Any:
+        """What was found in transformers' class of it."""
+        return BaseModelOutputWithPoolingAndCrossAttentions(**found)
 
     @property
     def may_drop(self) -> bool:

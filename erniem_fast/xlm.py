@@ -13,7 +13,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.xlm import modeling_xlm
 
 from . import encoder, fusion
-from .encoder import AttentionParts, LayerParts, PackedContext, PackedModelOutput
+from .encoder import AttentionParts, LayerParts, PackedContext
 from .losses import labelled_rows
 from .packed import PACKED_ARGUMENTS, Containers, PackedEncoder, by_name
 from .packed_heads import (
@@ -130,8 +130,8 @@ class XLMModel(PackedEncoder, modeling_xlm.XLMModel, original=modeling_xlm.XLMMo
             context, further,
         )  # fmt: skip
 
-    def result(self, output: PackedModelOutput) -> Any:
-        return BaseModelOutput(**output)
+    def result(self, found: dict[str, Any]) -> Any:
+        return BaseModelOutput(**found)
 
     def reason_not_packed(self, given: dict[str, Any]) -> str | None:
         reason = super().reason_not_packed(given)
