@@ -29,7 +29,8 @@ def ratios_table(rows: Rows) -> str:
 
 def families_table(rows: Rows) -> str:
     """Other families, made padding-free: ours in real tokens a second, the peers' times over ours."""
-    return _ratios(rows, FAMILY_PEERS, 2)
+    shown = (row for row in rows.rows if row["shape"] != ONE_TEXT or row["layers"] > 2)
+    return _ratios(Rows(shown), FAMILY_PEERS, 2)
 
 
 def _ratios(chosen: Rows, labels: dict[str, str], digits: int = 1) -> str:
