@@ -38,6 +38,11 @@ SWAPS: dict[type[nn.Module], type["Swapped"]] = {}
 """Classes that take the place of transformers', by those; `families` and `xlm` fill it."""
 
 
+def is_packed(given: dict[str, Any]) -> bool:
+    """True if the arguments of a forward are packed input."""
+    return isinstance(given.get("input_ids"), PackedBatch) or given.get("cu_seq_lens_q") is not None
+
+
 class Swapped(nn.Module):
     """A class that takes the place of its transformers parent, with the parent's name and signature.
 
@@ -231,8 +236,7 @@ class PackedEncoder(Swapped):
         if reason is None:
             return self._encode(**given)
         name = type(self).__name__
-        packed = isinstance(given.get("input_ids"), PackedBatch) or given.get("cu_seq_lens_q") is not None
-        if packed or self._restarts(given):
+        if is_packed(given) or self._restarts(given):
             raise ValueError(f"packed input needs the padding-free {name}, which can't compute this: {reason}")
         if given.get("return_packed"):
             raise ValueError(f"return_packed must be False where {name} runs as transformers' own: {reason}")
@@ -376,9 +380,10 @@ class PackedEncoder(Swapped):
 
     def _rows_may_be_left_out(self, batch: PackedBatch, options: OutputOptions) -> bool:
         """True if the last layer may compute some rows only, because nobody sees that the others are missing."""
-        if options.hidden_states or batch.total_tokens == 0 or not self.layer_stack:
+        if options.hidden_states or batch.total_tokens == 0:
             return False
-        return all(fusion.may_bypass(module) for layer in self.layer_stack[-1:] for module in layer.modules())
+        layers = self.layer_stack
+        return len(layers) > 0 and all(fusion.may_bypass(module) for module in layers[-1].modules())
 
 
 def _select(states: tuple[Tensor, ...] | None, asked: Any) -> tuple[Tensor | None, ...] | None:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import MaskedLMOutput
 
 from .losses import class_checks, masked_lm
-from .packed import PackedEncoder, Swapped, is_unwatched
+from .packed import PackedEncoder, Swapped, is_packed, is_unwatched
 from .packing import PackedBatch
 
 NOT_PADDING_FREE = "its encoder is not padding-free"
@@ -48,11 +48,6 @@ class PackedHead(Swapped):
     def orders(self, given: dict[str, Any]) -> dict[str, Any]:
         """Further arguments of the encoder, whatever the input's form."""
         return {}
-
-
-def is_packed(given: dict[str, Any]) -> bool:
-    """True if the arguments of a forward are packed input."""
-    return isinstance(given.get("input_ids"), PackedBatch) or given.get("cu_seq_lens_q") is not None
 
 
 class ScoresSequences(PackedHead):

@@ -15,14 +15,13 @@ from transformers.models.xlm import modeling_xlm
 from . import encoder, fusion
 from .encoder import AttentionParts, LayerParts, PackedContext
 from .losses import labelled_rows
-from .packed import PACKED_ARGUMENTS, Containers, PackedEncoder, by_name
+from .packed import PACKED_ARGUMENTS, Containers, PackedEncoder, by_name, is_packed
 from .packed_heads import (
     FindsSpans,
     PackedHead,
     PackedMaskedLM,
     ScoresChoices,
     ScoresSequences,
-    is_packed,
 )
 from .packing import PackedBatch
 from .validation import Limits, check_integers, check_shape
