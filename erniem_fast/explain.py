@@ -12,7 +12,7 @@ from .packed import PackedEncoder
 from .packed_heads import PackedMaskedLM
 from .padding_free import other_models
 
-FUSED = "on packed rows, all fused"
+ON_ROWS = "on packed rows"
 
 
 def explain(model: nn.Module) -> str:
@@ -55,7 +55,7 @@ def _explain_encoder(
     if reason is not None:
         yield f"{title}: transformers' own, padding included: {reason}"
         return
-    yield f"{title}: {FUSED.split(',')[0]}, backend {encoder.backend}"
+    yield f"{title}: {ON_ROWS}, backend {encoder.backend}"
     names = {id(module): name for name, module in encoder.named_modules()}
     said = [(why or _say_parts(parts, names), index) for index, (parts, why) in enumerate(layers)]
     for text, group in groupby(said, key=lambda item: item[0]):
@@ -66,8 +66,8 @@ def _explain_encoder(
 def _layers(encoder: PackedEncoder) -> list[tuple[LayerParts | None, str | None]]:
     """Parts of each layer, or the reason why it is computed by transformers."""
     found: list[tuple[LayerParts | None, str | None]] = []
-    for index in range(len(encoder.layer_stack)):
-        reason = encoder.reason_for_grid(encoder.layer_stack[index])
+    for index, layer in enumerate(encoder.layer_stack):
+        reason = encoder.reason_for_grid(layer)
         parts = None if reason else encoder.parts(index)
         found.append((parts, f"transformers' own, on padded tokens: {reason}" if reason else None))
     return found
@@ -90,7 +90,7 @@ def _say_parts(parts: LayerParts | None, names: dict[int, str]) -> str:
     dense = isinstance(parts.attention, AttentionParts) and parts.attention.relative_scores is not None
     notes = ["attention is dense: relative positions"] if dense else []
     notes += [f"called as it is: {', '.join(found)} ({why})" for why, found in called.items()]
-    return f"on packed rows; {'; '.join(notes)}" if notes else FUSED
+    return f"{ON_ROWS}; {'; '.join(notes)}" if notes else f"{ON_ROWS}, all fused"
 
 
 def _short(name: str) -> str:

@@ -295,9 +295,7 @@ def _fused_activation(module: nn.Module) -> str | None:
 
 
 def is_fused(part: nn.Module) -> bool:
-    """True if an operation takes over a part of a layer or of the embeddings, and it is not called."""
-    if isinstance(part, nn.Embedding):
-        return _is_plain_embedding(part)
+    """True if an operation takes over a part of a layer, and it is not called."""
     return _fused_activation(part) is not None or any(
         is_plain(part, cls) for cls in (nn.Linear, nn.LayerNorm, nn.Dropout)
     )
