@@ -1,5 +1,6 @@
 """Weights of query, key and value side by side in memory, so that no forward of an inference copies them."""
 
+from itertools import product
 from typing import Any
 
 import torch
@@ -26,13 +27,12 @@ def join_projections(model: nn.Module) -> int:
         Number of attentions whose projections are stored so.
     """
     joined = 0
-    for module in model.modules():
-        for names in NAMES:
-            layers: list[Any] = [getattr(module, name, None) for name in names]
-            if all(is_plain(layer, nn.Linear) for layer in layers):
-                weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
-                if weights[0].dim() == 2 and _are_alike(weights) and _are_alike(biases):
-                    joined += _join(weights) and _join(biases)
+    for module, names in product(model.modules(), NAMES):
+        layers: list[Any] = [getattr(module, name, None) for name in names]
+        if all(is_plain(layer, nn.Linear) for layer in layers):
+            weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
+            if weights[0].dim() == 2 and _are_alike(weights) and _are_alike(biases):
+                joined += _join(weights) and _join(biases)
     return joined
 
 
