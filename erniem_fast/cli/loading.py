@@ -121,7 +121,7 @@ def load_tokenizer(name: str, config: Any) -> Any:
         options = {} if ours else {"trust_remote_code": False}
         tokenizer = reader.from_pretrained(name, local_files_only=not _on_hub(name), **options)
     tokens, rows = len(tokenizer), config.vocab_size
-    # ErnieM's table is at most padded to a multiple of 8; multilingual MiniLM has 35 rows that no token reads.
+    # ErnieM's table is at most padded to a multiple of 8; those of other families may have any rows to spare.
     unused = (rows % 8 == 0 or not ours) and rows - tokens < UNUSED_ROWS
     if tokens > rows or (tokens < rows and not unused):
         raise InputError(
