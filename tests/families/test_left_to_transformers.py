@@ -21,22 +21,13 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from erniem_fast import encoder, validation
+from erniem_fast import validation
 from erniem_fast.packing import PackedBatch
 
 
 @pytest.fixture(autouse=True)
 def _said_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(validation, "_warned", set())
-
-
-@pytest.fixture
-def rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Rows of every layer that computed packed rows."""
-    seen: list[int] = []
-    run_layer = encoder.run_layer
-    monkeypatch.setattr(encoder, "run_layer", lambda parts, x, *a: seen.append(len(x)) or run_layer(parts, x, *a))
-    return seen
 
 
 SOME = ["bert", *(pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES if FAMILIES[name].prefix != "XLM")]

@@ -20,8 +20,6 @@ from helpers.families import (
 )
 from transformers import DynamicCache
 
-from erniem_fast import encoder
-
 TOKENS = ["Model", "ForTokenClassification", "ForQuestionAnsweringSimple", "ForQuestionAnswering"]
 """Heads that read no first token."""
 CASES = [
@@ -36,15 +34,6 @@ CASES = [
 def _exact() -> Iterator[None]:
     with exact_softmax():
         yield
-
-
-@pytest.fixture
-def rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Rows of every layer that computed packed rows."""
-    seen: list[int] = []
-    run_layer = encoder.run_layer
-    monkeypatch.setattr(encoder, "run_layer", lambda parts, x, *a: seen.append(len(x)) or run_layer(parts, x, *a))
-    return seen
 
 
 @pytest.mark.parametrize(("family", "head", "padding"), CASES)

@@ -3,16 +3,12 @@
 from typing import Any
 
 from erniem_fast.encoder import AttentionParts, LayerParts
+from erniem_fast.families import BertKindLayer
 
 
 def parts_of(layer: Any, index: int) -> LayerParts:
     """Hand over the parts of a `BertLayer`."""
-    heads, joined, inner, output = layer.attention.self, layer.attention.output, layer.intermediate, layer.output
-    attention = AttentionParts(
-        heads.query, heads.key, heads.value, heads.num_attention_heads, heads.dropout, index, causal=heads.is_causal
-    )
-
-    return LayerParts(
-        attention, joined.dense, joined.dropout, joined.LayerNorm, inner.dense, inner.intermediate_act_fn, None,
-        output.dense, output.dropout, output.LayerNorm, index,
-    )  # fmt: skip
+    parts = BertKindLayer.parts(layer, index)
+    heads, attention = layer.attention.self, parts.attention
+    assert isinstance(attention, AttentionParts)
+    return parts._replace(attention=attention._replace(dropout=heads.dropout, causal=heads.is_causal))
