@@ -89,6 +89,7 @@ def test_wrong_sources(tmp_path, source, wrong):
         (source / ("model_state.pdparams" if wrong == "no weights" else "vocab.txt")).unlink()
     result = run("convert", given, tmp_path / "out")
     assert_one_line(result, f"IN '{given}'", part, "expected a folder of ERNIE-M or ERNIE as PaddleNLP")
+    assert result.stderr.count(f"'{given}'") == 1
     assert {path.name for path in tmp_path.iterdir()} == {"paddle"}
 
 
