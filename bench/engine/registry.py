@@ -20,7 +20,7 @@ from torch import Tensor
 from .shapes import FORWARD, Setting, Shape
 from .work import Work
 
-CPU_PARTS = ("cpu", "families")
+CPU_PARTS = ("cpu", "families", "serving")
 """Parts of the suite that a CPU measures."""
 OURS = "erniem_fast"
 """Provider of an operation that this project measures; other ways of it have other names."""
@@ -130,7 +130,7 @@ class Case:
     """One benchmark on one shape in one setting, by all its providers in turns.
 
     Attributes:
-        part: "cpu", "families", "smoke", "kernels" or "models".
+        part: "cpu", "families", "serving", "smoke", "kernels" or "models".
     """
 
     part: str

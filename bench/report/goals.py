@@ -195,6 +195,7 @@ GOALS = {
         Goal("Masked-LM step against transformers, arrival order", 4, True, _family(MASKED_LM, MASKED_BATCH)),
         Goal("The same with loss_only", 4, True, _loss_only),
     ),
+    "serving": (),
     "kernels": (
         Goal("Attention forward, length 512", 300, True, _attention(FORWARD), " TFLOP/s"),
         Goal("Attention backward, length 512", 200, True, _attention(BACKWARD), " TFLOP/s"),
