@@ -6,7 +6,7 @@ for label in encoder.stream(lines, task="classify"):
     ...
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import Any
 
 import numpy as np
@@ -97,7 +97,7 @@ class Encoder:
             CheckpointError: a ValueError of one line: no such checkpoint, or one that can't be used.
             ValueError: another argument that is not as described.
         """
-        place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        place = _check_device(device)
         kind = _check_dtype(dtype)
         settings = read_settings(name)
         folder = f"{name}/{settings.model_folder}" if settings.model_folder else name
@@ -219,7 +219,9 @@ class Encoder:
         return [result for results in self._windows(task, items, progress) for result in results]
 
     def _windows(self, task: AnyTask, items: Iterable[Any], progress: bool | None) -> Iterator[Any]:
-        total = len(items) if hasattr(items, "__len__") else None  # type: ignore[arg-type]
+        if not isinstance(items, Iterable) or isinstance(items, str | bytes | Mapping):
+            raise TypeError(f"items must be a str, or any number of them, got {type(items).__name__}")
+        total = len(items) if isinstance(items, Sized) else None
         shown = (total or 0) > MANY_ITEMS if progress is None else progress
         with progress_bar(total, "Computing", " texts", shown) as bar:
             tokens = 0
@@ -247,6 +249,19 @@ def _check_dtype(dtype: torch.dtype | str) -> str:
     return name
 
 
+def _check_device(device: torch.device | str) -> torch.device:
+    cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "auto":
+        return torch.device("cuda" if cuda else "cpu")
+    try:
+        place = torch.device(device)
+    except RuntimeError:
+        place = torch.device("meta")
+    if not (place.type == "cpu" or (place.type == "cuda" and (place.index or 0) < cuda)):
+        raise ValueError(f"device must be 'auto', 'cpu' or one of the {cuda} CUDA devices, got {str(device)!r}")
+    return place
+
+
 def _encode(encoder: Encoder, **options: Any) -> AnyTask:
     return Embedding(encoder.tokenizer, encoder.runner, encoder.settings, encoder.max_tokens, **options)
 
@@ -258,5 +273,11 @@ def _token_embeddings(encoder: Encoder, **options: Any) -> AnyTask:
 TASKS: dict[str, tuple[str | None, Any]] = {
     "encode": (None, _encode),
     "token_embeddings": (None, _token_embeddings),
+    "classify": ("SequenceClassification", None),
+    "rerank": ("SequenceClassification", None),
+    "zero_shot": ("SequenceClassification", None),
+    "tag": ("TokenClassification", None),
+    "answer": ("QuestionAnswering", None),
+    "extract": ("InformationExtraction", None),
 }
 """By name: the head that the model must have, part of its class's name, and what makes the task."""
