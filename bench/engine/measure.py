@@ -44,12 +44,14 @@ def measure(case: Case, ceilings: dict[str, float]) -> Measured:
             measured.failed.append(about | {"message": message(error)})
     runs = {name: prepared.run for name, (prepared, _) in right.items()}
     seconds = 0.0 if setting.tiny else SECONDS[case.part]
-    times, failures = in_turns(runs, setting.device, seconds, cold=case.part in ("smoke", "kernels"))
+    cold, rounds = case.part in ("smoke", "kernels"), case.benchmark.rounds
+    times, failures = in_turns(runs, setting.device, seconds, cold, rounds)
     measured.failed += [{"case": case.name, "provider": name, "message": text} for name, text in failures.items()]
     baseline = times.get(case.benchmark.baseline)
     for name, taken in times.items():
         prepared, checked = right[name]
         row = _row(case, case.benchmark.providers[name], taken, baseline) | dict(inputs.facts)
+        row["real_tokens_per_s"] = row["real_tokens"] / row["time_s"]
         row |= checked | _shares(row["time_s"], prepared.work or inputs.work, ceilings)
         measured.rows.append(_rounded(row))
     return measured
@@ -88,7 +90,7 @@ def _row(case: Case, provider: Provider, taken: Times, baseline: Times | None) -
         "rounds": len(times),
         "time_s": median(times), "min_s": min(times), "p10_s": tenths[0], "p90_s": tenths[-1],
         "host_s": median(taken.host_s), "wall_s": median(taken.wall_s), "baseline": case.benchmark.baseline,
-        "ratio": ratio, "real_tokens_per_s": shape.real_tokens / median(times),
+        "ratio": ratio,
     }  # fmt: skip
 
 

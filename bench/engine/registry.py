@@ -96,6 +96,8 @@ class Benchmark:
         tiny: shapes of a dry run.
         variants: (passes, dropout probability) that each shape is timed in, the most important first.
         baseline: provider that the others' times are divided by.
+        rounds: rounds of timing, where a run takes so long that no other one goes before; None: as many as there is
+            time for.
         providers: providers by name.
     """
 
@@ -105,6 +107,7 @@ class Benchmark:
     tiny: tuple[Shape, ...]
     variants: tuple[tuple[str, float], ...] = ((FORWARD, 0.0),)
     baseline: str = OURS
+    rounds: int | None = None
     providers: dict[str, Provider] = field(default_factory=dict)
 
     def provider(

@@ -1,7 +1,8 @@
 """Benchmarks of serving on a CPU: batches, strings to vectors, a server under load; beside other runtimes."""
 
 from .forward import FORWARD
-from .setup import SETUP, versions
+from .setup import SETUP, add_options, versions
+from .texts import ENGINE, PIPELINES, SENTENCES
 
-BENCHMARKS = (FORWARD,)
-__all__ = ["BENCHMARKS", "SETUP", "versions"]
+BENCHMARKS = (FORWARD, ENGINE, SENTENCES, PIPELINES)
+__all__ = ["BENCHMARKS", "SETUP", "add_options", "versions"]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.engine.registry import Benchmark, Needs, Prepared
+from bench.engine.registry import Benchmark, Prepared
 from bench.engine.shapes import Batch, Setting, Shape, Sizes, batched
 from bench.models.encoder import PADDING_FREE, TINY_SHAPE
 from bench.models.inputs import ModelInputs, padded_forward
@@ -45,8 +45,8 @@ FORWARD = Benchmark(
     (
         batched("short", "arrival", 16, SIZES, float32=0, bfloat16=0),
         batched("short", "sorted", 16, SIZES, float32=0, bfloat16=0),
-        batched("xquad", "arrival", 16, SIZES, count=2, float32=3, bfloat16=3),
-        batched("xquad", "sorted", 16, SIZES, float32=3, bfloat16=3),
+        batched("mix", "arrival", 16, SIZES, count=4, float32=0, bfloat16=0),
+        batched("mix", "sorted", 16, SIZES, float32=0, bfloat16=0),
     ),
     (TINY_SHAPE,),
     baseline=PADDING_FREE,
@@ -64,7 +64,9 @@ def _(inputs: ServedInputs) -> Prepared:
 
 
 def needs_bfloat16(shape: Shape, setting: Setting) -> str | None:
-    return needs_matrix_units(shape, setting) if setting.dtype == torch.bfloat16 else "is what the others are measured by"
+    return (
+        needs_matrix_units(shape, setting) if setting.dtype == torch.bfloat16 else "is what the others are measured by"
+    )
 
 
 @FORWARD.provider(f"{PADDING_FREE}, float32", ("cpu",), needs=needs_bfloat16)
@@ -88,7 +90,9 @@ def _arguments(batch: Batch) -> dict[str, Any]:
     return {"input_ids": batch.input_ids.numpy(), "attention_mask": batch.attention_mask.numpy()}
 
 
-@FORWARD.provider("onnxruntime", ("cpu",), note="the reference as ONNX", needs=needs_package("onnxruntime", needs_float32))
+@FORWARD.provider(
+    "onnxruntime", ("cpu",), note="the reference as ONNX", needs=needs_package("onnxruntime", needs_float32)
+)
 def _(inputs: ServedInputs) -> Prepared:
     import onnxruntime
 

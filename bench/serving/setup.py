@@ -1,5 +1,6 @@
 """What the command line says about the machine that serves: texts, the peers' Python; and what is installed."""
 
+import argparse
 import json
 import subprocess
 from dataclasses import dataclass
@@ -8,7 +9,9 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
+import sentencepiece as spm
 import torch
+from transformers import XLMRobertaTokenizerFast
 
 from bench.engine.registry import Needs
 from bench.engine.shapes import Setting, Shape
@@ -37,6 +40,15 @@ class Setup:
 
 
 SETUP = Setup()
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Options of the part."""
+    group = parser.add_argument_group("serving")
+    group.add_argument("--texts", type=Path, metavar="DIR", help="folder with xquad/xquad.*.json and tatoeba/tatoeba.*")
+    group.add_argument(
+        "--peer-python", metavar="FILE", help="Python of an environment with sentence-transformers[onnx,openvino]"
+    )
 
 
 def versions() -> dict[str, str | None]:
@@ -82,3 +94,10 @@ def needs_matrix_units(shape: Shape, setting: Setting) -> str | None:
 def needs_float32(shape: Shape, setting: Setting) -> str | None:
     """Reason why a provider that computes in float32 alone is left out, or None."""
     return None if setting.dtype == torch.float32 else "is measured in float32 only"
+
+
+def rust_tokenizer(processor: spm.SentencePieceProcessor) -> XLMRobertaTokenizerFast:
+    """XLM-R's tokenizer with the pieces of a SentencePiece model, but without its normaliser, which saves it time."""
+    pieces = [(processor.id_to_piece(i), processor.get_score(i)) for i in range(3, processor.get_piece_size())]
+    special = [(token, 0.0) for token in ("<s>", "<pad>", "</s>", "<unk>")]
+    return XLMRobertaTokenizerFast(vocab=[*special, *pieces, ("<mask>", 0.0)])

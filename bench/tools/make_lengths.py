@@ -18,7 +18,7 @@ from erniem_fast import ErnieMTokenizer
 
 LANGUAGES = ("en", "zh", "ar", "hi")
 CONTEXTS_PER_LANGUAGE, QUESTIONS_PER_CONTEXT, PAIRS_PER_LANGUAGE = 64, 3, 256
-SHORT_QUESTIONS_PER_LANGUAGE, SHORT_SENTENCES = 128, 512
+SENTENCES = 512
 MAX_TOKENS = 512
 TATOEBA = "Tatoeba as in facebookresearch/LASER, data/tatoeba/v1, CC BY 2.0 FR"
 MAX_SENTENCE_TOKENS = 36
@@ -80,16 +80,21 @@ def make_pairs(xquad: Path, tokenizer_folder: Path) -> dict[str, Any]:
     return _about({"pairs_per_language": PAIRS_PER_LANGUAGE, "max_sentence_tokens": MAX_SENTENCE_TOKENS}, ids)
 
 
-def make_short(xquad: Path, tatoeba: Path, tokenizer_folder: Path) -> dict[str, Any]:
-    """Content of `short_lengths.json`."""
+def make_served(xquad: Path, tatoeba: Path, tokenizer_folder: Path, contexts: int, questions: int) -> dict[str, Any]:
+    """Content of `mix_lengths.json` and `short_lengths.json`: texts as a service meets them.
+
+    Args:
+        contexts, questions: how many of each language.
+    """
     rng = random.Random(SEED)
-    texts = rng.sample(read_sentences(tatoeba), SHORT_SENTENCES)
+    texts = rng.sample(read_sentences(tatoeba), SENTENCES)
     for language in LANGUAGES:
-        questions = [one["question"] for paragraph in read_paragraphs(xquad, language) for one in paragraph["qas"]]
-        texts += rng.sample(questions, SHORT_QUESTIONS_PER_LANGUAGE)
+        paragraphs = read_paragraphs(xquad, language)
+        asked = [one["question"] for paragraph in paragraphs for one in paragraph["qas"]]
+        texts += rng.sample([paragraph["context"] for paragraph in paragraphs], contexts) + rng.sample(asked, questions)
     rng.shuffle(texts)
     ids = _tokenizer(tokenizer_folder)(texts, truncation=True, max_length=MAX_TOKENS)["input_ids"]
-    counts = {"sentences": SHORT_SENTENCES, "questions_per_language": SHORT_QUESTIONS_PER_LANGUAGE}
+    counts = {"sentences": SENTENCES, "contexts_per_language": contexts, "questions_per_language": questions}
     about = _about(counts, ids)
     return about | {"source": f"{about['source']}; {TATOEBA}"}
 
@@ -116,7 +121,8 @@ def main() -> None:
     contents = {
         "xquad_lengths": make(xquad, tokenizer),
         "pair_lengths": make_pairs(xquad, tokenizer),
-        "short_lengths": make_short(xquad, tatoeba, tokenizer),
+        "mix_lengths": make_served(xquad, tatoeba, tokenizer, contexts=32, questions=96),
+        "short_lengths": make_served(xquad, tatoeba, tokenizer, contexts=0, questions=128),
     }
     for name, content in contents.items():
         lines = ",\n".join(f" {json.dumps(key)}: {json.dumps(value)}" for key, value in content.items())
