@@ -90,7 +90,7 @@ class Extraction:
         check_eval(model)
         if language not in LANGUAGES:
             raise ValueError(f"language must be one of {', '.join(LANGUAGES)}, got {language!r}")
-        if isinstance(threshold, bool) or not isinstance(threshold, Real) or not 0 <= threshold < 1:
+        if not _is_below_one(threshold):
             raise ValueError(f"threshold must be a number of at least 0 and below 1, got {threshold!r}")
         check_whole("stride", stride, 0)
         self.model, self.tokenizer, self.runner = model, tokenizer, runner
@@ -290,8 +290,8 @@ class InformationExtraction:
         check_eval(self.model)
         texts = list_texts("texts", texts)
         task = Extraction(
-            self.model, self.tokenizer, Runner(self.model, self.batch_tokens), schema=schema, language=language, threshold=threshold,
-            stride=stride,
+            self.model, self.tokenizer, Runner(self.model, self.batch_tokens), schema=schema, language=language,
+            threshold=threshold, stride=stride,
         )  # fmt: skip
         shown = sum(map(len, texts)) > MANY_CHARACTERS if progress is None else progress
         return self._results(task, texts, shown)
@@ -306,6 +306,10 @@ class InformationExtraction:
                 done += len(part)
                 bar.update(done - bar.n)  # levels that nothing was asked at
                 yield from results
+
+
+def _is_below_one(threshold: object) -> bool:
+    return isinstance(threshold, Real) and not isinstance(threshold, bool) and 0 <= threshold < 1  # type: ignore[operator]
 
 
 def _probabilities(logits: Any) -> np.ndarray:

@@ -260,10 +260,10 @@ class QuestionAnswering:
                 are not finite.
         """
         task = Answering(
-            self.model, self.tokenizer, Runner(self.model, self.batch_tokens), top_k=top_k, doc_stride=doc_stride, max_answer_len=max_answer_len,
-            max_seq_len=max_seq_len, handle_impossible_answer=handle_impossible_answer,
+            self.model, self.tokenizer, Runner(self.model, self.batch_tokens), top_k=top_k, doc_stride=doc_stride,
+            max_answer_len=max_answer_len, max_seq_len=max_seq_len, handle_impossible_answer=handle_impossible_answer,
         )  # fmt: skip
-        items, is_single = _items(question, context)
+        items, is_single = items_of(question, context)
         read = task.tokenize(items, None) if is_single else tokenize_all(task, items, _is_shown(progress, len(items)))
         windows = sum(len(one.starts) for one in read)
         results = list(compute_all(task, read, "Answering", _is_shown(progress, windows)))
@@ -361,7 +361,7 @@ def pair_of(place: str, item: Any) -> tuple[str, str]:
     return item["question"], item["context"]
 
 
-def _items(question: Any, context: Any) -> tuple[list[Any], bool]:
+def items_of(question: Any, context: Any) -> tuple[list[Any], bool]:
     """Dicts of a question and a context, and whether the caller gave one and not a list."""
     if context is None:
         if isinstance(question, str):
