@@ -48,7 +48,9 @@ def check_head(model: Any, model_class: type, tokenizer: object) -> None:
         expected = PreTrainedTokenizerBase
         reason = wrapped.reason_to_refuse_packed({}) if isinstance(wrapped, PackedHead) else None
         if reason is not None:
-            raise TypeError(f"model must take packed batches, got a {type(wrapped).__name__}: {reason}")
+            name = type(wrapped).__name__
+            simple = f"; expected {name}Simple" if name == "XLMForQuestionAnswering" else ""
+            raise TypeError(f"model must take packed batches, got a {name}: {reason}{simple}")
     if not isinstance(tokenizer, expected):
         home = "transformers" if expected is PreTrainedTokenizerBase else "erniem_fast"
         raise TypeError(f"tokenizer must be an {home}.{expected.__name__}, got {_class_name(tokenizer)}")
