@@ -28,8 +28,6 @@ from .tagging import Tagging
 from .task import AnyTask
 from .zero_shot import ZeroShot
 
-WINDOW_BATCHES = 16
-"""Batches whose rows are sorted by length together: of what they hold at most one batch is not full."""
 MANY_ITEMS = 1024
 """More items than these show a progress bar unless told otherwise."""
 DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
@@ -240,7 +238,7 @@ class Encoder:
 
             self.runner.on_tokens = count if shown else None
             try:
-                for results in stream(task, items, WINDOW_BATCHES * self.runner.batch_tokens):
+                for results in stream(task, items, self.runner.batch_tokens):
                     bar.update(len(results))
                     yield results
             finally:
