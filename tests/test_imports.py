@@ -28,6 +28,7 @@ LAYERS = [
     "inference.graphs", "inference.progress", "inference.tokens", "inference.batching",
     "inference.question_answering", "inference.zero_shot", "inference.schema", "inference.spans",
     "inference.extraction", "__init__", "sentence_transformers", "inference.pooling", "inference.embed",
+    "inference.checkpoint_files", "inference.sentence_modules", "inference.settings",
     "array_pickle", "paddle_ernie_m", "paddle_ernie", "paddle",
     "cli.__init__", "cli.errors", "cli.atomic", "cli.folders", "cli.files", "cli.loading", "cli.options", "cli.verify",
     "cli.demo", "cli.convert", "cli.export", "cli.extract", "cli.warm_up", "cli.embed",
