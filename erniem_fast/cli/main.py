@@ -7,6 +7,7 @@ import typer
 from huggingface_hub import constants
 from huggingface_hub.utils import enable_progress_bars  # type: ignore[attr-defined]
 
+from ..inference.loading import load_config
 from ..version import __version__
 from .atomic import STANDARD_STREAM
 from .convert import convert_command
@@ -15,7 +16,6 @@ from .embed import embed_command
 from .errors import InputError, OneLineErrors, say_on_stderr
 from .export import export_command
 from .extract import extract_command
-from .loading import load_config
 from .options import DTYPES, DeviceOption, ModelOption, parse_device, parse_dtype
 from .verify import verify as run_verify
 from .warm_up import warm_up

@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 from huggingface_hub import _CACHED_NO_EXIST, constants, hf_hub_download, try_to_load_from_cache
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
 from safetensors.torch import load_file
 from torch import Tensor
+
+from .loading import HUB_ID, CheckpointError
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
@@ -20,7 +22,7 @@ class CheckpointFiles:
     """Files of a checkpoint.
 
     Args:
-        name: a folder, or user/name on the Hub. A folder of that name goes first.
+        name: a folder, or user/name on the Hub. A folder of that name goes first; in anything else there are no files.
     """
 
     def __init__(self, name: str) -> None:
@@ -30,11 +32,13 @@ class CheckpointFiles:
         """Path of a file, which is downloaded first where it is on the Hub; None where there is no such file.
 
         Raises:
-            ValueError: the Hub can't be asked.
+            CheckpointError: the Hub can't be asked.
         """
         if os.path.isdir(self.name):
             path = Path(self.name) / file
             return path if path.is_file() else None
+        if os.path.exists(self.name) or HUB_ID.fullmatch(self.name) is None:
+            return None
         try:
             return Path(hf_hub_download(self.name, file))
         except LocalEntryNotFoundError as error:
@@ -42,7 +46,7 @@ class CheckpointFiles:
             if constants.HF_HUB_OFFLINE or try_to_load_from_cache(self.name, file) is _CACHED_NO_EXIST:
                 return None
             raise self.error(file, f"can't be asked for on the Hub ({_line(error)})") from error
-        except EntryNotFoundError:
+        except (EntryNotFoundError, RepositoryNotFoundError):
             return None
         except Exception as error:
             raise self.error(file, f"can't be asked for on the Hub ({_line(error)})") from error
@@ -51,7 +55,7 @@ class CheckpointFiles:
         """Read a JSON file, or None where there is no such file.
 
         Raises:
-            ValueError: it is no JSON, or holds something else than a `kind`.
+            CheckpointError: it is no JSON, or holds something else than a `kind`.
         """
         path = self.find(file)
         if path is None:
@@ -69,7 +73,7 @@ class CheckpointFiles:
         """Read a module's weights.
 
         Raises:
-            ValueError: there are none, or they can't be read.
+            CheckpointError: there are none, or they can't be read.
         """
         files = [f"{folder}/{name}" for name in WEIGHTS]
         for file in files:
@@ -85,15 +89,17 @@ class CheckpointFiles:
                 raise self.error(file, f"can't be read ({_line(error)})") from error
         raise self.error(files[0], f"no such file, and no {WEIGHTS[1]} either")
 
-    def error(self, file: str, problem: str) -> ValueError:
+    def error(self, file: str, problem: str) -> CheckpointError:
         """Error that names the checkpoint and the file."""
-        return ValueError(f"model {self.name!r}: {file}: {problem}")
+        return CheckpointError(f"model {self.name!r}: {file}: {problem}")
 
     @contextmanager
     def naming(self, file: str) -> Iterator[None]:
-        """Put the checkpoint and the file before the message of a ValueError."""
+        """Make a CheckpointError that names the checkpoint and the file of another ValueError."""
         try:
             yield
+        except CheckpointError:
+            raise
         except ValueError as error:
             raise self.error(file, str(error)) from error
 

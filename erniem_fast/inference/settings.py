@@ -106,7 +106,7 @@ def read_settings(name: str) -> SentenceSettings:
             defaults: the mean of a text's tokens, and nothing else.
 
     Raises:
-        ValueError: a module or setting that we don't know, by its name; a file that is missing or can't be read.
+        CheckpointError: a module or setting that we don't know, by its name; a file that is missing or can't be read.
     """
     files = CheckpointFiles(name)
     listed = files.read_json("modules.json", list)
