@@ -37,6 +37,9 @@ FLAGS = {
 }  # fmt: skip
 """Mode of each flag that versions before 5.4 wrote, in the order in which the vectors are joined."""
 WIDTHS = ("embedding_dimension", "word_embedding_dimension")
+"""Names of the model's width in Pooling's file."""
+HIDDEN_SIZES = ("hidden_size", "dim", "emb_dim")
+"""Names of the model's width in its configuration."""
 TRANSFORMER_FILES = tuple(
     f"sentence_{name}_config.json"
     for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
@@ -278,7 +281,9 @@ def _of_pooled(files: CheckpointFiles, kinds: list[str], folders: list[str], mod
         check_keys(held, (*WIDTHS, "pooling_mode", "include_prompt", *FLAGS))
         pooling = _modes(held)
         include_prompt = check_flag(held, "include_prompt", True)
-        width = check_size(held, next((name for name in WIDTHS if name in held), WIDTHS[0])) * len(pooling)
+        width = check_size(held, next((name for name in WIDTHS if name in held), WIDTHS[0]))
+    model = files.read_json(_inside(folders[0], "config.json")) or {}
+    width = next((model[name] for name in HIDDEN_SIZES if name in model), width) * len(pooling)
     modules, gives_scores = [], False
     for place, (kind, folder) in enumerate(zip(kinds[2:], folders[2:], strict=True), 2):
         file = f"{folder}/config.json"

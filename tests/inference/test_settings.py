@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 from helpers.paths import ROOT
-from helpers.sentence_folders import change_json, save_encoder, vectors_of
+from helpers.sentence_folders import change_json, save_encoder
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from erniem_fast import Encoder
 from erniem_fast.inference.settings import Normalize, SentenceSettings, lowercase, prompt_length, read_settings
 
 sentence_transformers = pytest.importorskip("sentence_transformers")
@@ -69,9 +70,13 @@ def load(folder: Path) -> SentenceTransformer:
     return SentenceTransformer(str(folder), device="cpu", trust_remote_code=True)
 
 
+def vectors_of(folder: Path, texts: list[str], **options: Any) -> np.ndarray:
+    return Encoder.from_pretrained(str(folder), dtype="float32", batch_tokens=200).encode(texts, **options)
+
+
 def assert_same_vectors(folder: Path, model: SentenceTransformer, texts: list[str], prompt: str = "") -> None:
     expected = model.encode(texts, prompt=prompt, batch_size=8)
-    found = vectors_of(folder, texts, prompt)
+    found = vectors_of(folder, texts, prompt=prompt)
     assert found.shape == expected.shape
     assert np.ptp(expected) > 0.01
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * max(1.0, float(np.abs(expected).max())))
@@ -119,7 +124,7 @@ def test_prompts(family: str, include_prompt: bool, make: Make, texts: list[str]
     change_json(tmp_path / "config_sentence_transformers.json", truncate_dim=None)
     for prompt in prompts.values():
         assert_same_vectors(tmp_path, model, texts, prompt)
-    assert model.encode_query(texts[1]) == pytest.approx(vectors_of(tmp_path, texts[1:2], "query: ")[0], abs=1e-5)
+    assert model.encode_query(texts[1]) == pytest.approx(vectors_of(tmp_path, texts[1:2])[0], abs=1e-5)
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
