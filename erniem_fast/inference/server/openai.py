@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from .errors import RequestError
 from .floats import dump_floats
-from .routes import JSON, is_batch
+from .routes import JSON, given, is_batch
 from .schemas import EmbeddingsRequest
 from .service import Service
 
@@ -44,7 +44,7 @@ def make_openai_router(service: Service) -> APIRouter:
         check_model(body.model)
         items = body.input if is_batch(body.input) else [body.input]
         side = service.side(None, "right")
-        options = {} if body.dimensions is None else {"truncate_dim": body.dimensions}
+        options = given(truncate_dim=body.dimensions)
         found = await service.run("encode", items, "input", side, normalize=True, **options)
         write = _base64 if body.encoding_format == "base64" else dump_floats
         data = b",".join(

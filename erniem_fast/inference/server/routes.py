@@ -26,14 +26,9 @@ from .service import Service
 JSON = "application/json"
 
 
-def embed_options(body: EmbedRequest | SimilarityParameters) -> dict[str, Any]:
-    """What a body asks of the task "encode", but truncation."""
-    options: dict[str, Any] = {"normalize": getattr(body, "normalize", True)}
-    if body.prompt_name is not None:
-        options["prompt_name"] = body.prompt_name
-    if getattr(body, "dimensions", None) is not None:
-        options["truncate_dim"] = body.dimensions
-    return options
+def given(**options: Any) -> dict[str, Any]:
+    """The options that a body names."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def make_router(service: Service) -> APIRouter:
@@ -45,7 +40,14 @@ def make_router(service: Service) -> APIRouter:
         """Vectors of texts."""
         items = body.inputs if is_batch(body.inputs) else [body.inputs]
         side = service.side(body.truncate, body.truncation_direction)
-        found = await service.run("encode", items, "inputs", side, **embed_options(body))
+        found = await service.run(
+            "encode",
+            items,
+            "inputs",
+            side,
+            normalize=body.normalize,
+            **given(prompt_name=body.prompt_name, truncate_dim=body.dimensions),
+        )
         return Response(dump_floats(np.stack(found.values)), media_type=JSON, headers=found.headers)
 
     @router.post("/embed_all")
@@ -53,20 +55,19 @@ def make_router(service: Service) -> APIRouter:
         """Vectors of each text's tokens."""
         items = body.inputs if is_batch(body.inputs) else [body.inputs]
         side = service.side(body.truncate, body.truncation_direction)
-        options = {} if body.prompt_name is None else {"prompt_name": body.prompt_name}
+        options = given(prompt_name=body.prompt_name)
         found = await service.run("token_embeddings", items, "inputs", side, **options)
         return StreamingResponse(_nested(found.values), media_type=JSON, headers=found.headers)
 
     @router.post("/predict")
     async def predict(body: PredictRequest) -> Response:
         """Labels of texts or pairs of texts, with scores, the best first."""
-        given = body.inputs
-        is_batch = isinstance(given, list) and not (given and isinstance(given[0], str))
-        items = [_text_or_pair(item) for item in (given if is_batch else [given])]
+        several = isinstance(body.inputs, list) and not (body.inputs and isinstance(body.inputs[0], str))
+        items = [_text_or_pair(item) for item in (body.inputs if several else [body.inputs])]
         side = service.side(body.truncate, body.truncation_direction)
-        options = {"activation": "none"} if body.raw_scores else {}
+        options = given(activation="none" if body.raw_scores else None)
         found = await service.run("classify", items, "inputs", side, top_k=None, **options)
-        return Response(to_json(found.values if is_batch else found.values[0]), media_type=JSON, headers=found.headers)
+        return Response(to_json(found.values if several else found.values[0]), media_type=JSON, headers=found.headers)
 
     @router.post("/rerank")
     async def rerank(body: RerankRequest) -> Response:
@@ -74,7 +75,7 @@ def make_router(service: Service) -> APIRouter:
         if not body.query or not all(body.texts):
             raise empty("texts" if body.query else "query")
         side = service.side(body.truncate, body.truncation_direction)
-        options = {"activation": "none"} if body.raw_scores else {}
+        options = given(activation="none" if body.raw_scores else None)
         pairs = [(body.query, text) for text in body.texts]
         found = await service.run("rerank", pairs, "texts", side, **options)
         ranks = []
@@ -86,13 +87,21 @@ def make_router(service: Service) -> APIRouter:
     @router.post("/similarity")
     async def similarity(body: SimilarityRequest) -> Response:
         """Cosine of a sentence's vector with each of the others'."""
-        given, parameters = body.inputs, body.parameters or SimilarityParameters()
-        if not given.source_sentence:
+        sentences, parameters = body.inputs, body.parameters or SimilarityParameters()
+        if not sentences.source_sentence:
             raise empty("source_sentence")
-        service.check_batch(given.sentences, "sentences")
+        service.check_batch(sentences.sentences, "sentences")
         side = service.side(parameters.truncate, parameters.truncation_direction)
-        texts = [given.source_sentence, *given.sentences]
-        found = await service.run("encode", texts, "sentences", side, most=len(texts), **embed_options(parameters))
+        texts = [sentences.source_sentence, *sentences.sentences]
+        found = await service.run(
+            "encode",
+            texts,
+            "sentences",
+            side,
+            most=len(texts),
+            normalize=True,
+            **given(prompt_name=parameters.prompt_name),
+        )
         vectors = np.stack(found.values)
         return Response(dump_floats(vectors[1:] @ vectors[0]), media_type=JSON, headers=found.headers)
 
@@ -109,19 +118,20 @@ def make_router(service: Service) -> APIRouter:
         rows: Any = [body.ids] if body.ids and isinstance(body.ids[0], int) else body.ids
         return Response(to_json(await service.decode(rows, body.skip_special_tokens)), media_type=JSON)
 
-    main = service.main_route
-    router.add_api_route("/", {"/embed": embed, "/predict": predict, "/rerank": rerank}[main], methods=["POST"])
+    aliased: dict[str, Any] = {"/embed": embed, "/predict": predict, "/rerank": rerank}
+    router.add_api_route("/", aliased[service.main_route], methods=["POST"])
     return router
 
 
-def is_batch(given: Any) -> bool:
-    return isinstance(given, list) and not (given and isinstance(given[0], int))
+def is_batch(inputs: Any) -> bool:
+    """True for several inputs, False for a text or a text's token ids."""
+    return isinstance(inputs, list) and not (inputs and isinstance(inputs[0], int))
 
 
-def _text_or_pair(given: Any) -> Any:
-    if isinstance(given, str):
-        return given
-    return given[0] if len(given) == 1 else tuple(given)
+def _text_or_pair(item: Any) -> Any:
+    if isinstance(item, str):
+        return item
+    return item[0] if len(item) == 1 else tuple(item)
 
 
 async def _nested(values: list[np.ndarray]) -> AsyncIterator[bytes]:

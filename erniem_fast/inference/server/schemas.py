@@ -62,29 +62,31 @@ class Body(BaseModel):
 class Truncation(Body):
     """What to do with texts of more tokens than the model takes."""
 
-    truncate: bool | None = Field(None, description="Cut them; null: as the server was started. false: 413.")
-    truncation_direction: Direction = Field("Right", description="The end at which tokens go.")
+    truncate: Annotated[bool | None, Field(description="Cut them; null: as the server was started. false: 413.")] = None
+    truncation_direction: Annotated[Direction, Field(description="The end at which tokens go.")] = "Right"
 
 
 class EmbedAllRequest(Truncation):
     """Body of `/embed_all`."""
 
     inputs: Input
-    prompt_name: str | None = Field(None, description="A prompt in the checkpoint's settings, put before each text.")
+    prompt_name: Annotated[
+        str | None, Field(description="A prompt in the checkpoint's settings, put before each text.")
+    ] = None
 
 
 class EmbedRequest(EmbedAllRequest):
     """Body of `/embed`."""
 
-    normalize: bool = Field(True, description="Scale vectors to length 1.")
-    dimensions: Dimensions | None = Field(None, description="Keep the first so many components.")
+    normalize: Annotated[bool, Field(description="Scale vectors to length 1.")] = True
+    dimensions: Annotated[Dimensions | None, Field(description="Keep the first so many components.")] = None
 
 
 class PredictRequest(Truncation):
     """Body of `/predict`."""
 
     inputs: PredictInput
-    raw_scores: bool = Field(False, description="Logits instead of probabilities.")
+    raw_scores: Annotated[bool, Field(description="Logits instead of probabilities.")] = False
 
 
 class RerankRequest(Truncation):
@@ -92,7 +94,7 @@ class RerankRequest(Truncation):
 
     query: str
     texts: Texts
-    raw_scores: bool = Field(False, description="Logits instead of probabilities.")
+    raw_scores: Annotated[bool, Field(description="Logits instead of probabilities.")] = False
     return_text: bool = False
 
 
