@@ -6,25 +6,28 @@ for label in encoder.stream(lines, task="classify"):
     ...
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import Any
 
 import numpy as np
 import torch
 
+from .classification import Classification, Reranking
 from .embedding import Embedding, TokenEmbeddings
+from .extraction import Extraction
 from .loading import load_config, load_model, load_tokenizer
 from .precision import auto_dtype
 from .progress import progress_bar
 from .projections import join_projections
 from .quantisation import quantise_int8
+from .question_answering import Answering, items_of
 from .runner import Runner
 from .settings import SentenceSettings, read_settings
 from .stream import stream
+from .tagging import Tagging
 from .task import AnyTask
+from .zero_shot import ZeroShot
 
-WINDOW_BATCHES = 16
-"""Batches whose rows are sorted by length together: of what they hold at most one batch is not full."""
 MANY_ITEMS = 1024
 """More items than these show a progress bar unless told otherwise."""
 DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
@@ -97,7 +100,7 @@ class Encoder:
             CheckpointError: a ValueError of one line: no such checkpoint, or one that can't be used.
             ValueError: another argument that is not as described.
         """
-        place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        place = _check_device(device)
         kind = _check_dtype(dtype)
         settings = read_settings(name)
         folder = f"{name}/{settings.model_folder}" if settings.model_folder else name
@@ -161,7 +164,7 @@ class Encoder:
         self, texts: str | Iterable[str], candidate_labels: str | Iterable[str], *, progress: bool | None = None,
         **options: Any,
     ) -> Any:  # fmt: skip
-        """Label texts by labels chosen now; options and results: see `zero_shot.ZeroShotClassification`."""
+        """Label texts by labels chosen now; options and results: see `zero_shot.ZeroShot`."""
         options["candidate_labels"] = candidate_labels
         return self._all("zero_shot", texts, isinstance(texts, str), progress, options)
 
@@ -171,11 +174,11 @@ class Encoder:
 
     def answer(self, question: Any, context: Any = None, *, progress: bool | None = None, **options: Any) -> Any:
         """Answer questions from contexts; arguments and results: see `question_answering.QuestionAnswering`."""
-        answer: Any = self.task("answer")
-        return answer(question, context, progress=progress, **options)
+        items, is_single = items_of(question, context)
+        return self._all("answer", items[0] if is_single else items, is_single, progress, options)
 
     def extract(self, texts: str | Iterable[str], schema: Any, *, progress: bool | None = None, **options: Any) -> Any:
-        """Find what a schema names; options and results: see `extraction.InformationExtraction`."""
+        """Find what a schema names; options and results: see `extraction.Extraction`."""
         options["schema"] = schema
         return self._all("extract", texts, isinstance(texts, str), progress, options)
 
@@ -219,7 +222,9 @@ class Encoder:
         return [result for results in self._windows(task, items, progress) for result in results]
 
     def _windows(self, task: AnyTask, items: Iterable[Any], progress: bool | None) -> Iterator[Any]:
-        total = len(items) if hasattr(items, "__len__") else None  # type: ignore[arg-type]
+        if not isinstance(items, Iterable) or isinstance(items, str | bytes | Mapping):
+            raise TypeError(f"items must be a str, or any number of them, got {type(items).__name__}")
+        total = len(items) if isinstance(items, Sized) else None
         shown = (total or 0) > MANY_ITEMS if progress is None else progress
         with progress_bar(total, "Computing", " texts", shown) as bar:
             tokens = 0
@@ -233,7 +238,7 @@ class Encoder:
 
             self.runner.on_tokens = count if shown else None
             try:
-                for results in stream(task, items, WINDOW_BATCHES * self.runner.batch_tokens):
+                for results in stream(task, items, self.runner.batch_tokens):
                     bar.update(len(results))
                     yield results
             finally:
@@ -247,6 +252,19 @@ def _check_dtype(dtype: torch.dtype | str) -> str:
     return name
 
 
+def _check_device(device: torch.device | str) -> torch.device:
+    cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "auto":
+        return torch.device("cuda" if cuda else "cpu")
+    try:
+        place = torch.device(device)
+    except RuntimeError:
+        place = torch.device("meta")
+    if not (place.type == "cpu" or (place.type == "cuda" and (place.index or 0) < cuda)):
+        raise ValueError(f"device must be 'auto', 'cpu' or one of the {cuda} CUDA devices, got {str(device)!r}")
+    return place
+
+
 def _encode(encoder: Encoder, **options: Any) -> AnyTask:
     return Embedding(encoder.tokenizer, encoder.runner, encoder.settings, encoder.max_tokens, **options)
 
@@ -255,8 +273,27 @@ def _token_embeddings(encoder: Encoder, **options: Any) -> AnyTask:
     return TokenEmbeddings(encoder.tokenizer, encoder.runner, encoder.settings, encoder.max_tokens, **options)
 
 
+def _head(task: Any) -> Any:
+    """What makes a task that runs a head."""
+    return lambda encoder, **options: task(
+        encoder.model, encoder.tokenizer, encoder.runner, max_tokens=encoder.max_tokens, **options
+    )
+
+
+def _scored(task: Any) -> Any:
+    """What makes a task whose scores may be those of a CrossEncoder's folder."""
+    make = _head(task)
+    return lambda encoder, **options: make(encoder, **({"activation": encoder.settings.activation} | options))
+
+
 TASKS: dict[str, tuple[str | None, Any]] = {
     "encode": (None, _encode),
     "token_embeddings": (None, _token_embeddings),
+    "classify": ("SequenceClassification", _scored(Classification)),
+    "rerank": ("SequenceClassification", _scored(Reranking)),
+    "zero_shot": ("SequenceClassification", _head(ZeroShot)),
+    "tag": ("TokenClassification", _head(Tagging)),
+    "answer": ("QuestionAnswering", _head(Answering)),
+    "extract": ("InformationExtraction", _head(Extraction)),
 }
 """By name: the head that the model must have, part of its class's name, and what makes the task."""

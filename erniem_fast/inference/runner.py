@@ -49,6 +49,7 @@ class Runner:
         on_tokens: called with the number of tokens of each batch that is done; None: nothing is.
 
     Raises:
+        TypeError: the model holds no padding-free encoder.
         ValueError: the model is in training mode, or `batch_tokens` is no whole number of at least 1.
     """
 
@@ -57,9 +58,11 @@ class Runner:
         if batch_tokens is not None:
             check_whole("batch_tokens", batch_tokens, 1)
         self.model = model
-        encoders: Any = (part for part in model.modules() if isinstance(part, ErnieMModel | PackedEncoder))
-        self.encoder = next(encoders)
-        self.device = torch.device(self.encoder.device)
+        encoders: list[Any] = [part for part in model.modules() if isinstance(part, ErnieMModel | PackedEncoder)]
+        if not encoders:
+            raise TypeError(f"model must hold a padding-free encoder, got {type(model).__name__}")
+        self.encoder = encoders[0]
+        self.device: torch.device = self.encoder.device
         self.batch_tokens = budget(self.encoder) if batch_tokens is None else int(batch_tokens)
         self.on_tokens: Callable[[int], None] | None = None
         self._graphed: GraphedEncoder | None = None
