@@ -29,7 +29,9 @@ LAYERS = [
     "inference.question_answering", "inference.zero_shot", "inference.schema", "inference.spans",
     "inference.extraction", "__init__", "sentence_transformers", "inference.pooling", "inference.embed",
     "array_pickle", "paddle_ernie_m", "paddle_ernie", "paddle",
-    "cli.__init__", "cli.errors", "cli.atomic", "cli.folders", "cli.files", "cli.loading", "cli.options", "cli.verify",
+    "files.__init__", "files.errors", "files.atomic", "files.source", "files.records", "files.formats", "files.partial",
+    "files.output",
+    "cli.__init__", "cli.errors", "cli.folders", "cli.files", "cli.loading", "cli.options", "cli.verify",
     "cli.demo", "cli.convert", "cli.export", "cli.extract", "cli.warm_up", "cli.embed",
     "cli.zero_shot", "cli.main",
 ]  # fmt: skip

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from .atomic import STANDARD_STREAM, naming, whole_file
+from ..files.atomic import STANDARD_STREAM, naming, whole_file
 from .errors import InputError
 
 TEXT_ENDINGS = (".txt", "")

@@ -7,8 +7,8 @@ import typer
 from huggingface_hub import constants
 from huggingface_hub.utils import enable_progress_bars  # type: ignore[attr-defined]
 
+from ..files.atomic import STANDARD_STREAM
 from ..version import __version__
-from .atomic import STANDARD_STREAM
 from .convert import convert_command
 from .demo import demo as run_demo
 from .embed import embed_command
