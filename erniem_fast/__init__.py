@@ -18,6 +18,7 @@ from .auto_map import MODEL_CLASSES, MODEL_TYPE
 from .configuration import ErnieMConfig
 from .explain import explain
 from .inference.batch_invariance import batch_invariant
+from .inference.engine import Encoder
 from .inference.extraction import information_extraction
 from .inference.graphs import GraphedEncoder
 from .inference.projections import join_projections
@@ -39,6 +40,7 @@ from .tokenization import ErnieMTokenizer
 from .version import __version__
 
 __all__ = [
+    "Encoder",
     "ErnieMConfig",
     "ErnieMForInformationExtraction",
     "ErnieMForMaskedLM",

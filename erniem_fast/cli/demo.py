@@ -11,13 +11,13 @@ import torch
 from ..configuration import ErnieMConfig
 from ..inference.batching import run
 from ..inference.embed import tokenize
+from ..inference.loading import load_config, load_encoder, load_tokenizer
 from ..inference.pooling import mean
 from ..inference.progress import progress_bar
 from ..modeling import ErnieMModel
 from ..packing import PackedBatch
 from ..tokenization import ErnieMTokenizer
 from .files import vector_file
-from .loading import load_config, load_encoder, load_tokenizer
 from .verify import pad, reference_of, sample
 
 SEED = 0

@@ -6,10 +6,10 @@ import numpy as np
 import typer
 
 from ..inference.embed import embed, tokenize
+from ..inference.loading import load_config, load_encoder, load_tokenizer
 from ..inference.pooling import POOLINGS
 from .errors import InputError, say_on_stderr
 from .files import check_distinct, check_texts, read_texts, vector_file
-from .loading import load_config, load_encoder, load_tokenizer
 from .options import (
     BatchTokensOption,
     DeviceOption,

@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..files.errors import InputError as InputError
+from ..inference.loading import CheckpointError
 from ..inference.progress import LossyStream
 
 USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]  # click's; typer may bring a click of its own
@@ -37,6 +38,9 @@ class OneLineErrors(TyperGroup):
         with _lossy_stderr(), _signals_as_exits():
             try:
                 code = super().main(args or ["--help"], *rest, **extra)
+            except CheckpointError as error:
+                say_on_stderr(f"Error: --{' '.join(str(error).split())}")
+                code = 2
             except (USAGE_ERROR, InputError) as error:
                 message = error.format_message() if hasattr(error, "format_message") else str(error)
                 say_on_stderr(f"Error: {' '.join(message.split())}")

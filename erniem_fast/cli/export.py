@@ -9,10 +9,10 @@ import typer
 from .. import modeling
 from ..export import check_packages, export_onnx, onnx_difference
 from ..inference.embed import tokenize
+from ..inference.loading import load_config, load_encoder, load_head, load_tokenizer
 from ..inference.progress import progress_bar
 from .errors import InputError
 from .folders import whole_folder
-from .loading import load_config, load_encoder, load_head, load_tokenizer
 from .options import ModelOption
 from .verify import HEADS, TOLERANCE, pad, sample
 

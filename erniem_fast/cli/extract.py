@@ -10,11 +10,11 @@ from typing import Annotated, Any
 import typer
 
 from ..inference.extraction import information_extraction
+from ..inference.loading import load_config, load_head, load_tokenizer
 from ..inference.schema import LANGUAGES, parse_schema
 from ..modeling import ErnieMForInformationExtraction
 from .errors import InputError
 from .files import check_distinct, check_texts, read_texts, record_file
-from .loading import load_config, load_head, load_tokenizer
 from .options import (
     BatchTokensOption,
     DeviceOption,

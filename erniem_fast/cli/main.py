@@ -8,6 +8,7 @@ from huggingface_hub import constants
 from huggingface_hub.utils import enable_progress_bars  # type: ignore[attr-defined]
 
 from ..files.atomic import STANDARD_STREAM
+from ..inference.loading import load_config
 from ..version import __version__
 from .convert import convert_command
 from .demo import demo as run_demo
@@ -15,7 +16,6 @@ from .embed import embed_command
 from .errors import InputError, OneLineErrors, say_on_stderr
 from .export import export_command
 from .extract import extract_command
-from .loading import load_config
 from .options import DTYPES, DeviceOption, ModelOption, parse_device, parse_dtype
 from .verify import verify as run_verify
 from .warm_up import warm_up

@@ -17,9 +17,18 @@ from .. import modeling, reference
 from ..configuration import ErnieMConfig
 from ..explain import explain
 from ..inference.embed import tokenize
+from ..inference.loading import (
+    Loaded,
+    further_in_layers,
+    has_tokenizer,
+    listing,
+    load,
+    load_config,
+    load_tokenizer,
+    model_class,
+)
 from ..modeling import ErnieMModel
 from ..padding_free import padding_free, restore
-from .loading import Loaded, further_in_layers, has_tokenizer, listing, load, load_config, load_tokenizer, model_class
 
 HEADS = [name for name in reference.__all__ if name.startswith("ErnieMFor")]
 PER_SEQUENCE = ("ForSequenceClassification", "ForMultipleChoice", "ForNextSentencePrediction")

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from .. import ops
+from ..inference.loading import model_class
 from ..inference.progress import progress_bar
 from ..packing import PackedBatch
 from ..padding_free import padding_free
-from .loading import model_class
 
 BATCHES = ((16, 16, 8), (32, 16), (64, 20), (100, 20, 1), (300,), (512,))
 """Lengths of sequences: one batch for each choice of attention tiles and of the loops over them."""

@@ -5,11 +5,11 @@ from typing import Annotated
 import typer
 
 from ..inference.arguments import list_texts
+from ..inference.loading import load_config, load_head, load_tokenizer
 from ..inference.zero_shot import HYPOTHESIS_TEMPLATE, fill_template, split_labels, zero_shot_classification
 from ..modeling import ErnieMForSequenceClassification
 from .errors import InputError, say_on_stderr
 from .files import check_distinct, check_texts, read_texts, record_file
-from .loading import load_config, load_head, load_tokenizer
 from .options import (
     BatchTokensOption,
     DeviceOption,

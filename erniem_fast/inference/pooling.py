@@ -3,9 +3,10 @@
 A new pooling is a function here and its line in `POOLINGS`; `embed`, the command line and its help read the table.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from ..packing import PackedBatch
@@ -43,3 +44,14 @@ POOLINGS = {
     "mean": Pooling(mean, "of all of a text's tokens, special tokens included"),
     "cls": Pooling(cls, "its first token's last hidden state (not the pooler's output)"),
 }
+
+
+def pool(
+    batch: PackedBatch,
+    hidden_states: Tensor,
+    pooler_output: Tensor | None,
+    poolings: Sequence[str],
+    skip: Tensor | None,
+) -> Tensor:
+    """Join the vectors of several poolings, (num_sequences, len(poolings) * hidden_size)."""
+    return torch.cat([POOLINGS[name].function(batch, hidden_states, pooler_output).float() for name in poolings], 1)

@@ -56,11 +56,11 @@ class LossyStream(io.TextIOBase):
         return getattr(self.stream, "encoding", None) or "utf-8"
 
 
-def progress_bar(total: int, description: str, unit: str, shown: bool) -> Any:
+def progress_bar(total: int | None, description: str, unit: str, shown: bool) -> Any:
     """A tqdm bar on stderr.
 
     Args:
-        total: units of the whole work.
+        total: units of the whole work; None: unknown.
         description: text before the bar.
         unit: name of the unit, with a leading space.
         shown: False: a bar that draws nothing.

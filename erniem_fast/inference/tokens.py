@@ -1,7 +1,7 @@
 """Texts to tokens, so many at a time, with a progress bar; pairs of texts from their tokens."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,6 +11,18 @@ from .progress import progress_bar
 TEXTS_PER_CALL = 256
 SPECIAL_TOKENS = 4
 """Of a pair: [CLS] first [SEP] [SEP] second [SEP]."""
+
+
+class Row(NamedTuple):
+    """Tokens of a sequence on their way to the model.
+
+    Attributes:
+        ids: (length,) int32 token ids, special tokens included.
+        types: (length,) int32 token types; None where all are 0.
+    """
+
+    ids: np.ndarray
+    types: np.ndarray | None = None
 
 
 def tokenize_in_chunks(

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoTokenizer, BertForMaskedLM, BertModel
 
 from erniem_fast import padding_free
-from erniem_fast.cli import loading, verify
+from erniem_fast.cli import verify
+from erniem_fast.inference import loading
 from erniem_fast.packed import PackedEncoder
 
 QUICK = ("Bert", "XLMRoberta")

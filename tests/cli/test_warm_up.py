@@ -15,9 +15,9 @@ from triton.runtime.interpreter import InterpretedFunction
 from triton.runtime.jit import JITFunction
 
 from erniem_fast import ErnieMConfig, ErnieMModel, PackedBatch, padding_free
-from erniem_fast.cli.loading import model_class
 from erniem_fast.cli.main import app
 from erniem_fast.cli.warm_up import warm_up
+from erniem_fast.inference.loading import model_class
 from erniem_fast.kernels.jit import HeldKernel
 
 CONFIG = ErnieMConfig(

@@ -1,4 +1,4 @@
-"""Checkpoints of the command line: a folder or an id on the Hugging Face Hub, with one-line errors.
+"""Checkpoints: a folder or an id on the Hugging Face Hub, with one-line errors.
 
 ErnieM's are read by our classes, those of the other families by transformers' and made padding-free.
 """
@@ -19,13 +19,13 @@ import transformers
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils import cached_file
 
+from .. import modeling
 from ..auto_map import MODEL_TYPE
 from ..configuration import ErnieMConfig
 from ..modeling import ErnieMForInformationExtraction, ErnieMModel
 from ..packed import SWAPS, PackedEncoder
 from ..padding_free import padding_free
 from ..tokenization import VOCAB_FILES_NAMES, ErnieMTokenizer
-from .errors import InputError
 
 CHECKPOINT = (
     "a folder with config.json, the weights and the tokenizer's files, or the id of one on the Hugging Face Hub"
@@ -38,8 +38,14 @@ TOKENIZER_FILES = (
 """One of these holds the vocabulary of a tokenizer of transformers."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 """user/name."""
+HEADS = ("SequenceClassification", "TokenClassification", "QuestionAnswering", "InformationExtraction")
+"""Parts of the names of classes that `load_model` loads with their heads."""
 LAYER = re.compile(r"\.\d+\.")
 """Number of a layer in a parameter's name."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used. The message is one line: its name, the problem, what is accepted."""
 
 
 def families() -> tuple[str, ...]:
@@ -61,12 +67,12 @@ def load_config(name: str, any_family: bool = False) -> Any:
         An ErnieMConfig, or transformers' configuration of another family.
 
     Raises:
-        InputError: no such folder and no such id, or no checkpoint of such a family in it.
+        CheckpointError: no such folder and no such id, or no checkpoint of such a family in it.
     """
     problem = None
     file = Path(name) / "config.json"
     if _on_hub(name):
-        with _as_input_error(f"--model {name!r}: no such folder, and no such model on the Hub or in its cache"):
+        with _as_checkpoint_error(f"model {name!r}: no such folder, and no such model on the Hub or in its cache"):
             found = cached_file(name, "config.json")
             file = Path(found) if found else file
     elif not os.path.isdir(name):
@@ -78,14 +84,14 @@ def load_config(name: str, any_family: bool = False) -> Any:
     if problem and [*Path(name).glob("*.pdparams")]:
         problem = "holds a Paddle checkpoint, which `erniem-fast convert` turns into a folder"
     if problem:
-        raise InputError(f"--model {name!r}: {problem}; expected {CHECKPOINT}")
-    with _as_input_error(f"--model {name!r}: config.json can't be read"):
+        raise CheckpointError(f"model {name!r}: {problem}; expected {CHECKPOINT}")
+    with _as_checkpoint_error(f"model {name!r}: config.json can't be read"):
         fields = json.loads(file.read_text(encoding="utf-8"))
         kind = fields.get("model_type") if isinstance(fields, dict) else None
         kinds = families() if any_family and kind != MODEL_TYPE else (MODEL_TYPE,)
         if kind not in kinds:
             expected = " or ".join(filter(None, (", ".join(map(repr, kinds[:-1])), repr(kinds[-1]))))
-            raise InputError(f"--model {name!r}: config.json has model_type {kind!r}; expected {expected}")
+            raise CheckpointError(f"model {name!r}: config.json has model_type {kind!r}; expected {expected}")
         if kind == MODEL_TYPE:
             return ErnieMConfig.from_pretrained(name, local_files_only=not _on_hub(name))
         return AutoConfig.from_pretrained(name, local_files_only=not _on_hub(name), trust_remote_code=False)
@@ -100,13 +106,13 @@ def load_tokenizer(name: str, config: Any) -> Any:
     """Load the tokenizer of a checkpoint.
 
     Raises:
-        InputError: no tokenizer, or one with another vocabulary than the model's.
+        CheckpointError: no tokenizer, or one with another vocabulary than the model's.
     """
     ours = isinstance(config, ErnieMConfig)
     reader = ErnieMTokenizer if ours else AutoTokenizer
     if config.model_type == "xlm" and find_spec("sacremoses") is None:
-        raise InputError(
-            f"--model {name!r}: XLM's tokenizer needs the package sacremoses, which is not installed; "
+        raise CheckpointError(
+            f"model {name!r}: XLM's tokenizer needs the package sacremoses, which is not installed; "
             f"expected `pip install 'erniem_fast[xlm]'`"
         )
     if ours:
@@ -115,8 +121,8 @@ def load_tokenizer(name: str, config: Any) -> Any:
         # transformers would make one that has no vocabulary.
         lacking = None if has_tokenizer(name) else "tokenizer.json"
     if lacking is not None:
-        raise InputError(f"--model {name!r}: holds no tokenizer (no {lacking}); expected {CHECKPOINT}")
-    with _as_input_error(f"--model {name!r}: the tokenizer can't be read"):
+        raise CheckpointError(f"model {name!r}: holds no tokenizer (no {lacking}); expected {CHECKPOINT}")
+    with _as_checkpoint_error(f"model {name!r}: the tokenizer can't be read"):
         # None would ask on the terminal whether code of the checkpoint may run.
         options = {} if ours else {"trust_remote_code": False}
         tokenizer = reader.from_pretrained(name, local_files_only=not _on_hub(name), **options)
@@ -124,8 +130,8 @@ def load_tokenizer(name: str, config: Any) -> Any:
     # ErnieM's table is at most padded to a multiple of 8; those of other families may have any rows to spare.
     unused = (rows % 8 == 0 or not ours) and rows - tokens < UNUSED_ROWS
     if tokens > rows or (tokens < rows and not unused):
-        raise InputError(
-            f"--model {name!r}: the tokenizer has {tokens} tokens, the model's vocab_size is {rows}; "
+        raise CheckpointError(
+            f"model {name!r}: the tokenizer has {tokens} tokens, the model's vocab_size is {rows}; "
             f"expected the same vocabulary for both"
         )
     return tokenizer
@@ -152,9 +158,9 @@ def load(name: str, cls: Any, dtype: torch.dtype | str, **options: Any) -> Loade
     """Load a checkpoint into a model class, whatever its weights lack.
 
     Raises:
-        InputError: the weights can't be read.
+        CheckpointError: the weights can't be read.
     """
-    with _as_input_error(f"--model {name!r}: the weights can't be read"):
+    with _as_checkpoint_error(f"model {name!r}: the weights can't be read"):
         model, info = cls.from_pretrained(
             name,
             dtype=dtype,
@@ -179,17 +185,13 @@ def load_encoder(name: str, dtype: torch.dtype, device: torch.device, pooler: bo
         config: of the checkpoint; None: ErnieM's.
 
     Raises:
-        InputError: weights can't be read, are missing, or have other shapes or more layers than config.json says; or
-            the model is a decoder.
+        CheckpointError: weights can't be read, are missing, or have other shapes or more layers than config.json says;
+            or the model is a decoder.
     """
     cls = ErnieMModel if config is None else model_class(config)
     takes_pooler = "add_pooling_layer" in inspect.signature(cls).parameters
     options = {"add_pooling_layer": pooler} if takes_pooler else {}
-    model = padding_free(_complete(name, load(name, cls, dtype, **options)))
-    reason = model.reason_not_packed({}) if isinstance(model, PackedEncoder) else None
-    if reason:
-        raise InputError(f"--model {name!r}: can't be computed without padding: {reason}; expected an encoder")
-    return model.to(device)
+    return _packed(name, _complete(name, load(name, cls, dtype, **options))).to(device)
 
 
 def model_class(config: Any, named: str | None = None) -> Any:
@@ -217,18 +219,50 @@ def load_head(name: str, cls: Any, config: ErnieMConfig, dtype: torch.dtype, dev
         device: device of the model.
 
     Raises:
-        InputError: the checkpoint is of another class; weights can't be read, are missing, or have other shapes or
+        CheckpointError: the checkpoint is of another class; weights can't be read, are missing, or have other shapes or
             more layers than config.json says.
     """
     architectures = config.architectures or []
     if cls.__name__ not in architectures:
         held = ", ".join(architectures) or "no architecture"
-        raise InputError(f"--model {name!r}: config.json names {held}; expected {cls.__name__}")
+        raise CheckpointError(f"model {name!r}: config.json names {held}; expected {cls.__name__}")
     loaded = load(name, cls, dtype)
     if cls is ErnieMForInformationExtraction:  # which has a pooler that no score reads; early uploads lack it
         missing = [key for key in loaded.missing if not key.startswith("ernie_m.pooler.")]
         loaded = replace(loaded, missing=missing)
     return _complete(name, loaded).to(device)
+
+
+def load_model(name: str, config: Any, dtype: torch.dtype, device: torch.device) -> Any:
+    """Load the padding-free model that a checkpoint is of, in eval mode: with its head if it is one of `HEADS`.
+
+    Args:
+        name: a folder, or an id on the Hub.
+        config: of the checkpoint.
+        dtype: dtype of the weights.
+        device: device of the model.
+
+    Raises:
+        CheckpointError: as `load_encoder` and `load_head`.
+    """
+    for architecture in config.architectures or []:
+        if any(head in architecture for head in HEADS):
+            if isinstance(config, ErnieMConfig) and hasattr(modeling, architecture):
+                return load_head(name, getattr(modeling, architecture), config, dtype, device)
+            cls = model_class(config, architecture)
+            if cls.__name__ == architecture:
+                return _packed(name, _complete(name, load(name, cls, dtype))).to(device)
+    return load_encoder(name, dtype, device, config=config)
+
+
+def _packed(name: str, model: Any) -> Any:
+    """Make a model padding-free, which only an encoder can be."""
+    model = padding_free(model)
+    encoder = model.base_model
+    reason = encoder.reason_not_packed({}) if isinstance(encoder, PackedEncoder) else None
+    if reason:
+        raise CheckpointError(f"model {name!r}: can't be computed without padding: {reason}; expected an encoder")
+    return model
 
 
 def _complete(name: str, loaded: Loaded) -> Any:
@@ -239,8 +273,8 @@ def _complete(name: str, loaded: Loaded) -> Any:
     ):
         if keys:
             # Parameters would be random, or layers skipped: better no result than that.
-            raise InputError(
-                f"--model {name!r}: the weights {problem} {listing(keys)}; "
+            raise CheckpointError(
+                f"model {name!r}: the weights {problem} {listing(keys)}; "
                 f"expected every parameter of the model in config.json's sizes"
             )
     return loaded.model
@@ -276,12 +310,12 @@ def _holds(name: str, file: str) -> bool:
 
 
 @contextmanager
-def _as_input_error(what: str) -> Iterator[None]:
+def _as_checkpoint_error(what: str) -> Iterator[None]:
     """Make one line of whatever a reader of foreign files raises."""
     try:
         yield
-    except InputError:
+    except CheckpointError:
         raise
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{what} ({reason}); expected {CHECKPOINT}") from error
+        raise CheckpointError(f"{what} ({reason}); expected {CHECKPOINT}") from error

@@ -1,0 +1,287 @@
+"""A model that runs rows of token ids in batches of at most so many tokens, however much memory there is."""
+
+import logging
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..encoder import PackedModelOutput
+from ..modeling import ErnieMModel
+from ..packed import PackedEncoder
+from ..packing import PackedBatch
+from .arguments import check_eval, check_whole
+from .graphs import GraphedEncoder
+from .progress import progress_bar
+from .tokens import Row
+
+CPU_TOKENS = 8192
+"""Tokens of a batch on a CPU: more are no faster."""
+GPU_TOKENS = 128 * 1024
+"""Most tokens of a batch elsewhere."""
+LEAST_TOKENS = 512
+GRAPH_TOKENS = 4096
+"""A batch of more tokens keeps a GPU busy for longer than its kernels take to launch."""
+BATCHES_UNDER_WAY = 2
+"""Batches on a GPU at once, so that one is packed and its results are fetched while the other is computed."""
+
+Compute = Callable[[PackedBatch], Any]
+logger = logging.getLogger(__name__)
+
+
+class Runner:
+    """Runs a model on rows of tokens, longest first, in batches within a budget.
+
+    On a CUDA device the next batch is packed and copied while one is computed. If memory runs out, the budget is halved
+    and the same rows are computed again.
+
+    Args:
+        model: a padding-free model, in eval mode; peft's wrapper of one passes, too.
+        batch_tokens: most tokens of a batch; a longer row makes a batch alone. None: by the memory that is free now.
+
+    Attributes:
+        batch_tokens: the budget.
+        on_tokens: called with the number of tokens of each batch that is done; None: nothing is.
+
+    Raises:
+        TypeError: the model holds no padding-free encoder.
+        ValueError: the model is in training mode, or `batch_tokens` is no whole number of at least 1.
+    """
+
+    def __init__(self, model: Any, batch_tokens: int | None = None) -> None:
+        check_eval(model)
+        if batch_tokens is not None:
+            check_whole("batch_tokens", batch_tokens, 1)
+        self.model = model
+        encoders: list[Any] = [part for part in model.modules() if isinstance(part, ErnieMModel | PackedEncoder)]
+        if not encoders:
+            raise TypeError(f"model must hold a padding-free encoder, got {type(model).__name__}")
+        self.encoder = encoders[0]
+        self.device: torch.device = self.encoder.device
+        self.batch_tokens = budget(self.encoder) if batch_tokens is None else int(batch_tokens)
+        self.on_tokens: Callable[[int], None] | None = None
+        self._graphed: GraphedEncoder | None = None
+
+    def encode(self, batch: PackedBatch) -> PackedModelOutput:
+        """Run the encoder alone; on a GPU a small batch replays a CUDA graph."""
+        if self.device.type == "cuda" and batch.total_tokens <= GRAPH_TOKENS and self._can_be_graphed():
+            self._graphed = self._graphed or GraphedEncoder(self.encoder)
+            return self._graphed(batch)
+        output: PackedModelOutput = self.encoder(batch, return_packed=True)
+        return output
+
+    def as_completed(
+        self, rows: Sequence[Row], compute: Compute, lengths: np.ndarray | None = None, progress: str | None = None
+    ) -> Iterator[tuple[list[int], Any]]:
+        """Compute rows a batch at a time.
+
+        Args:
+            rows: token ids of each; empty ones are left out.
+            compute: from a batch, whose sequences are in the order of the yielded indices, to its result: tensors or
+                tuples of them, of any device. Runs in inference mode, and again with fewer rows if memory runs out.
+            lengths: (len(rows),) tokens of each, where rows are put together when they are read; None: they are asked.
+            progress: description of a progress bar on stderr; None: no bar.
+
+        Yields:
+            Indices of the batch's rows, and the batch's result, its tensors on the CPU.
+
+        Raises:
+            torch.OutOfMemoryError: a single row does not fit.
+        """
+        if lengths is None:
+            lengths = np.array([len(row.ids) for row in rows], dtype=np.int64)
+        todo = _Plan(lengths)
+        under_way: deque[_UnderWay] = deque()
+        with progress_bar(int(lengths.sum()), progress or "", " tokens", progress is not None) as bar:
+
+            def finish() -> tuple[list[int], Any]:
+                done = under_way.popleft()
+                result = done.wait()
+                bar.update(done.tokens)
+                if self.on_tokens is not None:
+                    self.on_tokens(done.tokens)
+                return done.indices, result
+
+            while indices := todo.next(self.batch_tokens):
+                try:
+                    under_way.append(self._start([rows[index] for index in indices], indices, compute))
+                except Exception as error:
+                    if not _is_out_of_memory(error) or len(indices) == 1:
+                        raise
+                    shortage = str(error)
+                else:
+                    if len(under_way) >= (BATCHES_UNDER_WAY if self.device.type == "cuda" else 1):
+                        yield finish()
+                    continue
+                # Outside of the handler, whose traceback would keep the batch's memory.
+                while under_way:
+                    yield finish()
+                self._halve(int(lengths[indices].sum()), shortage)
+                todo.give_back(indices)
+            while under_way:
+                yield finish()
+
+    def run(self, rows: Sequence[Row], compute: Callable[[PackedBatch], Any]) -> list[Any]:
+        """Compute rows to one result each, in order; None for an empty one. `compute` gives a tensor with a line each.
+
+        Returns:
+            Tensors on the CPU.
+        """
+        results: list[Any] = [None] * len(rows)
+        for indices, found in self.as_completed(rows, compute):
+            for index, result in zip(indices, found, strict=True):
+                results[index] = result
+        return results
+
+    def _start(self, rows: list[Row], indices: list[int], compute: Compute) -> "_UnderWay":
+        limits = self.encoder.limits
+        on_gpu = self.device.type == "cuda"
+        batch = pack(rows, limits.first_position, limits.token_ids, pinned=on_gpu).to(self.device, non_blocking=on_gpu)
+        with torch.inference_mode():
+            result = compute(batch)
+        event = None
+        if on_gpu:
+            result = _map(result, _to_pinned)
+            event = torch.cuda.Event()
+            event.record(torch.cuda.current_stream(self.device))
+        return _UnderWay(indices, batch.total_tokens, result, event)
+
+    def _halve(self, tokens: int, shortage: str) -> None:
+        self.batch_tokens = max(1, min(self.batch_tokens, tokens) // 2)
+        logger.warning("Out of memory: batches have at most %d tokens from now on (%s)", self.batch_tokens, shortage)
+        if self.device.type == "cuda":
+            self._graphed = None
+            torch.cuda.empty_cache()
+
+    def _can_be_graphed(self) -> bool:
+        return not any(part._forward_hooks or part._forward_pre_hooks for part in self.encoder.modules())
+
+
+class _Plan:
+    """Rows that are still to be computed, the longest first.
+
+    Args:
+        lengths: tokens of each.
+    """
+
+    def __init__(self, lengths: np.ndarray) -> None:
+        self.lengths = lengths
+        order = np.argsort(-lengths, kind="stable")
+        self.left: list[int] = order[: np.count_nonzero(lengths)].tolist()[::-1]
+
+    def next(self, batch_tokens: int) -> list[int]:
+        """Take the rows of the next batch; none are left: []."""
+        batch: list[int] = []
+        tokens = 0
+        while self.left:
+            tokens += int(self.lengths[self.left[-1]])
+            if batch and tokens > batch_tokens:
+                break
+            batch.append(self.left.pop())
+        return batch
+
+    def give_back(self, indices: list[int]) -> None:
+        """Return rows that could not be computed."""
+        self.left += indices[::-1]
+
+
+@dataclass(frozen=True, eq=False)
+class _UnderWay:
+    """A batch that was handed to the device.
+
+    Attributes:
+        indices: of its rows.
+        tokens: of all rows.
+        result: its tensors on the CPU, where they are once the event has happened.
+        event: None where they are there already.
+    """
+
+    indices: list[int]
+    tokens: int
+    result: Any
+    event: Any
+
+    def wait(self) -> Any:
+        if self.event is not None:
+            self.event.synchronize()
+        return self.result
+
+
+def pack(
+    rows: Sequence[Row], first_position: int = 0, token_ids: Sequence[str] | dict[str, int] = (), pinned: bool = False
+) -> PackedBatch:
+    """Pack rows on the host.
+
+    Args:
+        rows: at least one, none of them empty.
+        first_position: position of a row's first token.
+        token_ids: names of the further ids that the model takes; rows have types for "token_type_ids" alone.
+        pinned: take memory that a GPU copies from while the processor goes on.
+    """
+    lengths = np.array([len(row.ids) for row in rows], dtype=np.int64)
+    ends = lengths.cumsum()
+    starts, total = ends - lengths, int(ends[-1])
+
+    def tensor(values: np.ndarray) -> Tensor:
+        made = torch.from_numpy(values)
+        return made.pin_memory() if pinned else made
+
+    further = {}
+    if "token_type_ids" in token_ids and any(row.types is not None for row in rows):
+        types = [np.zeros(len(row.ids), np.int64) if row.types is None else row.types for row in rows]
+        further["token_type_ids"] = tensor(np.concatenate(types, dtype=np.int64))
+    return PackedBatch(
+        cu_seqlens=tensor(np.concatenate(([0], ends), dtype=np.int32)),
+        max_seqlen=int(lengths.max()),
+        position_ids=tensor(np.arange(first_position, first_position + total) - np.repeat(starts, lengths)),
+        input_ids=tensor(np.concatenate([row.ids for row in rows], dtype=np.int64)),
+        token_ids=further,
+    )
+
+
+def budget(encoder: Any) -> int:
+    """Tokens of a batch whose activations take about half of the memory that is free on the encoder's device."""
+    limits = encoder.limits
+    most = CPU_TOKENS if encoder.device.type == "cpu" else GPU_TOKENS
+    free = _free_bytes(encoder.device)
+    if free is None:
+        return most
+    # At a layer's widest place: its input, query, key, value and heads, the inner rows twice (by default 4 times as
+    # wide as the others), and as much again for what the allocator can't use.
+    per_token = 2 * encoder.dtype.itemsize * limits.hidden_size * (6 + 2 * 4)
+    return max(LEAST_TOKENS, min(most, free // 2 // per_token))
+
+
+def _free_bytes(device: torch.device) -> int | None:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # no such call on this system
+        return None
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # A CPU's allocator raises a plain RuntimeError.
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
+
+
+def _map(result: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(result, Tensor):
+        return function(result)
+    if isinstance(result, tuple):
+        return tuple(_map(part, function) for part in result)
+    return result
+
+
+def _to_pinned(tensor: Tensor) -> Tensor:
+    if tensor.device.type == "cpu":
+        return tensor
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)

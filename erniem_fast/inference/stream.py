@@ -1,0 +1,96 @@
+"""Items of any number through a task: tokens ahead of the model, windows sorted by length, results in order."""
+
+import queue
+import threading
+from collections.abc import Iterable, Iterator
+from itertools import count, islice
+from typing import Any, TypeVar
+
+from .task import AnyTask
+
+T = TypeVar("T")
+ITEMS_PER_CALL = 256
+"""Items that are tokenized at once."""
+ITEMS_PER_WINDOW = 64 * 1024
+SECONDS_TO_STOP = 0.1
+
+
+def stream(task: AnyTask, items: Iterable[Any], window_tokens: int) -> Iterator[Any]:
+    """Results of items, a window at a time, in order of arrival.
+
+    A thread reads and tokenizes the next window while the model computes one. It took no longer than the same work in
+    processes, since tokenizers leave Python's lock alone, and needs no copies.
+
+    Args:
+        task: what to do with each item.
+        items: read as they are needed, by another thread.
+        window_tokens: tokens among which rows of like length are looked for.
+
+    Yields:
+        The results of some items.
+
+    Raises:
+        Whatever reading or tokenizing an item raises, after the results of those in the windows before it.
+    """
+    for window in prefetch(windows(task, items, window_tokens)):
+        yield task.compute(window)
+
+
+def windows(task: AnyTask, items: Iterable[Any], window_tokens: int) -> Iterator[list[Any]]:
+    """Tokenize items, and collect the tokens of some until they are `window_tokens` or more."""
+    window: list[Any] = []
+    tokens = 0
+    for chunk, first in zip(_chunks(items), count(0, ITEMS_PER_CALL), strict=False):
+        for found in task.tokenize(chunk, first):
+            window.append(found)
+            tokens += task.size(found)
+            if tokens >= window_tokens or len(window) >= ITEMS_PER_WINDOW:
+                yield window
+                window, tokens = [], 0
+    if window:
+        yield window
+
+
+def prefetch(iterable: Iterable[T]) -> Iterator[T]:
+    """Iterate in another thread, one element ahead."""
+    found: queue.Queue[tuple[bool, Any]] = queue.Queue(maxsize=1)
+    stop = threading.Event()
+
+    def put(is_last: bool, value: Any) -> bool:
+        while not stop.is_set():
+            try:
+                found.put((is_last, value), timeout=SECONDS_TO_STOP)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+    def work() -> None:
+        try:
+            for value in iterable:
+                if not put(False, value):
+                    return
+        except BaseException as error:  # raised where the elements are read
+            put(True, error)
+        else:
+            put(True, None)
+
+    thread = threading.Thread(target=work, name="erniem-fast-tokenize", daemon=True)
+    thread.start()
+    try:
+        while True:
+            is_last, value = found.get()
+            if not is_last:
+                yield value
+            elif value is None:
+                return
+            else:
+                raise value
+    finally:
+        stop.set()
+
+
+def _chunks(items: Iterable[T]) -> Iterator[list[T]]:
+    rest = iter(items)
+    while chunk := list(islice(rest, ITEMS_PER_CALL)):
+        yield chunk

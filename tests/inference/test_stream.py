@@ -1,0 +1,96 @@
+"""Items through a task in windows, ahead of the model, in order."""
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from erniem_fast.inference.stream import ITEMS_PER_CALL, prefetch, stream
+
+
+class Squares:
+    """A task whose items are numbers; a number's size is itself."""
+
+    def __init__(self) -> None:
+        self.windows: list[list[int]] = []
+        self.firsts: list[tuple[int, int]] = []
+        self.tokenizes_in = self.computes_in = None
+
+    def tokenize(self, items: list[int], first: int = 0) -> list[int]:
+        self.tokenizes_in = threading.current_thread()
+        self.firsts.append((first, len(items)))
+        if -1 in items:
+            raise ValueError(f"items[{first + items.index(-1)}] must be positive")
+        return list(items)
+
+    def size(self, tokens: int) -> int:
+        return tokens
+
+    def compute(self, tokens: list[int]) -> list[int]:
+        self.computes_in = threading.current_thread()
+        self.windows.append(tokens)
+        return [number * number for number in tokens]
+
+
+@given(st.lists(st.integers(0, 50), max_size=700), st.integers(1, 500))
+@settings(deadline=None, max_examples=40)
+def test_results_are_those_of_the_items_in_order(items: list[int], window_tokens: int) -> None:
+    task = Squares()
+    results = [result for window in stream(task, iter(items), window_tokens) for result in window]
+    assert results == [number * number for number in items]
+    assert [first for first, _ in task.firsts] == list(range(0, len(items), ITEMS_PER_CALL))
+    for window in task.windows[:-1]:
+        assert sum(window) >= window_tokens > sum(window[:-1])
+
+
+def test_tokens_are_made_in_another_thread() -> None:
+    task = Squares()
+    list(stream(task, [1, 2, 3], 2))
+    assert task.computes_in is threading.current_thread() is not task.tokenizes_in
+
+
+def test_items_are_read_as_they_are_needed() -> None:
+    read = 0
+
+    def items() -> Iterator[int]:
+        nonlocal read
+        while True:
+            read += 1
+            yield 1
+
+    found = stream(Squares(), items(), 2 * ITEMS_PER_CALL)
+    for windows in range(1, 20):
+        assert len(next(found)) == 2 * ITEMS_PER_CALL
+        # The window that is computed, one that waits, and one that is made, each of two calls of the tokenizer.
+        assert read <= (windows + 3) * 2 * ITEMS_PER_CALL
+
+
+def test_an_error_comes_after_the_results_before_it() -> None:
+    found = stream(Squares(), [1] * ITEMS_PER_CALL + [2, -1], ITEMS_PER_CALL)
+    assert next(found) == [1] * ITEMS_PER_CALL
+    with pytest.raises(ValueError, match=rf"items\[{ITEMS_PER_CALL + 1}\] must be positive"):
+        next(found)
+
+
+def test_an_error_of_the_reader_is_raised() -> None:
+    def items() -> Iterator[int]:
+        yield 1
+        raise OSError("the file changed")
+
+    with pytest.raises(OSError, match="the file changed"):
+        list(stream(Squares(), items(), 100))
+
+
+def test_a_reader_that_stops_early_leaves_no_thread() -> None:
+    before = threading.active_count()
+    endless: Any = prefetch(iter(int, 1))
+    assert [next(endless), next(endless)] == [0, 0]
+    assert threading.active_count() == before + 1
+    endless.close()
+    for thread in threading.enumerate():
+        if thread.name == "erniem-fast-tokenize":
+            thread.join(timeout=60)
+    assert threading.active_count() == before
