@@ -23,8 +23,6 @@ from .settings import SentenceSettings, read_settings
 from .stream import stream
 from .task import AnyTask
 
-WINDOW_BATCHES = 16
-"""Batches whose rows are sorted by length together: of what they hold at most one batch is not full."""
 MANY_ITEMS = 1024
 """More items than these show a progress bar unless told otherwise."""
 DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
@@ -235,7 +233,7 @@ class Encoder:
 
             self.runner.on_tokens = count if shown else None
             try:
-                for results in stream(task, items, WINDOW_BATCHES * self.runner.batch_tokens):
+                for results in stream(task, items, self.runner.batch_tokens):
                     bar.update(len(results))
                     yield results
             finally:

@@ -11,11 +11,14 @@ from .task import AnyTask
 T = TypeVar("T")
 ITEMS_PER_CALL = 256
 """Items that are tokenized at once."""
+BATCHES_PER_WINDOW = 16
+"""Most batches whose rows are sorted by length together. At most one of them is not full."""
 ITEMS_PER_WINDOW = 64 * 1024
+"""Most items of a window, of which some may have no tokens."""
 SECONDS_TO_STOP = 0.1
 
 
-def stream(task: AnyTask, items: Iterable[Any], window_tokens: int) -> Iterator[Any]:
+def stream(task: AnyTask, items: Iterable[Any], batch_tokens: int) -> Iterator[Any]:
     """Results of items, a window at a time, in order of arrival.
 
     A thread reads and tokenizes the next window while the model computes one. It took no longer than the same work in
@@ -24,7 +27,7 @@ def stream(task: AnyTask, items: Iterable[Any], window_tokens: int) -> Iterator[
     Args:
         task: what to do with each item.
         items: read as they are needed, by another thread.
-        window_tokens: tokens among which rows of like length are looked for.
+        batch_tokens: tokens that the model computes at once.
 
     Yields:
         The results of some items.
@@ -32,21 +35,26 @@ def stream(task: AnyTask, items: Iterable[Any], window_tokens: int) -> Iterator[
     Raises:
         Whatever reading or tokenizing an item raises, after the results of those in the windows before it.
     """
-    for window in prefetch(windows(task, items, window_tokens)):
+    for window in prefetch(windows(task, items, batch_tokens)):
         yield task.compute(window)
 
 
-def windows(task: AnyTask, items: Iterable[Any], window_tokens: int) -> Iterator[list[Any]]:
-    """Tokenize items, and collect the tokens of some until they are `window_tokens` or more."""
+def windows(task: AnyTask, items: Iterable[Any], batch_tokens: int) -> Iterator[list[Any]]:
+    """Tokenize items, and collect the tokens of some, among which rows of like length are put together.
+
+    The first window has one batch, so that the model need not wait for more, and each further one twice as many as that
+    before it, up to `BATCHES_PER_WINDOW`.
+    """
     window: list[Any] = []
-    tokens = 0
+    batches, tokens = 1, 0
     for chunk, first in zip(_chunks(items), count(0, ITEMS_PER_CALL), strict=False):
         for found in task.tokenize(chunk, first):
             window.append(found)
             tokens += task.size(found)
-            if tokens >= window_tokens or len(window) >= ITEMS_PER_WINDOW:
+            if tokens >= batches * batch_tokens or len(window) >= ITEMS_PER_WINDOW:
                 yield window
                 window, tokens = [], 0
+                batches = min(2 * batches, BATCHES_PER_WINDOW)
     if window:
         yield window
 

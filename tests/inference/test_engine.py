@@ -72,12 +72,12 @@ def test_batches_and_windows_change_nothing(
 ) -> None:
     expected = encoder.encode(texts)
     monkeypatch.setattr(encoder.runner, "batch_tokens", batch_tokens)
-    monkeypatch.setattr("erniem_fast.inference.engine.WINDOW_BATCHES", 3)
+    monkeypatch.setattr("erniem_fast.inference.stream.BATCHES_PER_WINDOW", 3)
     np.testing.assert_allclose(np.stack(list(encoder.stream(iter(texts)))), expected, atol=1e-6, rtol=0)
 
 
 def test_a_stream_reads_as_it_goes(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("erniem_fast.inference.engine.WINDOW_BATCHES", 2)
+    monkeypatch.setattr("erniem_fast.inference.stream.BATCHES_PER_WINDOW", 2)
     read = 0
 
     def endless() -> Iterator[str]:

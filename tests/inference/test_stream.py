@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from erniem_fast.inference.stream import ITEMS_PER_CALL, prefetch, stream
+from erniem_fast.inference.stream import BATCHES_PER_WINDOW, ITEMS_PER_CALL, prefetch, stream
 
 
 class Squares:
@@ -35,15 +35,15 @@ class Squares:
         return [number * number for number in tokens]
 
 
-@given(st.lists(st.integers(0, 50), max_size=700), st.integers(1, 500))
+@given(st.lists(st.integers(0, 50), max_size=700), st.integers(1, 100))
 @settings(deadline=None, max_examples=40)
-def test_results_are_those_of_the_items_in_order(items: list[int], window_tokens: int) -> None:
+def test_results_are_those_of_the_items_in_order(items: list[int], batch_tokens: int) -> None:
     task = Squares()
-    results = [result for window in stream(task, iter(items), window_tokens) for result in window]
+    results = [result for window in stream(task, iter(items), batch_tokens) for result in window]
     assert results == [number * number for number in items]
     assert [first for first, _ in task.firsts] == list(range(0, len(items), ITEMS_PER_CALL))
-    for window in task.windows[:-1]:
-        assert sum(window) >= window_tokens > sum(window[:-1])
+    for place, window in enumerate(task.windows[:-1]):
+        assert sum(window) >= min(2**place, BATCHES_PER_WINDOW) * batch_tokens > sum(window[:-1])
 
 
 def test_tokens_are_made_in_another_thread() -> None:
@@ -61,11 +61,12 @@ def test_items_are_read_as_they_are_needed() -> None:
             read += 1
             yield 1
 
-    found = stream(Squares(), items(), 2 * ITEMS_PER_CALL)
-    for windows in range(1, 20):
-        assert len(next(found)) == 2 * ITEMS_PER_CALL
-        # The window that is computed, one that waits, and one that is made, each of two calls of the tokenizer.
-        assert read <= (windows + 3) * 2 * ITEMS_PER_CALL
+    found = stream(Squares(), items(), ITEMS_PER_CALL)
+    given = 0
+    for _ in range(20):
+        given += len(next(found))
+        # A window that waits and one that is made, beside those that were given.
+        assert read <= given + 2 * BATCHES_PER_WINDOW * ITEMS_PER_CALL + ITEMS_PER_CALL
 
 
 def test_an_error_comes_after_the_results_before_it() -> None:
