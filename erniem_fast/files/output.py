@@ -11,9 +11,10 @@ was under way, is written anew. The last step renames the file to OUT and remove
 import json
 import os
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,6 +24,8 @@ from .formats import Format, JsonLines, Result
 from .partial import COMPLETE, DATA, drop_manifest, hold, read_manifest, sync_folder, write_manifest
 
 ROOM = "expected room for the results"
+SECONDS_UNKEPT = 1.0
+"""Shards that are done within so many seconds are written to the disk together."""
 
 
 class Output:
@@ -30,6 +33,7 @@ class Output:
 
     Attributes:
         records: number of results that it holds.
+        shards: number of calls of `add` that brought them.
         notes: sums of what was noted with them.
         settings: what the first run settled and the later ones keep; empty before `begin`.
         placed: True if a killed run had put everything in place, so that nothing is left to do.
@@ -37,7 +41,7 @@ class Output:
 
     def __init__(self, out: str, form: Format, file: BinaryIO) -> None:
         self.out, self.form, self.file = out, form, file
-        self.records, self.size = 0, form.reserved
+        self.records, self.shards, self.size = 0, 0, form.reserved
         self.notes: Counter[str] = Counter()
         self.settings: dict[str, Any] = {}
         self.placed = False
@@ -68,6 +72,7 @@ class Output:
             self.file.flush()
         self.size = self.file.tell()
         self.records += len(results)
+        self.shards += 1
         self.notes.update(notes or {})
 
     def complete(self, target: BinaryIO) -> None:
@@ -78,7 +83,7 @@ class Output:
 
 
 class ResumableOutput(Output):
-    """An output whose shards are kept: once `add` has returned, no end of the process loses them.
+    """An output of which a killed run leaves what was kept.
 
     Args:
         out: path of the output.
@@ -88,29 +93,37 @@ class ResumableOutput(Output):
         job: what the results depend on.
 
     Attributes:
-        kept: number of results that are not lost.
+        kept: number of results that no end of the process loses.
     """
 
     def __init__(self, out: str, form: Format, file: BinaryIO, folder: Path, job: Mapping[str, Any]) -> None:
         super().__init__(out, form, file)
         self.folder, self.job, self.kept = folder, job, 0
+        self._kept_at = time.monotonic()
 
     def resume(self, manifest: Mapping[str, Any]) -> None:
         """Go on where another run stopped."""
-        self.records, self.size = manifest["records"], manifest["bytes"]
+        self.records, self.shards, self.size = (manifest[name] for name in ("records", "shards", "bytes"))
         self.settings, self.notes = manifest["settings"], Counter(manifest["notes"])
         self.kept = self.records
 
     def begin(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         super().begin(settings)
-        self._save()
+        self.keep()
         return self.settings
 
     def add(self, results: Sequence[Result], notes: Mapping[str, int] | None = None) -> None:
         super().add(results, notes)
+        if time.monotonic() - self._kept_at >= SECONDS_UNKEPT:
+            self.keep()
+
+    def keep(self, **more: Any) -> None:
+        """Keep all results that were added."""
+        counts = {"records": self.records, "shards": self.shards, "bytes": self.size, "notes": self.notes}
         with naming(f"--out {self.out!r}", ROOM):
             os.fsync(self.file.fileno())
-        self._save()
+            write_manifest(self.folder, {"job": self.job, "settings": self.settings, **counts, **more})
+        self.kept, self._kept_at = self.records, time.monotonic()
 
     def put_in_place(self, target: Path, replaced: os.stat_result | None) -> None:
         """Make the complete file, and rename it to `target`, whose status is `replaced` if it exists."""
@@ -122,20 +135,12 @@ class ResumableOutput(Output):
             self.complete(file)
             with naming(f"--out {self.out!r}", ROOM):
                 os.fsync(file.fileno())
-            status = os.fstat(file.fileno())
-        if replaced is not None:
-            keep_owner_and_mode(path, replaced)
-        self._save(placed=_mark(status))
+            if replaced is not None:
+                keep_owner_and_mode(path, replaced)
+            self.keep(placed=_mark(os.fstat(file.fileno())))
         with naming(f"--out {self.out!r}", ACCEPTED_OUT):
             os.replace(path, target)
             sync_folder(target.parent)
-        drop_manifest(self.folder)
-
-    def _save(self, **more: Any) -> None:
-        fields = {"job": self.job, "settings": self.settings, "records": self.records, "bytes": self.size}
-        with naming(f"--out {self.out!r}", ROOM):
-            write_manifest(self.folder, {**fields, "notes": self.notes, **more})
-        self.kept = self.records
 
 
 @contextmanager
@@ -183,10 +188,9 @@ def _growing(out: str, form: Format, file: BinaryIO) -> Iterator[BinaryIO]:
     if not form.rewrites:
         yield file
         return
-    with naming(f"--out {out!r}", ROOM):
-        stack = ExitStack()
-        other = stack.enter_context(tempfile.TemporaryFile(dir=Path(os.path.realpath(out)).parent))
-    with stack:
+    with ExitStack() as stack:
+        with naming(f"--out {out!r}", ROOM):
+            other = stack.enter_context(tempfile.TemporaryFile(dir=Path(os.path.realpath(out)).parent))
         yield other
 
 
@@ -206,10 +210,15 @@ def _resumable(
         if manifest is not None:
             output.resume(manifest)
             output.placed = placed
-            say(f"{out}: was complete" if placed else f"Going on behind the {output.kept:,} records in {folder}")
+        if placed:
+            say(f"{out} is complete already")
+        elif output.kept:
+            say(f"Going on behind the {output.kept:,} records in {folder}")
         try:
             yield output
         except BaseException as error:
+            with suppress(InputError, ValueError):  # a full disk, on which less is kept; a file that was complete
+                output.keep()
             if not output.kept:
                 drop_manifest(folder)
                 raise

@@ -6,6 +6,7 @@ with open_source("texts.jsonl.gz") as source:
     source.check_unchanged()
 """
 
+import errno
 import gzip
 import io
 import os
@@ -13,7 +14,7 @@ import stat
 import sys
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -49,7 +50,7 @@ class Source:
     def __init__(self, name: str, kind: str, file: BinaryIO, zipped: bool) -> None:
         self.name, self.kind = name, kind
         self._raw = file
-        self._status = _regular(file)
+        self._status = None if name == STANDARD_STREAM else _status_if_regular(file)
         self.file: BinaryIO = gzip.GzipFile(fileobj=file) if zipped else file  # type: ignore[assignment]
         self._zipped = zipped
 
@@ -147,7 +148,9 @@ class Source:
         if self._status is None:
             return
         try:
-            same = all(_mark(status) == _mark(self._status) for status in (os.stat(self.name), os.fstat(self._fileno)))
+            same = all(
+                _mark(status) == _mark(self._status) for status in (os.stat(self.name), os.fstat(self._raw.fileno()))
+            )
         except OSError:
             same = False
         if not same:
@@ -155,10 +158,6 @@ class Source:
                 f"INPUT {self.name!r}: changed while it was read, so nothing was put in place; "
                 f"expected a file that stays as it is"
             )
-
-    @property
-    def _fileno(self) -> int:
-        return self._raw.fileno()
 
 
 @contextmanager
@@ -180,17 +179,24 @@ def open_source(name: str, kind: str | None = None) -> Iterator[Source]:
                 f"INPUT {name!r}: the ending {ending} is not read; expected one of "
                 f"{', '.join(f'.{known}' for known in ACCEPTED)}, each also with {GZIP}, no ending, or - for stdin"
             )
-    if name == STANDARD_STREAM:
-        if sys.stdin is None:
-            raise InputError(f"INPUT {name!r}: stdin is closed; {ACCEPTED[kind]}")
-        yield Source(name, kind, sys.stdin.buffer, zipped=False)
-        return
-    try:
-        file = Path(name).open("rb")
-    except (OSError, ValueError) as error:  # ValueError: a path with NUL
-        raise InputError(f"INPUT {name!r}: {getattr(error, 'strerror', error)}; {ACCEPTED[kind]}") from error
-    with file:
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(_open(name))
+        except (OSError, ValueError) as error:  # ValueError: a path with NUL
+            raise InputError(f"INPUT {name!r}: {getattr(error, 'strerror', error)}; {ACCEPTED[kind]}") from error
         yield Source(name, kind, file, zipped)
+
+
+def _open(name: str) -> BinaryIO:
+    if name != STANDARD_STREAM:
+        return open(name, "rb")
+    if sys.stdin is None:
+        raise OSError(errno.EBADF, "stdin is closed")
+    try:
+        # Not sys.stdin, whose lock another thread that waits for input would hold when Python ends.
+        return open(sys.stdin.fileno(), "rb", closefd=False)
+    except io.UnsupportedOperation:
+        return sys.stdin.buffer
 
 
 def _ending(name: str) -> tuple[str, bool]:
@@ -201,14 +207,13 @@ def _ending(name: str) -> tuple[str, bool]:
     return path.with_suffix("").suffix, True
 
 
-def _regular(file: BinaryIO) -> os.stat_result | None:
-    """Status of a regular file by a path of its own, None for anything else."""
+def _status_if_regular(file: BinaryIO) -> os.stat_result | None:
+    """Status of a file that can be read again, None for anything else."""
     try:
-        descriptor = file.fileno()
-    except (OSError, io.UnsupportedOperation):
+        status = os.fstat(file.fileno())
+    except io.UnsupportedOperation:
         return None
-    status = os.fstat(descriptor)
-    return status if stat.S_ISREG(status.st_mode) and file is not getattr(sys.stdin, "buffer", None) else None
+    return status if stat.S_ISREG(status.st_mode) else None
 
 
 def _mark(status: os.stat_result) -> tuple[int, int, int, int]:
