@@ -6,7 +6,9 @@ import typer
 
 from ..inference.arguments import list_texts
 from ..inference.loading import load_config, load_head, load_tokenizer
-from ..inference.zero_shot import HYPOTHESIS_TEMPLATE, fill_template, split_labels, zero_shot_classification
+from ..inference.runner import Runner
+from ..inference.runs import compute_all, tokenize_all
+from ..inference.zero_shot import HYPOTHESIS_TEMPLATE, ZeroShot, fill_template, split_labels
 from ..modeling import ErnieMForSequenceClassification
 from .errors import InputError, say_on_stderr
 from .files import check_distinct, check_texts, read_texts, record_file
@@ -69,15 +71,17 @@ def zero_shot_command(
         tokenizer = load_tokenizer(model, config)
         head = load_head(model, ErnieMForSequenceClassification, config, weights, place)
         try:
-            classify = zero_shot_classification(head, tokenizer, batch_tokens=tokens_per_batch)
-            pairs = classify.tokenize(lines, names, hypothesis_template, progress=True)
-            results = classify.classify(pairs, lines, names, multi_label, progress=True)
+            task = ZeroShot(
+                head, tokenizer, Runner(head, tokens_per_batch), candidate_labels=names,
+                hypothesis_template=hypothesis_template, multi_label=multi_label,
+            )  # fmt: skip
+            results = list(compute_all(task, tokenize_all(task, lines, True), "Classifying", True))
         except ValueError as error:
             raise _input_error(error) from error
         for result in results:
             file.write(result)
-    if pairs.truncated:
-        say_on_stderr(f"{pairs.truncated} of {len(lines)} texts were cut to leave room for the hypotheses")
+    if task.truncated:
+        say_on_stderr(f"{task.truncated} of {len(lines)} texts were cut to leave room for the hypotheses")
 
 
 def _input_error(error: ValueError) -> InputError:
