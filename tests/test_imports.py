@@ -36,7 +36,7 @@ LAYERS = [
     "files.output",
     "cli.__init__", "cli.errors", "cli.folders", "cli.options", "cli.job", "cli.verify",
     "cli.demo", "cli.convert", "cli.export", "cli.extract", "cli.warm_up", "cli.embed",
-    "cli.zero_shot", "cli.main",
+    "cli.zero_shot", "cli.classify", "cli.tag", "cli.answer", "cli.main",
 ]  # fmt: skip
 MODULES = sorted(p for p in PACKAGE.rglob("*.py")) + sorted((ROOT / "kernels").glob("*.py"))
 

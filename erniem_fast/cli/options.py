@@ -23,6 +23,7 @@ InputArgument = Annotated[
 FormatOption = Annotated[
     str | None,
     typer.Option(
+        "--format",
         metavar="|".join(ACCEPTED),
         help="What INPUT is, whatever its ending; stdin is txt otherwise.",
         show_default=False,
@@ -31,6 +32,12 @@ FormatOption = Annotated[
 TextColumnOption = Annotated[str, typer.Option(metavar="NAME", help="Column with the texts of .jsonl, .csv, .parquet.")]
 IdColumnOption = Annotated[
     str, typer.Option(metavar="NAME", help="Column that names a record, which goes into the result if INPUT has it.")
+]
+RecordsOutOption = Annotated[
+    str,
+    typer.Option(
+        metavar="FILE", help="What to write: .jsonl (also no ending, and - for stdout), one object a line, or .parquet."
+    ),
 ]
 RestartOption = Annotated[
     bool, typer.Option("--restart", help="Begin anew, whatever a run that was stopped left in FILE.partial.")

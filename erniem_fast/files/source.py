@@ -12,11 +12,12 @@ import io
 import os
 import stat
 import sys
+import time
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from .atomic import STANDARD_STREAM
 from .errors import InputError
@@ -55,12 +56,13 @@ class Source:
         self._zipped = zipped
 
     @property
-    def identity(self) -> dict[str, Any] | None:
-        """Path, size and time of the last change; None where the content cannot be read again: stdin, a pipe."""
+    def identity(self) -> str | None:
+        """Path, size and time of the last change; None where the content can't be read again: stdin, a pipe."""
         if self._status is None:
             return None
-        path = os.path.realpath(self.name)
-        return {"path": path, "bytes": self._status.st_size, "modified_ns": self._status.st_mtime_ns}
+        seconds, rest = divmod(self._status.st_mtime_ns, 10**9)
+        changed = f"{time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime(seconds))}.{rest:09} UTC"
+        return f"{os.path.realpath(self.name)} ({self._status.st_size:,} bytes, changed at {changed})"
 
     def rewind(self) -> None:
         """Go back to the beginning of a file; stdin and pipes stay where they are."""
