@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from .results import Measured
 from .shapes import FORWARD, Setting, Shape
 from .work import Work
 
@@ -98,6 +99,7 @@ class Benchmark:
         baseline: provider that the others' times are divided by.
         rounds: rounds of timing, where a run takes so long that no other one goes before; None: as many as there is
             time for.
+        measure: measures a case in a way of its own; None: the providers in turns.
         providers: providers by name.
     """
 
@@ -108,6 +110,7 @@ class Benchmark:
     variants: tuple[tuple[str, float], ...] = ((FORWARD, 0.0),)
     baseline: str = OURS
     rounds: int | None = None
+    measure: "Callable[[Case], Measured] | None" = None
     providers: dict[str, Provider] = field(default_factory=dict)
 
     def provider(

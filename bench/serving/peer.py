@@ -1,4 +1,4 @@
-"""sentence-transformers in a process, and an environment, of its own. Run as a file: it imports nothing of this project.
+"""sentence-transformers in a process, and an environment, of its own. Run as a file: it imports nothing from here.
 
     python peer.py FOLDER BACKEND DTYPE TEXTS THREADS
 
@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 
 def main(folder: str, backend: str, dtype: str, texts: str, threads: str) -> None:
@@ -21,8 +22,10 @@ def main(folder: str, backend: str, dtype: str, texts: str, threads: str) -> Non
     from sentence_transformers import SentenceTransformer
 
     torch.set_num_threads(int(threads))
-    options = {"torch_dtype": dtype} if backend == "torch" else {"export": True}
-    model = SentenceTransformer(folder, backend=backend, device="cpu", model_kwargs=options)  # type: ignore[arg-type]
+    options: dict[str, Any] = {"torch_dtype": dtype} if backend == "torch" else {"export": True}
+    if backend == "openvino" and dtype == "float32":  # else it takes what the processor is fastest in
+        options["ov_config"] = {"INFERENCE_PRECISION_HINT": "f32"}
+    model: Any = SentenceTransformer(folder, backend=backend, device="cpu", model_kwargs=options)
     lines = json.loads(Path(texts).read_text(encoding="utf-8"))
 
     def answer() -> Iterator[dict[str, str]]:

@@ -1,4 +1,4 @@
-"""Strings to vectors: the engine over the bare forwards of its batches, and beside sentence-transformers and pipelines."""
+"""Strings to vectors: the engine over the bare forwards of its batches; beside sentence-transformers and a pipeline."""
 
 import tempfile
 from collections.abc import Callable
@@ -30,6 +30,8 @@ CHECKED_TEXTS = 32
 BATCH_SIZE = 32
 """Of sentence-transformers, which has this default, and of the pipeline."""
 PIPELINE = "transformers' pipeline"
+Family = Callable[[Sizes], tuple[nn.Module, nn.Module, Any]]
+"""From sizes to a model, one with the same weights whose results are right, and the tokenizer."""
 
 
 class TextInputs:
@@ -47,6 +49,7 @@ class TextInputs:
     ) -> None:
         self.setting = setting
         self.texts = draw(len(shape.batches[0]), SETUP.texts)
+        self._expected: tuple[list[Tensor], list[Tensor] | None] | None = None
         self._scratch = tempfile.TemporaryDirectory()
         self.folder = Path(self._scratch.name)
         torch.manual_seed(0)
@@ -66,10 +69,11 @@ class TextInputs:
 
     def expected(self, dropout_p: float) -> tuple[list[Tensor], list[Tensor] | None]:
         """Mean last hidden states of the first texts, each by itself through the padded model."""
-        exact = self._vectors(self.oracle.float())
-        if self.setting.dtype == torch.float32:
-            return [exact], None
-        return [exact], [self._vectors(self.oracle.to(self.setting.dtype))]
+        if self._expected is None:
+            exact, dtype = self._vectors(self.oracle), self.setting.dtype
+            plain = None if dtype == torch.float32 else [self._vectors(self.oracle.to(dtype))]
+            self._expected = [exact], plain
+        return self._expected
 
     @torch.inference_mode()
     def _vectors(self, model: nn.Module) -> Tensor:
@@ -108,7 +112,7 @@ def xlm_roberta(sizes: Sizes) -> tuple[nn.Module, nn.Module, Any]:
         pad_token_id=1,
         eos_token_id=2,
     )
-    model = XLMRobertaModel(config).eval()
+    model = XLMRobertaModel(config, add_pooling_layer=False).eval()
     tokenizer = rust_tokenizer(ErnieMTokenizer.from_pretrained(TOKENIZER).sp_model)
     tokenizer.model_max_length = MAX_TOKENS
     return model, model, tokenizer
@@ -182,15 +186,30 @@ def needs_peer_python(shape: Shape, setting: Setting) -> str | None:
 
 
 def _sentence_transformers(backend: str, dtype: str, python: bool) -> Callable[[TextInputs], Prepared]:
-    return lambda inputs: inputs.peer(SETUP.peer_python if python else None, backend, dtype)
+    def build(inputs: TextInputs) -> Prepared:
+        # Where a case is one of float32, what is called its own precision must be, too.
+        precision = "float32" if inputs.setting.dtype == torch.float32 else dtype
+        return inputs.peer(SETUP.peer_python if python else None, backend, precision)
+
+    return build
+
+
+def needs_bfloat16(shape: Shape, setting: Setting) -> str | None:
+    """Reason why a provider that computes in bfloat16 is left out, or None."""
+    return needs_own_dtype(shape, setting) if setting.dtype == torch.bfloat16 else "is measured in bfloat16 only"
 
 
 HERE = needs_package("sentence_transformers", needs_own_dtype)
 PEERS: tuple[tuple[str, str, str, Needs], ...] = (
     ("sentence-transformers, torch", "torch", "float32", HERE),
-    ("sentence-transformers, torch, bfloat16", "torch", "bfloat16", HERE),
+    (
+        "sentence-transformers, torch, bfloat16",
+        "torch",
+        "bfloat16",
+        needs_package("sentence_transformers", needs_bfloat16),
+    ),
     ("sentence-transformers, onnx", "onnx", "float32", needs_peer_python),
-    ("sentence-transformers, openvino", "openvino", "float32", needs_peer_python),
+    ("sentence-transformers, openvino", "openvino", "its own", needs_peer_python),
 )
 for _name, _backend, _dtype, _needs in PEERS:
     _build = _sentence_transformers(_backend, _dtype, _needs is needs_peer_python)
@@ -202,7 +221,9 @@ for _name, _backend, _dtype, _needs in PEERS:
 )
 def _(inputs: TextInputs) -> Prepared:
     options: Any = {"tokenizer": inputs.tokenizer, "device": "cpu", "batch_size": BATCH_SIZE}
-    made = pipeline("feature-extraction", XLMRobertaModel.from_pretrained(inputs.folder).eval(), **options)
+    made = pipeline(
+        "feature-extraction", XLMRobertaModel.from_pretrained(inputs.folder, add_pooling_layer=False).eval(), **options
+    )
     run = partial(made, return_tensors=True, tokenize_kwargs={"truncation": True, "max_length": MAX_TOKENS})
 
     def results() -> list[Tensor]:

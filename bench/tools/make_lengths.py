@@ -2,7 +2,8 @@
 
 python -m bench.tools.make_lengths --xquad FOLDER --tatoeba FOLDER
 
-The first folder holds xquad.en.json and the other languages, the second LASER's tatoeba.deu-eng.deu and the others. Only lengths are kept: the time of a forward does not depend on the ids.
+The first folder holds xquad.en.json and the other languages, the second LASER's tatoeba.deu-eng.deu and its kin.
+Only lengths are kept: the time of a forward does not depend on the ids.
 """
 
 import argparse
