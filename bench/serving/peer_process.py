@@ -33,7 +33,8 @@ class Peer:
         self._vectors, file = Path(self._scratch.name) / "vectors.npy", Path(self._scratch.name) / "texts.json"
         file.write_text(json.dumps(texts), encoding="utf-8")
         self._messages = (Path(self._scratch.name) / "messages").open("w+", encoding="utf-8")
-        command = [python or sys.executable, PROGRAM, folder, backend, dtype, file, str(torch.get_num_threads())]
+        arguments = (PROGRAM, folder, backend, dtype, file, torch.get_num_threads())
+        command = [python or sys.executable, *map(str, arguments)]
         self._process: Any = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._messages, text=True, bufsize=1
         )

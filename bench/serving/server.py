@@ -4,6 +4,7 @@ Server and generator are two processes and share the cores of the machine.
 """
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -13,9 +14,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 
 import numpy as np
@@ -35,7 +37,7 @@ CLIENTS = (32, 128)
 """Clients that ask at once; the capacity is what the server answers to the better of these numbers."""
 LEVELS = {0.1: 20.0, 0.5: 20.0, 0.8: 60.0, 1.0: 20.0}
 """Seconds of open loop by share of the capacity."""
-WARM_SECONDS, CAPACITY_SECONDS, TINY_SECONDS, START_SECONDS = 3.0, 8.0, 1.0, 120.0
+CAPACITY_SECONDS, TINY_SECONDS, START_SECONDS = 8.0, 1.0, 120.0
 SEED = 13
 NEEDED = ("aiohttp", "fastapi", "uvicorn", "prometheus_client")
 
@@ -122,7 +124,7 @@ def serving(folder: Path, dtype: str, texts: Sequence[str]) -> Iterator[Server]:
             while (found := ADDRESS.search(_text(messages))) is None:
                 if process.poll() is not None or monotonic() > end:
                     raise RuntimeError(f"the server is not ready: {_text(messages).strip()[-300:]}")
-                with_time_out(process, 0.2)
+                sleep(0.2)
             yield Server(process, f"{found[0]}/embed", texts)
         finally:
             process.terminate()
@@ -134,40 +136,29 @@ def _text(file: Any) -> str:
     return str(file.read())
 
 
-def with_time_out(process: "subprocess.Popen[str]", seconds: float) -> None:
-    """Wait so long for the end of a process."""
-    try:
-        process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        return
-
-
 def measure(case: Case) -> Measured:
     """Rows of closed loop, then of open loop at each share of the capacity."""
     about = {"case": case.name, "provider": "all"}
-    needs = needs_own_dtype
-    for package in NEEDED:
-        needs = needs_package(package, needs)
-    if reason := needs(case.shape, case.setting):
-        return Measured(skipped=[about | {"reason": reason}])
+    for needs in (needs_own_dtype, *map(needs_package, NEEDED)):
+        if reason := needs(case.shape, case.setting):
+            return Measured(skipped=[about | {"reason": reason}])
     inputs = TextInputs(ernie_m, case.shape, case.setting)
     rows: list[dict[str, Any]] = []
 
     def add(provider: str, answers: Answers, rate: float) -> None:
         rows.append({"case": case.name, "provider": provider, **case.fields, **inputs.facts} | row(answers, rate))
 
-    tiny = case.setting.tiny
+    longest = TINY_SECONDS if case.setting.tiny else math.inf
     with serving(inputs.folder, case.setting.dtype_name, inputs.texts) as server:
-        server.answers(TINY_SECONDS if tiny else WARM_SECONDS, clients=CLIENTS[0])
-        closed = {
-            number: server.answers(TINY_SECONDS if tiny else CAPACITY_SECONDS, clients=number) for number in CLIENTS
-        }
-        for number, answers in closed.items():
+        seconds, capacity = min(CAPACITY_SECONDS, longest), 0.0
+        server.answers(seconds / 2, clients=CLIENTS[0])  # warms up
+        for number in CLIENTS:
+            answers = server.answers(seconds, clients=number)
             add(f"{number} clients", answers, answers.answered_per_s)
-        capacity = max(answers.answered_per_s for answers in closed.values())
+            capacity = max(capacity, answers.answered_per_s)
         for share, seconds in tqdm(LEVELS.items(), desc="open loop", leave=False):
             rate = share * capacity
-            add(level(share), server.answers(TINY_SECONDS if tiny else seconds, rate=rate), rate)
+            add(level(share), server.answers(min(seconds, longest), rate=rate), rate)
     base = next(one["time_s"] for one in rows if one["provider"] == level(min(LEVELS)))
     return Measured(rows=[one | {"ratio": one["p99_s"] / base} for one in rows])
 
@@ -183,7 +174,8 @@ def row(answers: Answers, rate: float) -> dict[str, Any]:
     low, p90, p99 = (float(np.percentile(latency, percent)) for percent in (10, 90, 99))
     return {
         "rate_per_s": rate, "answered_per_s": answers.answered_per_s, "requests": len(latency),
-        "failures": answers.failures, "seconds": answers.seconds, "time_s": float(median(latency)),
+        "failed": sum(answers.failures.values()), "failures": answers.failures, "seconds": answers.seconds,
+        "time_s": float(median(latency)),
         "min_s": float(latency.min()), "p10_s": low, "p90_s": p90, "p99_s": p99, "max_s": float(latency.max()),
         "host_s": float(median(answers.late_s)), "late_p99_s": float(np.percentile(answers.late_s, 99)),
         "generator_cores": answers.generator_cores, "server_cores": answers.server_cores,
@@ -191,6 +183,6 @@ def row(answers: Answers, rate: float) -> dict[str, Any]:
 
 
 SERVER = Benchmark(
-    "server", lambda shape, setting: TextInputs(ernie_m, shape, setting),
+    "server", partial(TextInputs, ernie_m),
     (texts_shape(5_000, bfloat16=2, float32=2),), (TINY_SHAPE,), measure=measure,
 )  # fmt: skip

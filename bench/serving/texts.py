@@ -1,7 +1,7 @@
 """Strings to vectors: the engine over the bare forwards of its batches; beside sentence-transformers and a pipeline."""
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ class TextInputs:
         batches = [lengths[begin : begin + BATCH_SIZE] for begin in range(0, len(lengths), BATCH_SIZE)]
         self.rows = [torch.tensor([row]) for row in rows[:CHECKED_TEXTS]]
         self.work: Work = encoder_work(lengths, shape.sizes, setting.itemsize, FORWARD, False)
-        self.facts: dict[str, Any] = {
+        self.facts: Mapping[str, Any] = {
             "real_tokens": sum(lengths), "padded_tokens": sum(len(batch) * max(batch) for batch in batches),
             "source": corpus(SETUP.texts).source, "weights_dtype": setting.dtype_name, "autocast": None,
             "optimizer": None,
@@ -199,15 +199,10 @@ def needs_bfloat16(shape: Shape, setting: Setting) -> str | None:
     return needs_own_dtype(shape, setting) if setting.dtype == torch.bfloat16 else "is measured in bfloat16 only"
 
 
-HERE = needs_package("sentence_transformers", needs_own_dtype)
+HERE, HERE_16 = (needs_package("sentence_transformers", needs) for needs in (needs_own_dtype, needs_bfloat16))
 PEERS: tuple[tuple[str, str, str, Needs], ...] = (
     ("sentence-transformers, torch", "torch", "float32", HERE),
-    (
-        "sentence-transformers, torch, bfloat16",
-        "torch",
-        "bfloat16",
-        needs_package("sentence_transformers", needs_bfloat16),
-    ),
+    ("sentence-transformers, torch, bfloat16", "torch", "bfloat16", HERE_16),
     ("sentence-transformers, onnx", "onnx", "float32", needs_peer_python),
     ("sentence-transformers, openvino", "openvino", "its own", needs_peer_python),
 )
@@ -221,9 +216,8 @@ for _name, _backend, _dtype, _needs in PEERS:
 )
 def _(inputs: TextInputs) -> Prepared:
     options: Any = {"tokenizer": inputs.tokenizer, "device": "cpu", "batch_size": BATCH_SIZE}
-    made = pipeline(
-        "feature-extraction", XLMRobertaModel.from_pretrained(inputs.folder, add_pooling_layer=False).eval(), **options
-    )
+    model = XLMRobertaModel.from_pretrained(inputs.folder, add_pooling_layer=False).eval()
+    made = pipeline("feature-extraction", model, **options)
     run = partial(made, return_tensors=True, tokenize_kwargs={"truncation": True, "max_length": MAX_TOKENS})
 
     def results() -> list[Tensor]:
