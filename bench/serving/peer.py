@@ -17,9 +17,9 @@ def main(folder: str, backend: str, dtype: str, texts: str, threads: str) -> Non
     """Answer until the input ends."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)  # libraries print to stdout, too
+    from sentence_transformers import SentenceTransformer  # isort: skip
     import numpy as np
     import torch
-    from sentence_transformers import SentenceTransformer
 
     torch.set_num_threads(int(threads))
     options: dict[str, Any] = {"torch_dtype": dtype} if backend == "torch" else {"export": True}
