@@ -15,6 +15,7 @@ from bench.models.encoder import PADDING_FREE, TINY_SHAPE
 from bench.models.inputs import ModelInputs, padded_forward
 from erniem_fast import modeling, reference
 from erniem_fast.export import export_onnx
+from erniem_fast.inference.projections import join_projections
 
 from .setup import needs_float32, needs_matrix_units, needs_package
 
@@ -55,6 +56,7 @@ FORWARD = Benchmark(
 
 def _ours(inputs: ServedInputs, dtype: torch.dtype) -> Prepared:
     model = inputs.model(modeling.ErnieMModel).to(dtype)
+    join_projections(model)  # as Encoder does
     return inputs.prepare(model, partial(padded_forward, model), padded=True)
 
 

@@ -4,7 +4,6 @@ import argparse
 import json
 import subprocess
 from dataclasses import dataclass
-from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +14,7 @@ from transformers import XLMRobertaTokenizerFast
 
 from bench.engine.registry import Needs
 from bench.engine.shapes import Setting, Shape
+from erniem_fast.inference.precision import auto_dtype
 
 PACKAGES = ("openvino", "onnxruntime", "sentence-transformers", "optimum-intel", "optimum-onnx", "tokenizers")
 VERSIONS = """
@@ -78,10 +78,9 @@ def needs_package(name: str, further: Needs | None = None) -> Needs:
     return needs
 
 
-@cache
 def multiplies_bfloat16() -> bool:
-    """True if the processor has matrix units for bfloat16."""
-    return torch.cpu._is_amx_tile_supported()
+    """True if `dtype="auto"` takes bfloat16 on this processor."""
+    return auto_dtype(torch.device("cpu")) == torch.bfloat16
 
 
 def needs_matrix_units(shape: Shape, setting: Setting) -> str | None:

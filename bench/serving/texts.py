@@ -129,14 +129,14 @@ BARE = "bare forwards"
 OURS = "Encoder.encode"
 ENGINE = Benchmark(
     "engine", partial(TextInputs, ernie_m), (texts_shape(20_000, bfloat16=1, float32=1),), (TINY_SHAPE,),
-    baseline=BARE, rounds=4,
+    baseline=BARE, rounds=3,
 )  # fmt: skip
 SENTENCES = Benchmark(
     "sentences", partial(TextInputs, xlm_roberta), (texts_shape(20_000, bfloat16=1, float32=1),), (TINY_SHAPE,),
     baseline=OURS, rounds=2,
 )  # fmt: skip
 PIPELINES = Benchmark(
-    "pipeline", partial(TextInputs, xlm_roberta), (texts_shape(2_000, bfloat16=1, float32=1),), (TINY_SHAPE,),
+    "pipeline", partial(TextInputs, xlm_roberta), (texts_shape(1_000, bfloat16=1, float32=1),), (TINY_SHAPE,),
     baseline=OURS, rounds=2,
 )  # fmt: skip
 
@@ -179,7 +179,7 @@ def _(inputs: TextInputs) -> Prepared:
 def needs_peer_python(shape: Shape, setting: Setting) -> str | None:
     """Reason why a backend of sentence-transformers is left out, or None."""
     return (
-        "not installed: --peer-python names no environment"
+        "is not installed: --peer-python names no environment"
         if SETUP.peer_python is None
         else needs_own_dtype(shape, setting)
     )
