@@ -19,7 +19,7 @@ from torch import nn
 from .checkpoint_files import CheckpointFiles
 from .sentence_modules import BUILDERS, Normalize, activation, build, check_flag, check_keys, check_size
 
-__all__ = ["Normalize", "SentenceSettings", "lowercase", "prompt_length", "read_settings"]
+__all__ = ["Normalize", "SentenceSettings", "prepare", "prompt_length", "read_settings"]
 
 MODULE = re.compile(r"sentence_transformers\.(?:\w+\.)*(\w+)", re.ASCII)
 """Class of a module: the last name of the dotted path, whatever the version that wrote it."""
@@ -73,7 +73,7 @@ class SentenceSettings:
         prompts: text that is put before each text, by name; before the first text of a CrossEncoder's pair.
         default_prompt_name: name of the prompt where the caller names none, or None.
         include_prompt: False: a prompt's tokens are left out of the pooling, see `prompt_length`.
-        lowercase: texts are lower-cased, see the function `lowercase`.
+        lowercase: texts are lower-cased, see `prepare`.
         activation: of a CrossEncoder's scores; None where the folder says nothing, see `score_activation`.
         similarity: "cosine", "dot", "euclidean" or "manhattan", by which vectors are compared; None: not said.
         model_folder: subfolder of the model and its tokenizer; "": none.
@@ -150,18 +150,21 @@ def prompt_length(tokenizer: Any, prompt: str, max_tokens: int) -> int:
     return min(len(ids), max_tokens) - closed
 
 
-def lowercase(tokenizer: Any) -> None:
-    """Make a tokenizer lower-case texts; special tokens in them stay what they are.
+def prepare(tokenizer: Any, settings: SentenceSettings) -> None:
+    """Make a tokenizer cut and lower-case texts as a folder says; special tokens in a text are not lower-cased.
 
     Args:
         tokenizer: one of transformers, or ours, which is changed.
+        settings: of the folder.
     """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
+    if settings.max_seq_length is not None:
+        tokenizer.model_max_length = settings.max_seq_length
+    if settings.lowercase and hasattr(tokenizer, "backend_tokenizer"):
+        backend = tokenizer.backend_tokenizer
+        others = [] if backend.normalizer is None else [backend.normalizer]
+        backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *others])
+    elif settings.lowercase:
         tokenizer.do_lower_case = True
-        return
-    others = [] if backend.normalizer is None else [backend.normalizer]
-    backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *others])
 
 
 def _kinds(listed: list[Any]) -> tuple[list[str], list[str]]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.family_folders import save_family
+from helpers.family_folders import MAX_TOKENS, save_family
 from helpers.paths import ROOT
 from helpers.sentence_folders import change_json, save_encoder
 from hypothesis import HealthCheck, given, settings
@@ -17,7 +17,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from erniem_fast import Encoder
-from erniem_fast.inference.settings import Normalize, SentenceSettings, lowercase, prompt_length, read_settings
+from erniem_fast.inference.settings import Normalize, SentenceSettings, prepare, prompt_length, read_settings
 
 sentence_transformers = pytest.importorskip("sentence_transformers")
 from sentence_transformers import CrossEncoder, SentenceTransformer
@@ -157,7 +157,10 @@ def old_types(form: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
 )
 @pytest.mark.parametrize("subfolder", ["", pytest.param("0_Transformer", marks=slow)])
 def test_a_folder_of_version_2(form: str, subfolder: str, make: Make, texts: list[str], tmp_path: Path) -> None:
-    """Flags for the poolings, weights by pickle, max_seq_length and do_lower_case in a file of their own."""
+    """Flags for the poolings, weights by pickle, max_seq_length and do_lower_case in a file of their own.
+
+    The tokenizer's own length is not asked there.
+    """
     make("Bert", ("cls", "mean"), Dense(64, 11), TheirNormalize(), safe=False)
     modules = json.loads((tmp_path / "modules.json").read_text())
     (tmp_path / "modules.json").write_text(json.dumps([old_types(form)(entry) for entry in modules]))
@@ -167,8 +170,9 @@ def test_a_folder_of_version_2(form: str, subfolder: str, make: Make, texts: lis
     }
     (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 32} | flags))
     (tmp_path / "3_Normalize" / "config.json").unlink()
+    change_json(tmp_path / "2_Dense" / "config.json", activation_function=None)
     (tmp_path / "sentence_bert_config.json").unlink()
-    change_json(tmp_path / "tokenizer_config.json", model_max_length=512)
+    change_json(tmp_path / "tokenizer_config.json", model_max_length=9)
     (tmp_path / "sentence_roberta_config.json").write_text('{"max_seq_length": 17, "do_lower_case": true}')
     change_json(tmp_path / "config_sentence_transformers.json", prompts=None, default_prompt_name=None, model_type=None)
     if subfolder:
@@ -208,17 +212,32 @@ def test_our_module_and_the_length_of_its_tokenizer(make: Make, tmp_path: Path) 
     assert found.similarity == "cosine"
 
 
+def test_a_pooling_that_the_modules_do_not_take(make: Make, texts: list[str], tmp_path: Path) -> None:
+    """Another pooling of the same width is."""
+    make("Bert", ("cls", "mean"), Dense(64, 5))
+    encoder = Encoder.from_pretrained(str(tmp_path), dtype="float32")
+    with pytest.raises(ValueError, match=r"pooling must join 2 vectors, .* as its own cls, mean; got max"):
+        encoder.encode(texts, pooling="max")
+    assert encoder.encode(texts, pooling=("max", "cls")).shape == (len(texts), 5)
+
+
+def test_no_text_is_longer_than_the_model_takes(make: Make, tmp_path: Path) -> None:
+    make("XLMRoberta", "mean")
+    change_json(tmp_path / "sentence_bert_config.json", max_seq_length=10_000)
+    assert Encoder.from_pretrained(str(tmp_path), dtype="float32").max_tokens == MAX_TOKENS
+
+
 def test_a_plain_folder_gives_the_mean(encoders: Callable[[str], Path], tmp_path: Path) -> None:
     for folder in (encoders("Bert"), tmp_path):
         found = read_settings(str(folder))
         assert vars(found) == vars(SentenceSettings())
 
 
-@pytest.mark.parametrize("family", ["Bert", pytest.param("XLMRoberta", marks=slow)])
+@pytest.mark.parametrize("family", ["XLMRoberta", "ErnieM", pytest.param("Bert", marks=slow)])
 def test_lowercase_leaves_special_tokens(family: str, encoders: Callable[[str], Path]) -> None:
     module = TheirTransformer(str(encoders(family)), do_lower_case=True)
     plain = TheirTransformer(str(encoders(family)))
-    lowercase(plain.tokenizer)
+    prepare(plain.tokenizer, SentenceSettings(lowercase=True))
     words = ["ÉCOLE ΟΔΟΣ İI", f"A{plain.tokenizer.sep_token}B"]
     assert plain.tokenizer(words)["input_ids"] == module.tokenizer(words)["input_ids"]
 
