@@ -27,14 +27,19 @@ LAYERS = [
     "inference.__init__", "inference.batch_invariance", "inference.projections", "inference.progress",
     "inference.tokens", "inference.arguments", "inference.graphs", "inference.batching", "inference.task",
     "inference.runner", "inference.stream", "inference.loading", "inference.precision", "inference.quantisation",
-    "inference.settings", "inference.pooling", "inference.embedding",
+    "inference.checkpoint_files", "inference.sentence_modules", "inference.settings", "inference.pooling",
+    "inference.embedding",
     "inference.scores", "inference.runs", "inference.classification", "inference.schema", "inference.spans",
     "inference.tagging", "inference.question_answering", "inference.zero_shot", "inference.extraction",
     "inference.engine", "__init__", "sentence_transformers", "inference.embed",
+    "inference.server.settings", "inference.server.errors", "inference.server.schemas", "inference.server.floats",
+    "inference.server.batcher", "inference.server.metrics", "inference.server.guard", "inference.server.service",
+    "inference.server.routes", "inference.server.openai", "inference.server.pipelines", "inference.server.app",
+    "inference.server.__init__", "inference.server.run",
     "array_pickle", "paddle_ernie_m", "paddle_ernie", "paddle",
     "cli.__init__", "cli.errors", "cli.atomic", "cli.folders", "cli.files", "cli.options", "cli.verify",
     "cli.demo", "cli.convert", "cli.export", "cli.extract", "cli.warm_up", "cli.embed",
-    "cli.zero_shot", "cli.main",
+    "cli.zero_shot", "cli.serve", "cli.main",
 ]  # fmt: skip
 MODULES = sorted(p for p in PACKAGE.rglob("*.py")) + sorted((ROOT / "kernels").glob("*.py"))
 
