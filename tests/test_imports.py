@@ -37,9 +37,11 @@ LAYERS = [
     "inference.server.routes", "inference.server.openai", "inference.server.pipelines", "inference.server.app",
     "inference.server.__init__", "inference.server.run",
     "array_pickle", "paddle_ernie_m", "paddle_ernie", "paddle",
-    "cli.__init__", "cli.errors", "cli.atomic", "cli.folders", "cli.files", "cli.options", "cli.verify",
+    "files.__init__", "files.errors", "files.atomic", "files.source", "files.records", "files.formats", "files.partial",
+    "files.output",
+    "cli.__init__", "cli.errors", "cli.folders", "cli.options", "cli.job", "cli.verify",
     "cli.demo", "cli.convert", "cli.export", "cli.extract", "cli.warm_up", "cli.embed",
-    "cli.zero_shot", "cli.serve", "cli.main",
+    "cli.zero_shot", "cli.classify", "cli.tag", "cli.answer", "cli.serve", "cli.main",
 ]  # fmt: skip
 MODULES = sorted(p for p in PACKAGE.rglob("*.py")) + sorted((ROOT / "kernels").glob("*.py"))
 
