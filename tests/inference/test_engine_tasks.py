@@ -4,13 +4,16 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from helpers import family_folders
 from helpers.extraction import make_pair
 from helpers.golden_tokenizer import build
+from helpers.sentence_folders import change_json
 from helpers.task_models import MIXED, labels
 from helpers.xquad import ROWS
-from transformers import pipeline
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from erniem_fast import Encoder, information_extraction, question_answering, zero_shot_classification
 from erniem_fast.inference.stream import ITEMS_PER_CALL
@@ -58,6 +61,26 @@ def test_rerank(make: Any) -> None:
     assert [row["score"] for row in found] == pytest.approx([scores[row["index"]] for row in found])
     assert encoder.rerank("a", MIXED, top_k=2) == found[:2]
     assert encoder.rerank("a", []) == []
+
+
+def test_settings_of_a_cross_encoder_s_folder(tmp_path: Path) -> None:
+    folder = family_folders.save_family(tmp_path, "Bert", SEQUENCES, 64, num_labels=1)
+    plain, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    change_json(folder / "config.json", sentence_transformers={"activation_fn": "torch.nn.modules.activation.Tanh"})
+    change_json(folder / "sentence_bert_config.json", max_seq_length=20)
+    encoder = Encoder.from_pretrained(str(folder), dtype="float32", device="cpu")
+    with torch.inference_mode():
+        logits = [
+            float(plain(**tokenizer(MIXED[0], text, truncation=True, max_length=20, return_tensors="pt")).logits)
+            for text in MIXED
+            if text
+        ]
+    found = encoder.rerank(MIXED[0], [text for text in MIXED if text])
+    assert [row["score"] for row in found] == pytest.approx(sorted(np.tanh(logits), reverse=True), abs=1e-5)
+    labels = encoder.classify([(MIXED[0], text) for text in MIXED if text])
+    assert [label["score"] for label in labels] == pytest.approx(np.tanh(logits).tolist(), abs=1e-5)
+    raw = encoder.classify([(MIXED[0], text) for text in MIXED if text], activation="none")
+    assert [label["score"] for label in raw] == pytest.approx(logits, abs=1e-4)
 
 
 def test_zero_shot(make: Any) -> None:
