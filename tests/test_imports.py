@@ -29,11 +29,15 @@ LAYERS = [
     "inference.runner", "inference.stream", "inference.loading", "inference.precision", "inference.quantisation",
     "inference.settings", "inference.pooling", "inference.embedding",
     "inference.question_answering", "inference.zero_shot", "inference.schema", "inference.spans",
-    "inference.extraction", "inference.engine", "__init__", "sentence_transformers", "inference.embed",
+    "inference.extraction", "inference.engine", "inference.server.settings", "inference.server.errors",
+    "inference.server.schemas", "inference.server.floats", "inference.server.batcher", "inference.server.metrics",
+    "inference.server.guard", "inference.server.service", "inference.server.routes", "inference.server.openai",
+    "inference.server.app", "inference.server.__init__", "inference.server.run", "__init__",
+    "sentence_transformers", "inference.embed",
     "array_pickle", "paddle_ernie_m", "paddle_ernie", "paddle",
     "cli.__init__", "cli.errors", "cli.atomic", "cli.folders", "cli.files", "cli.options", "cli.verify",
     "cli.demo", "cli.convert", "cli.export", "cli.extract", "cli.warm_up", "cli.embed",
-    "cli.zero_shot", "cli.main",
+    "cli.zero_shot", "cli.serve", "cli.main",
 ]  # fmt: skip
 MODULES = sorted(p for p in PACKAGE.rglob("*.py")) + sorted((ROOT / "kernels").glob("*.py"))
 

@@ -17,6 +17,7 @@ from .errors import InputError, OneLineErrors, say_on_stderr
 from .export import export_command
 from .extract import extract_command
 from .options import DTYPES, DeviceOption, ModelOption, parse_device, parse_dtype
+from .serve import serve_command
 from .verify import verify as run_verify
 from .warm_up import warm_up
 from .zero_shot import zero_shot_command
@@ -49,6 +50,7 @@ app.command("export")(export_command)
 app.command("convert")(convert_command)
 app.command("extract")(extract_command)
 app.command("zero-shot")(zero_shot_command)
+app.command("serve")(serve_command)
 
 
 @app.command("verify")
