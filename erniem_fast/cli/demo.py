@@ -9,6 +9,8 @@ import numpy as np
 import torch
 
 from ..configuration import ErnieMConfig
+from ..files.formats import VECTOR, Npy, check_ending
+from ..files.output import open_output
 from ..inference.batching import run
 from ..inference.embed import tokenize
 from ..inference.loading import load_config, load_encoder, load_tokenizer
@@ -17,7 +19,6 @@ from ..inference.progress import progress_bar
 from ..modeling import ErnieMModel
 from ..packing import PackedBatch
 from ..tokenization import ErnieMTokenizer
-from .files import vector_file
 from .verify import pad, reference_of, sample
 
 SEED = 0
@@ -54,7 +55,8 @@ def demo(name: str | None, out: str, device: torch.device, say: Callable[[str], 
     Raises:
         InputError: no usable checkpoint, or `out` can't be written.
     """
-    with vector_file(out) as file:
+    check_ending(out, (".npy",))
+    with open_output(out, Npy(), None, False, say) as output:
         documents = sample()
         model, tokenizer = _random_base() if name is None else _checkpoint(name)
         model = model.to(device)
@@ -74,8 +76,7 @@ def demo(name: str | None, out: str, device: torch.device, say: Callable[[str], 
         padded = _padded(plain, sequences, progress=True)
         packed = _packed(model, sequences, progress=True)
         count, hidden_size = packed.vectors.shape
-        file.allocate(count, hidden_size)
-        file.write(range(count), packed.vectors)
+        output.add([{VECTOR: vector} for vector in packed.vectors])
     for line in _table(padded, packed):
         say(line)
     say(f"Wrote {out}: {count} vectors of {hidden_size} numbers, the mean of each document's tokens.")

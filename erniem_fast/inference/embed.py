@@ -13,7 +13,7 @@ import numpy as np
 from ..packing import PackedBatch
 from .arguments import check_encoder, check_eval
 from .batching import as_completed
-from .pooling import POOLINGS
+from .pooling import POOLINGS, pool
 from .tokens import tokenize_in_chunks
 
 
@@ -64,7 +64,7 @@ def embed(
     Args:
         model: an ErnieMModel, or an encoder that `padding_free` made so; in eval mode, on any device.
         sequences: (length,) integers each, special tokens included; empty ones are left out.
-        pooling: a name in `pooling.POOLINGS`: "mean" or "cls".
+        pooling: a name in `pooling.POOLINGS`, such as "mean" or "cls".
         batch_tokens: most tokens of a batch; a longer sequence makes a batch alone.
         progress: show a progress bar on stderr.
 
@@ -83,8 +83,8 @@ def embed(
 
     def compute(batch: PackedBatch) -> np.ndarray:
         output = model(batch, return_packed=True)
-        vectors = POOLINGS[pooling].function(batch, output.last_hidden_state, output.pooler_output)
-        return vectors.float().cpu().numpy()
+        vectors: np.ndarray = pool(batch, output.last_hidden_state, output.pooler_output, (pooling,)).cpu().numpy()
+        return vectors
 
     description, first = "Encoding" if progress else None, model.limits.first_position
     return as_completed(sequences, compute, batch_tokens, model.device, description, first_position=first)

@@ -12,7 +12,7 @@ from ..packing import PackedBatch
 from .arguments import check_text, check_whole
 from .pooling import POOLINGS, pool
 from .runner import Runner
-from .settings import Normalize, SentenceSettings
+from .settings import Normalize, SentenceSettings, prompt_length
 from .tokens import Row
 
 TRUNCATIONS = ("right", "left", None)
@@ -24,7 +24,7 @@ class TextTokens:
     A text of nothing but white space has no tokens at all.
 
     Args:
-        tokenizer: of the model.
+        tokenizer: of the model; lower-cased where the settings say so.
         runner: of the model.
         settings: of the checkpoint.
         max_tokens: most tokens of a row, special ones included.
@@ -68,8 +68,6 @@ class TextTokens:
         for place, text in enumerate(items, first):
             check_text(f"texts[{place}]", text)
         texts = [self.prompt + text for text in items]
-        if self.settings.lowercase:
-            texts = [text.lower() for text in texts]
         # verbose: the tokenizer would warn of long texts.
         found = self.tokenizer(texts, return_attention_mask=False, verbose=False)["input_ids"] if texts else []
         return [self._row(text, ids, place) for place, (text, ids) in enumerate(zip(items, found, strict=True), first)]
@@ -134,7 +132,12 @@ class Embedding(TextTokens):
         self.normalize = bool(normalize)
         kept = [part for part in settings.modules if normalize is None or not isinstance(part, Normalize)]
         self.modules = nn.ModuleList(kept).to(runner.device)
-        self.skipped = 0 if settings.include_prompt else self._prompt_tokens()
+        if len(poolings) != len(settings.pooling) and any(True for _ in self.modules.parameters()):
+            raise ValueError(
+                f"pooling must join {len(settings.pooling)} vectors, which the checkpoint's modules take, "
+                f"as its own {', '.join(settings.pooling)}; got {', '.join(poolings)}"
+            )
+        self.skipped = 0 if settings.include_prompt else prompt_length(tokenizer, self.prompt, max_tokens)
         self._dim: int | None = None
 
     @property
@@ -175,13 +178,6 @@ class Embedding(TextTokens):
             vectors = module(vectors)
         vectors = vectors[:, : self.truncate_dim]
         return F.normalize(vectors, dim=1) if self.normalize else vectors
-
-    def _prompt_tokens(self) -> int:
-        """Tokens at the beginning of each row that are the prompt's."""
-        if not self.prompt:
-            return 0
-        ids = self.tokenizer([self.prompt])["input_ids"][0]
-        return len(ids) - (ids[-1] in self._special)
 
 
 class TokenEmbeddings(TextTokens):

@@ -41,7 +41,7 @@ def test_embed_takes_any_head_and_replaces_the_file(save, texts, tmp_path):
 @pytest.mark.parametrize(
     ("option", "value", "accepted"),
     [
-        ("--pooling", "max", "mean, cls"),
+        ("--pooling", "median", "mean, cls, max"),
         ("--batch-tokens", "0", "at least 1"),
         ("--batch-tokens", "-3", "at least 1"),
         ("--batch-tokens", "many", "at least 1"),

@@ -154,6 +154,12 @@ class Batcher:
         with self._changed:
             return self._expected_seconds(sum(sum(request.sizes[request.taken :]) for request in self._waiting))
 
+    def learn(self, call: Call) -> None:
+        """Take the speed of a call into account: it decides what a call may hold, and which request goes first."""
+        with self._changed:
+            self._tokens = MEMORY * self._tokens + call.tokens
+            self._seconds = MEMORY * self._seconds + call.seconds
+
     def close(self) -> None:
         """Fail what waits, and end the thread after the call that it is in."""
         with self._changed:
@@ -224,21 +230,17 @@ class Batcher:
             logger.warning("A call of the model failed: %s", error, exc_info=error)
             self._finish(shares[0].request, error)
             return
-        self._learn(Call(len(tokens), sum(task.size(item) for item in tokens), time.monotonic() - started))
+        call = Call(len(tokens), sum(task.size(item) for item in tokens), time.monotonic() - started)
+        self.learn(call)
+        self._observe(call)
         for share in shares:
             request = share.request
             request.started = request.started or started
-            request.computed += time.monotonic() - started
+            request.computed += call.seconds
             request.results += results[: len(share.tokens)]
             del results[: len(share.tokens)]
             if len(request.results) == len(request.sizes):
                 self._finish(request, None)
-
-    def _learn(self, call: Call) -> None:
-        with self._changed:
-            self._tokens = MEMORY * self._tokens + call.tokens
-            self._seconds = MEMORY * self._seconds + call.seconds
-        self._observe(call)
 
     def _finish(self, request: _Request, error: Exception | None) -> None:
         with self._changed:

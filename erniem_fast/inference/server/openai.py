@@ -42,6 +42,7 @@ def make_openai_router(service: Service) -> APIRouter:
     async def embeddings(body: EmbeddingsRequest) -> Response:
         """Vectors of length 1 of texts, or of their token ids."""
         check_model(body.model)
+        service.check_dimensions(body.dimensions)
         items = body.input if is_batch(body.input) else [body.input]
         side = service.side(None, "right")
         options = given(truncate_dim=body.dimensions)

@@ -38,6 +38,7 @@ def make_router(service: Service) -> APIRouter:
     @router.post("/embed")
     async def embed(body: EmbedRequest) -> Response:
         """Vectors of texts."""
+        service.check_dimensions(body.dimensions)
         items = body.inputs if is_batch(body.inputs) else [body.inputs]
         side = service.side(body.truncate, body.truncation_direction)
         found = await service.run(

@@ -207,6 +207,16 @@ class Service:
         if not items or not all(items):
             raise empty(argument)
 
+    def check_dimensions(self, asked: int | None) -> None:
+        """Refuse vectors longer than the model's.
+
+        Raises:
+            RequestError: 422.
+        """
+        most = self._task("encode", {}).dim  # type: ignore[attr-defined]
+        if asked is not None and asked > most:
+            raise invalid(f"dimensions must be at most {most}, got {asked}")
+
     def side(self, truncate: bool | None, direction: str) -> str | None:
         """The engine's `truncation` of what a body asks for."""
         asked = self.settings.auto_truncate if truncate is None else truncate
@@ -241,8 +251,7 @@ class Service:
         try:
             found = iter(task.tokenize(texts))
         except ValueError as error:
-            if truncate is None:
-                cutting.tokenize(texts)  # raises what is wrong besides the length
+            if truncate is None and _can_tokenize(cutting, texts):  # refused for their length alone
                 raise too_large(_rename(error, argument)) from error
             raise ValueError(_rename(error, argument)) from error
         return [self._row(item, argument, truncate) if isinstance(item, list) else next(found) for item in items]
@@ -259,6 +268,14 @@ class Service:
         wrong = next((token for token in ids if token >= known), None)
         if wrong is not None:
             raise invalid(f"`{argument}` must have token ids below {known}, got {wrong}")
+
+
+def _can_tokenize(task: AnyTask, texts: Sequence[Any]) -> bool:
+    try:
+        task.tokenize(texts)
+    except ValueError:
+        return False
+    return True
 
 
 def _rename(error: ValueError, argument: str) -> str:
