@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from helpers.paths import ROOT
 
+from bench.serving import server
 from bench.serving.server import PROGRAM, Answers, Server, row
 
 pytest.importorskip("aiohttp")
@@ -106,3 +107,14 @@ def test_the_programs_of_other_processes_import_nothing_of_this_project() -> Non
         assert "bench." not in text.replace("bench.run", "")
         assert "erniem_fast" not in text
     assert Path(PROGRAM).exists()
+
+
+def test_a_latency_counts_from_when_a_request_was_due(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, process: Any
+) -> None:
+    told = {"requests": [[0.0, 0.5, 1.0, 200], [1.0, 1.0, 1.5, "TimeoutError"]], "seconds": 2.0, "cpu_seconds": 0.5}
+    (tmp_path / "load.py").write_text(f"print({json.dumps(told)!r})", encoding="utf-8")
+    monkeypatch.setattr(server, "PROGRAM", tmp_path / "load.py")
+    answers = Server(process, "", []).answers(2.0, rate=1.0)
+    assert (answers.latency_s.tolist(), answers.late_s.tolist()) == ([1.0, 0.5], [0.5, 0.0])
+    assert (answers.failures, answers.answered_per_s, answers.generator_cores) == ({"TimeoutError": 1}, 0.5, 0.25)
