@@ -255,29 +255,27 @@ OLD_KEYS: dict[str, Callable[[str], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("form", ["now", *OLD_KEYS])
-@pytest.mark.parametrize(
-    ("labels", "function"),
-    [(1, None), (1, nn.Identity()), pytest.param(3, nn.Softmax(-1), marks=slow), (3, None)],
-    ids=str,
-)
+CROSS_ENCODERS = [
+    ("now", 1, None), ("version 3", 1, nn.Identity()), ("version 5", 3, None),
+    *(pytest.param(form, 3, nn.Softmax(-1), marks=slow) for form in ("now", *OLD_KEYS)),
+    *(pytest.param(form, 1, nn.Tanh(), marks=slow) for form in ("now", *OLD_KEYS)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("form", "labels", "function"), CROSS_ENCODERS, ids=str)
 def test_the_activation_of_a_cross_encoder(
     form: str, labels: int, function: nn.Module | None, tmp_path: Path, texts: list[str]
 ) -> None:
-    base, folder = (
-        save_family(tmp_path / "base", "Bert", "ForSequenceClassification", num_labels=labels),
-        tmp_path / "it",
-    )
+    base = save_family(tmp_path / "base", "Bert", "ForSequenceClassification", num_labels=labels)
+    folder = tmp_path / "saved"
     model = CrossEncoder(str(base), max_length=MAX, activation_fn=function, device="cpu")
     if form == "now":
         model.save(str(folder), create_model_card=False)
     else:
         model.model.save_pretrained(folder)
         model.tokenizer.save_pretrained(folder)
-        change_json(
-            folder / "config.json",
-            **OLD_KEYS[form](f"{type(model.activation_fn).__module__}.{type(model.activation_fn).__name__}"),
-        )
+        cls = type(model.activation_fn)
+        change_json(folder / "config.json", **OLD_KEYS[form](f"{cls.__module__}.{cls.__name__}"))
     pairs = [*zip(texts, reversed(texts), strict=True)]
     expected = CrossEncoder(str(folder), device="cpu").predict(pairs)
     assert np.ptp(expected) > 1e-3
