@@ -114,7 +114,8 @@ def measure(part: str, options: argparse.Namespace) -> int:
     about = {"suite": part, "tiny": options.tiny, "providers": options.provider, "only": options.only}
     about |= describe(chosen[0].setting.device)
     if part == "serving":
-        about["versions"] |= serving.versions()
+        further = serving.describe()
+        about |= further | {"versions": about["versions"] | further["versions"]}
     file = _file(part, options, about)
     if file is None:
         return 1

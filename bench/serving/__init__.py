@@ -2,8 +2,8 @@
 
 from .forward import FORWARD
 from .server import SERVER
-from .setup import SETUP, add_options, versions
+from .setup import SETUP, add_options, describe
 from .texts import ENGINE, PIPELINES, SENTENCES
 
 BENCHMARKS = (FORWARD, ENGINE, SENTENCES, PIPELINES, SERVER)
-__all__ = ["BENCHMARKS", "SETUP", "add_options", "versions"]
+__all__ = ["BENCHMARKS", "SETUP", "add_options", "describe"]
