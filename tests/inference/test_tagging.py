@@ -67,11 +67,17 @@ def test_short_texts_equal_the_pipeline(family: str) -> None:
         assert any(found)
 
 
-@pytest.mark.parametrize("stride", [13, pytest.param(0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("strategies", "stride"),
+    [
+        (("simple", "average"), 13),
+        *(pytest.param(STRATEGIES[1:], stride, marks=pytest.mark.slow) for stride in (0, 13)),
+    ],
+)
 @pytest.mark.parametrize("family", EACH)
-def test_long_texts_equal_the_pipeline_s_windows(family: str, stride: int) -> None:
+def test_long_texts_equal_the_pipeline_s_windows(family: str, strategies: tuple[str, ...], stride: int) -> None:
     pipe, _, tag = made(family)
-    for strategy in STRATEGIES[1:]:
+    for strategy in strategies:
         expected = [pipe(text, aggregation_strategy=strategy, stride=stride) if text else [] for text in LONG]
         found = tag(LONG, aggregation_strategy=strategy, stride=stride)
         assert_same(found, expected)
