@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from numbers import Integral
 from typing import Any
 
+import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..modeling import ErnieMModel
@@ -41,10 +42,9 @@ def check_head(model: Any, model_class: type, tokenizer: object) -> None:
     expected: type = ErnieMTokenizer
     if not isinstance(wrapped, model_class):
         if not (_has_name(wrapped, model_class) and isinstance(wrapped.base_model, PackedEncoder)):
-            raise TypeError(
-                f"model must be an erniem_fast.{model_class.__name__}, got {_class_name(wrapped)}; heads of other "
-                f"families are taken once padding_free has changed them"
-            )
+            others = hasattr(transformers, f"Bert{_ending(model_class)}")
+            hint = "; heads of other families are taken once padding_free has changed them" if others else ""
+            raise TypeError(f"model must be an erniem_fast.{model_class.__name__}, got {_class_name(wrapped)}{hint}")
         expected = PreTrainedTokenizerBase
         reason = wrapped.reason_to_refuse_packed({}) if isinstance(wrapped, PackedHead) else None
         if reason is not None:
@@ -67,9 +67,14 @@ def check_offsets(tokenizer: Any) -> None:
         )
 
 
+def _ending(model_class: type) -> str:
+    """Name of a head without that of its family."""
+    return model_class.__name__.removeprefix("ErnieM")
+
+
 def _has_name(model: object, model_class: type) -> bool:
     """True for a head of transformers, or a subclass, that does what ErnieM's `model_class` does."""
-    ending = model_class.__name__.removeprefix("ErnieM")
+    ending = _ending(model_class)
     return isinstance(model, PreTrainedModel) and any(
         cls.__module__.startswith("transformers.models.") and cls.__name__.removesuffix("Simple").endswith(ending)
         for cls in type(model).__mro__
