@@ -19,7 +19,7 @@ def check_parts(model: Any, model_class: type, tokenizer: object, batch_tokens: 
 
     Raises:
         TypeError: another class.
-        ValueError: another number.
+        ValueError: a head that takes no packed batches, or another number.
     """
     check_head(model, model_class, tokenizer)
     check_whole("batch_tokens", batch_tokens, 1)
@@ -36,7 +36,8 @@ def check_head(model: Any, model_class: type, tokenizer: object) -> None:
         tokenizer: an `ErnieMTokenizer` for ErnieM, one of transformers for another family.
 
     Raises:
-        TypeError: another class, or a head that takes no packed batches.
+        TypeError: another class.
+        ValueError: a head that takes no packed batches.
     """
     wrapped = model.get_base_model() if hasattr(model, "get_base_model") else model
     expected: type = ErnieMTokenizer
@@ -50,7 +51,7 @@ def check_head(model: Any, model_class: type, tokenizer: object) -> None:
         if reason is not None:
             name = type(wrapped).__name__
             simple = f"; expected {name}Simple" if name == "XLMForQuestionAnswering" else ""
-            raise TypeError(f"model must take packed batches, got a {name}: {reason}{simple}")
+            raise ValueError(f"model must take packed batches, got a {name}: {reason}{simple}")
     if not isinstance(tokenizer, expected):
         home = "a transformers" if expected is PreTrainedTokenizerBase else "an erniem_fast"
         raise TypeError(f"tokenizer must be {home}.{expected.__name__}, got {_class_name(tokenizer)}")
@@ -59,9 +60,9 @@ def check_head(model: Any, model_class: type, tokenizer: object) -> None:
 
 
 def check_offsets(tokenizer: Any) -> None:
-    """Raise a TypeError where a tokenizer can't tell the characters of its tokens."""
+    """Raise a ValueError where a tokenizer can't tell the characters of its tokens."""
     if not tokenizer.is_fast:
-        raise TypeError(
+        raise ValueError(
             f"tokenizer must give the characters of its tokens, as fast tokenizers do, got the slow "
             f"{_class_name(tokenizer)}"
         )

@@ -147,5 +147,5 @@ def test_bad_arguments_are_named() -> None:
 def test_a_tokenizer_without_offsets_is_refused() -> None:
     pytest.importorskip("sacremoses")
     _, fast, tokenizer = make("XLM", "ForTokenClassification", **TAGS)
-    with pytest.raises(TypeError, match=r"tokenizer must give the characters .* got the slow .*XLMTokenizer"):
+    with pytest.raises(ValueError, match=r"tokenizer must give the characters .* got the slow .*XLMTokenizer"):
         Tagging(fast, tokenizer, Runner(fast))
