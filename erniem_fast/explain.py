@@ -41,7 +41,7 @@ def _lines(model: nn.Module) -> Iterator[str]:
         if isinstance(module, PackedEncoder):
             yield from _explain_encoder(title, module, module.reason_not_packed({}), _layers(module))
         elif isinstance(module, modeling.ErnieMModel):
-            yield from _explain_encoder(title, module, None, [(layer.parts(), None) for layer in module.encoder.layers])
+            yield from _explain_encoder(title, module, None, _of_ernie_m(module.encoder.layers))
         elif isinstance(module, PackedMaskedLM):
             rows = "labelled tokens" if module.loss_only else "real tokens"
             yield f"{title}: projects {rows} only"
@@ -71,6 +71,10 @@ def _layers(encoder: PackedEncoder) -> list[tuple[LayerParts | None, str | None]
         parts = None if reason else encoder.parts(index)
         found.append((parts, f"transformers' own, on padded tokens: {reason}" if reason else None))
     return found
+
+
+def _of_ernie_m(layers: Any) -> list[tuple[LayerParts | None, str | None]]:
+    return [(layer.parts(), None) for layer in layers]
 
 
 def _say_parts(parts: LayerParts | None, names: dict[int, str]) -> str:

@@ -78,7 +78,7 @@ class ErnieMEncoderLayer(modules.ErnieMEncoderLayer):
         attention: Any = self.self_attn
         out = None
         if fusion.is_plain(attention, ErnieMAttention) and fusion.is_plain(attention.self_attn, ErnieMSelfAttention):
-            attention, out = attention.self_attn.parts(), attention.out_proj  # type: ignore[operator]
+            attention, out = attention.self_attn.parts(), attention.out_proj
         return LayerParts(
             attention, out, self.dropout1, self.norm1, self.linear1, self.activation, self.dropout, self.linear2,
             self.dropout2, self.norm2, self.layer_index,
