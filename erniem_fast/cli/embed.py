@@ -5,72 +5,94 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from ..inference.embed import embed, tokenize
-from ..inference.loading import load_config, load_encoder, load_tokenizer
+from ..files.formats import VECTOR, VECTOR_FORMATS
 from ..inference.pooling import POOLINGS
-from .errors import InputError, say_on_stderr
-from .files import check_distinct, check_texts, read_texts, vector_file
+from .job import Job, Work
 from .options import (
     BatchTokensOption,
     DeviceOption,
     DtypeOption,
+    FormatOption,
+    IdColumnOption,
+    InputArgument,
     ModelOption,
-    TextsArgument,
+    RestartOption,
+    TextColumnOption,
     parse_choice,
     parse_count,
-    parse_device,
-    parse_dtype,
 )
 
 
 def embed_command(
-    texts: TextsArgument,
+    source: InputArgument,
     model: ModelOption,
     out: Annotated[
         str,
         typer.Option(
-            metavar="FILE", help="The .npy file to write, or - for stdout: float32 (lines, hidden).", show_default=False
+            metavar="FILE",
+            help="What to write: .npy (also no ending, and - for stdout) or .safetensors, float32 (texts, dim); .jsonl "
+            "or .parquet with the column embedding.",
+            show_default=False,
         ),
     ],
+    text_column: TextColumnOption = "text",
+    id_column: IdColumnOption = "id",
+    input_format: FormatOption = None,
     pooling: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="|".join(POOLINGS),
-            help=" ".join(f"{name}: {pooling.description}." for name, pooling in POOLINGS.items()),
+            help=" ".join(f"{name}: {pooling.description}." for name, pooling in POOLINGS.items())
+            + " Otherwise what a sentence-transformers folder says, or mean.",
+            show_default=False,
         ),
-    ] = "mean",
-    batch_tokens: BatchTokensOption = "8192",
-    dtype: DtypeOption = "float32",
+    ] = None,
+    normalize: Annotated[
+        bool | None,
+        typer.Option(
+            "--normalize/--no-normalize",
+            help="Scale vectors to length 1. Otherwise what the folder says.",
+            show_default=False,
+        ),
+    ] = None,
+    truncate_dim: Annotated[
+        str | None, typer.Option(metavar="N", help="Keep the first N numbers of each vector.", show_default=False)
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Put before each text, such as 'query: '.", show_default=False)
+    ] = None,
+    prompt_name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="One of the folder's prompts.", show_default=False)
+    ] = None,
+    batch_tokens: BatchTokensOption = "auto",
+    dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
+    restart: RestartOption = False,
 ) -> None:
-    """Turn each line of TEXTS into a vector.
+    """Turn each text of INPUT into a vector.
 
-    Vectors come in the order of the lines; an empty line gives zeros.
+    Vectors come in the order of the texts; an empty text gives zeros.
 
     Texts of more tokens than the model takes are cut.
 
-    FILE is written at once at the end, or not at all.
+    FILE is put in place as a whole at the end. A run that was stopped is gone on with by the same command.
     """
-    parse_choice("--pooling", pooling, POOLINGS)
-    weights = parse_dtype(dtype)
-    tokens_per_batch = parse_count("--batch-tokens", batch_tokens)
-    place = parse_device(device)
-    check_texts(texts)
-    check_distinct(texts, out)
-    with vector_file(out) as file:
-        lines = read_texts(texts)
-        config = load_config(model, any_family=True)
-        tokenizer = load_tokenizer(model, config)
-        file.allocate(len(lines), config.hidden_size)
-        encoder = load_encoder(model, weights, place, POOLINGS[pooling].reads_pooler, config)
-        most = encoder.limits.max_tokens
-        sequences, truncated = tokenize(lines, tokenizer, most, progress=True)
-        for indices, vectors in embed(encoder, sequences, pooling, tokens_per_batch, progress=True):
-            if not np.isfinite(vectors).all():
-                raise InputError(
-                    f"--dtype {dtype!r}: some vectors are not finite; expected finite weights, "
-                    f"and a dtype that holds what the model computes"
-                )
-            file.write(indices, vectors)
-    if truncated:
-        say_on_stderr(f"{truncated} of {len(lines)} texts were cut to {most} tokens")
+    if pooling is not None:
+        parse_choice("--pooling", pooling, POOLINGS)
+    options = {
+        "pooling": pooling,
+        "normalize": normalize,
+        "truncate_dim": None if truncate_dim is None else parse_count("--truncate-dim", truncate_dim),
+        "prompt": prompt,
+        "prompt_name": prompt_name,
+    }
+    work = Work(
+        task="encode",
+        options=options,
+        columns={"--text-column": text_column},
+        fields={VECTOR: np.ndarray},
+        result=lambda vector: {VECTOR: vector},
+        description="Encoding",
+        formats=VECTOR_FORMATS,
+    )
+    Job.of("embed", source, input_format, id_column, model, out, batch_tokens, dtype, device, restart).run(work)

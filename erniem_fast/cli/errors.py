@@ -12,16 +12,13 @@ import torch
 import typer
 from typer.core import TyperGroup
 
+from ..files.errors import InputError as InputError
 from ..inference.loading import CheckpointError
 from ..inference.progress import LossyStream
 
 USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]  # click's; typer may bring a click of its own
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 """Signals that end the process like SIGINT, which Python turns into an exception by itself."""
-
-
-class InputError(ValueError):
-    """Input that cannot be used. The message is one line: the argument, its value, what is accepted."""
 
 
 def say_on_stderr(line: str) -> None:

@@ -9,29 +9,28 @@ from typing import Annotated, Any
 
 import typer
 
-from ..inference.extraction import information_extraction
-from ..inference.loading import load_config, load_head, load_tokenizer
-from ..inference.schema import LANGUAGES, parse_schema
-from ..modeling import ErnieMForInformationExtraction
+from ..inference.schema import LANGUAGES, Node, parse_schema
 from .errors import InputError
-from .files import check_distinct, check_texts, read_texts, record_file
+from .job import Job, Work
 from .options import (
     BatchTokensOption,
     DeviceOption,
     DtypeOption,
+    FormatOption,
+    IdColumnOption,
+    InputArgument,
     ModelOption,
-    TextsArgument,
+    RecordsOutOption,
+    RestartOption,
+    TextColumnOption,
     parse_choice,
-    parse_count,
-    parse_device,
-    parse_dtype,
 )
 
 ACCEPTED_SCHEMA = 'expected JSON that starts with {, [ or ", or the path of a JSON file'
 
 
 def extract_command(
-    texts: TextsArgument,
+    source: InputArgument,
     schema: Annotated[
         str,
         typer.Option(
@@ -48,38 +47,41 @@ def extract_command(
     threshold: Annotated[
         str, typer.Option(metavar="P", help="Probability that a span's start and its end must exceed.")
     ] = "0.5",
-    out: Annotated[str, typer.Option(metavar="FILE", help="The .jsonl file to write, or - for stdout.")] = "-",
-    batch_tokens: BatchTokensOption = "8192",
-    dtype: DtypeOption = "float32",
+    text_column: TextColumnOption = "text",
+    out: RecordsOutOption = "-",
+    id_column: IdColumnOption = "id",
+    input_format: FormatOption = None,
+    batch_tokens: BatchTokensOption = "auto",
+    dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
+    restart: RestartOption = False,
 ) -> None:
-    """Find in each line of TEXTS what a schema names, with a UIE model.
+    """Find in each text of INPUT what a schema names, with a UIE model.
 
-    Writes a line of JSON a text, in order: {NAME: [{"text": SPAN, "start": ..., "end": ..., "probability": ...}]}.
+    Results: {NAME: [{"text": SPAN, "start": ..., "end": ..., "probability": ...}]}, in the order of the texts.
 
     Texts of any length are read, in windows if need be. Names that nothing was found for are absent.
 
-    FILE is written at once at the end, or not at all.
+    FILE is put in place as a whole at the end. A run that was stopped is gone on with by the same command.
     """
     parse_choice("--language", language, LANGUAGES)
-    weights = parse_dtype(dtype)
     least = parse_threshold(threshold)
-    tokens_per_batch = parse_count("--batch-tokens", batch_tokens)
-    place = parse_device(device)
     names = read_schema(schema)
-    check_texts(texts)
-    check_distinct(texts, out)
-    with record_file(out) as file:
-        lines = read_texts(texts)
-        config = load_config(model)
-        tokenizer = load_tokenizer(model, config)
-        head = load_head(model, ErnieMForInformationExtraction, config, weights, place)
-        extract = information_extraction(head, tokenizer, batch_tokens=tokens_per_batch)
-        with _naming(f"--schema {schema!r:.80}"):
-            results = extract.stream(lines, names, language=language, threshold=least, progress=True)
-        with _naming(f"--dtype {dtype!r}"):
-            for result in results:
-                file.write(result)
+    work = Work(
+        task="extract",
+        options={"schema": names, "language": language, "threshold": least},
+        columns={"--text-column": text_column},
+        fields=_fields(parse_schema(names)),
+        result=dict,
+        description="Extracting",
+    )
+    Job.of("extract", source, input_format, id_column, model, out, batch_tokens, dtype, device, restart).run(work)
+
+
+def _fields(nodes: tuple[Node, ...]) -> dict[str, Any]:
+    """Types of the answers to the names of a schema."""
+    span = {"text": str, "start": int, "end": int, "probability": float}
+    return {node.name: [span | ({"relations": _fields(node.children)} if node.children else {})] for node in nodes}
 
 
 def parse_threshold(value: str) -> float:

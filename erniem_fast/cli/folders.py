@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .atomic import naming
+from ..files.atomic import naming
 from .errors import InputError
 
 ACCEPTED_FOLDER = "expected an empty folder, or the name of a new one in a folder that exists"

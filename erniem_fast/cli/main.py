@@ -7,9 +7,11 @@ import typer
 from huggingface_hub import constants
 from huggingface_hub.utils import enable_progress_bars  # type: ignore[attr-defined]
 
+from ..files.atomic import STANDARD_STREAM
 from ..inference.loading import load_config
 from ..version import __version__
-from .atomic import STANDARD_STREAM
+from .answer import answer_command
+from .classify import classify_command
 from .convert import convert_command
 from .demo import demo as run_demo
 from .embed import embed_command
@@ -17,6 +19,8 @@ from .errors import InputError, OneLineErrors, say_on_stderr
 from .export import export_command
 from .extract import extract_command
 from .options import DTYPES, DeviceOption, ModelOption, parse_device, parse_dtype
+from .serve import serve_command
+from .tag import tag_command
 from .verify import verify as run_verify
 from .warm_up import warm_up
 from .zero_shot import zero_shot_command
@@ -45,10 +49,14 @@ def main(
 
 
 app.command("embed")(embed_command)
+app.command("classify")(classify_command)
+app.command("zero-shot")(zero_shot_command)
+app.command("tag")(tag_command)
+app.command("answer")(answer_command)
+app.command("extract")(extract_command)
 app.command("export")(export_command)
 app.command("convert")(convert_command)
-app.command("extract")(extract_command)
-app.command("zero-shot")(zero_shot_command)
+app.command("serve")(serve_command)
 
 
 @app.command("verify")

@@ -6,15 +6,41 @@ from typing import Annotated
 import torch
 import typer
 
+from ..files.source import ACCEPTED
+from ..inference.engine import DTYPES as ENGINE_DTYPES
 from .errors import InputError
 
 DTYPES = ("float32", "bfloat16", "float16")
 
-TextsArgument = Annotated[
+InputArgument = Annotated[
     str,
     typer.Argument(
-        metavar="TEXTS", help="UTF-8, one text a line: .txt or no ending, or - for stdin.", show_default=False
+        metavar="INPUT",
+        help="UTF-8 .txt (or no ending, one text a line), .jsonl, .csv or .parquet, each also with .gz; - for stdin.",
+        show_default=False,
     ),
+]
+FormatOption = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        metavar="|".join(ACCEPTED),
+        help="What INPUT is, whatever its ending; stdin is txt otherwise.",
+        show_default=False,
+    ),
+]
+TextColumnOption = Annotated[str, typer.Option(metavar="NAME", help="Column with the texts of .jsonl, .csv, .parquet.")]
+IdColumnOption = Annotated[
+    str, typer.Option(metavar="NAME", help="Column that names a record, which goes into the result if INPUT has it.")
+]
+RecordsOutOption = Annotated[
+    str,
+    typer.Option(
+        metavar="FILE", help="What to write: .jsonl (also no ending, and - for stdout), one object a line, or .parquet."
+    ),
+]
+RestartOption = Annotated[
+    bool, typer.Option("--restart", help="Begin anew, whatever a run that was stopped left in FILE.partial.")
 ]
 ModelOption = Annotated[
     str,
@@ -26,9 +52,17 @@ ModelOption = Annotated[
     ),
 ]
 BatchTokensOption = Annotated[
-    str, typer.Option(metavar="N", help="Most tokens of a batch; a longer text makes a batch alone.")
+    str,
+    typer.Option(
+        metavar="auto|N", help="Most tokens of a batch; a longer text makes a batch alone. auto: by the memory."
+    ),
 ]
-DtypeOption = Annotated[str, typer.Option(metavar="TYPE", help=f"What to compute in: {', '.join(DTYPES)}.")]
+DtypeOption = Annotated[
+    str,
+    typer.Option(
+        metavar="|".join(ENGINE_DTYPES), help="What to compute in; auto: bfloat16 where that is fast, else float32."
+    ),
+]
 DeviceOption = Annotated[str, typer.Option(metavar="auto|cpu|cuda[:N]", help="auto: a GPU if there is one.")]
 
 
@@ -42,6 +76,15 @@ def parse_count(name: str, value: str) -> int:
     if number < 1:
         raise InputError(f"{name} {value!r}: expected a whole number of at least 1")
     return number
+
+
+def parse_batch_tokens(value: str) -> int | None:
+    """Parse a number of tokens; "auto" is None.
+
+    Raises:
+        InputError: the value is anything else.
+    """
+    return None if value == "auto" else parse_count("--batch-tokens", value)
 
 
 def parse_choice(name: str, value: str, accepted: Iterable[str]) -> str:

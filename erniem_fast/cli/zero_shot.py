@@ -5,25 +5,25 @@ from typing import Annotated
 import typer
 
 from ..inference.arguments import list_texts
-from ..inference.loading import load_config, load_head, load_tokenizer
-from ..inference.zero_shot import HYPOTHESIS_TEMPLATE, fill_template, split_labels, zero_shot_classification
-from ..modeling import ErnieMForSequenceClassification
-from .errors import InputError, say_on_stderr
-from .files import check_distinct, check_texts, read_texts, record_file
+from ..inference.zero_shot import HYPOTHESIS_TEMPLATE, fill_template, split_labels
+from .errors import InputError
+from .job import Job, Work, naming_options
 from .options import (
     BatchTokensOption,
     DeviceOption,
     DtypeOption,
+    FormatOption,
+    IdColumnOption,
+    InputArgument,
     ModelOption,
-    TextsArgument,
-    parse_count,
-    parse_device,
-    parse_dtype,
+    RecordsOutOption,
+    RestartOption,
+    TextColumnOption,
 )
 
 
 def zero_shot_command(
-    texts: TextsArgument,
+    source: InputArgument,
     model: ModelOption,
     labels: Annotated[
         str | None, typer.Option(metavar="A,B,...", help="Labels between commas.", show_default=False)
@@ -38,50 +38,39 @@ def zero_shot_command(
     multi_label: Annotated[
         bool, typer.Option("--multi-label", help="Any number of labels may fit: each is scored by itself.")
     ] = False,
-    out: Annotated[str, typer.Option(metavar="FILE", help="The .jsonl file to write, or - for stdout.")] = "-",
-    batch_tokens: BatchTokensOption = "8192",
-    dtype: DtypeOption = "float32",
+    text_column: TextColumnOption = "text",
+    out: RecordsOutOption = "-",
+    id_column: IdColumnOption = "id",
+    input_format: FormatOption = None,
+    batch_tokens: BatchTokensOption = "auto",
+    dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
+    restart: RestartOption = False,
 ) -> None:
-    """Say which of the labels fits each line of TEXTS.
+    """Say which of the labels fits each text of INPUT.
 
-    Writes a line of JSON a text, in order: {"sequence": TEXT, "labels": [BEST, ...], "scores": [...]}.
+    Results: {"sequence": TEXT, "labels": [BEST, ...], "scores": [...]}, in the order of the texts.
 
-    An empty line gets no labels. Texts of more tokens than the model takes are cut.
+    An empty text gets no labels. Texts of more tokens than the model takes are cut.
 
-    FILE is written at once at the end, or not at all.
+    FILE is put in place as a whole at the end. A run that was stopped is gone on with by the same command.
     """
-    weights = parse_dtype(dtype)
     names = (split_labels(labels) if labels is not None else []) + (label or [])
     if not names:
         raise InputError("--labels: expected at least one label, with --labels A,B,... or --label LABEL")
-    try:
+    with naming_options():
         fill_template(hypothesis_template, list_texts("candidate_labels", names))
-    except ValueError as error:
-        raise _input_error(error) from error
-    tokens_per_batch = parse_count("--batch-tokens", batch_tokens)
-    place = parse_device(device)
-    check_texts(texts)
-    check_distinct(texts, out)
-    with record_file(out) as file:
-        lines = read_texts(texts)
-        config = load_config(model)
-        tokenizer = load_tokenizer(model, config)
-        head = load_head(model, ErnieMForSequenceClassification, config, weights, place)
-        try:
-            classify = zero_shot_classification(head, tokenizer, batch_tokens=tokens_per_batch)
-            pairs = classify.tokenize(lines, names, hypothesis_template, progress=True)
-            results = classify.classify(pairs, lines, names, multi_label, progress=True)
-        except ValueError as error:
-            raise _input_error(error) from error
-        for result in results:
-            file.write(result)
-    if pairs.truncated:
-        say_on_stderr(f"{pairs.truncated} of {len(lines)} texts were cut to leave room for the hypotheses")
-
-
-def _input_error(error: ValueError) -> InputError:
-    """Name the option behind the argument that a message names."""
-    options = {"hypothesis_template": "--hypothesis-template", "candidate_labels": "--labels"}
-    option = next((option for name, option in options.items() if str(error).startswith(name)), "--model")
-    return InputError(f"{option}: {error}")
+    work = Work(
+        task="zero_shot",
+        options={
+            "candidate_labels": names,
+            "hypothesis_template": hypothesis_template,
+            "multi_label": multi_label,
+        },
+        columns={"--text-column": text_column},
+        fields={"sequence": str, "labels": [str], "scores": [float]},
+        result=dict,
+        description="Classifying",
+        cut="were cut to leave room for the hypotheses",
+    )
+    Job.of("zero-shot", source, input_format, id_column, model, out, batch_tokens, dtype, device, restart).run(work)

@@ -12,16 +12,21 @@ from typing import Any
 import numpy as np
 import torch
 
+from .classification import Classification, Reranking
 from .embedding import Embedding, TokenEmbeddings
-from .loading import load_config, load_model, load_tokenizer
+from .extraction import Extraction
+from .loading import inner_folder, load_config, load_model, load_tokenizer
 from .precision import auto_dtype
 from .progress import progress_bar
 from .projections import join_projections
 from .quantisation import quantise_int8
+from .question_answering import Answering, items_of
 from .runner import Runner
-from .settings import SentenceSettings, read_settings
+from .settings import SentenceSettings, prepare, read_settings
 from .stream import stream
+from .tagging import Tagging
 from .task import AnyTask
+from .zero_shot import ZeroShot
 
 MANY_ITEMS = 1024
 """More items than these show a progress bar unless told otherwise."""
@@ -98,9 +103,10 @@ class Encoder:
         place = _check_device(device)
         kind = _check_dtype(dtype)
         settings = read_settings(name)
-        folder = f"{name}/{settings.model_folder}" if settings.model_folder else name
+        folder = inner_folder(name, settings.model_folder)
         config = load_config(folder, any_family=True)
         tokenizer = load_tokenizer(folder, config)
+        prepare(tokenizer, settings)
         weights = auto_dtype(place) if kind == "auto" else torch.float32 if kind == "int8" else getattr(torch, kind)
         model = load_model(folder, config, weights, place)
         if kind == "int8":
@@ -159,7 +165,7 @@ class Encoder:
         self, texts: str | Iterable[str], candidate_labels: str | Iterable[str], *, progress: bool | None = None,
         **options: Any,
     ) -> Any:  # fmt: skip
-        """Label texts by labels chosen now; options and results: see `zero_shot.ZeroShotClassification`."""
+        """Label texts by labels chosen now; options and results: see `zero_shot.ZeroShot`."""
         options["candidate_labels"] = candidate_labels
         return self._all("zero_shot", texts, isinstance(texts, str), progress, options)
 
@@ -169,11 +175,11 @@ class Encoder:
 
     def answer(self, question: Any, context: Any = None, *, progress: bool | None = None, **options: Any) -> Any:
         """Answer questions from contexts; arguments and results: see `question_answering.QuestionAnswering`."""
-        answer: Any = self.task("answer")
-        return answer(question, context, progress=progress, **options)
+        items, is_single = items_of(question, context)
+        return self._all("answer", items[0] if is_single else items, is_single, progress, options)
 
     def extract(self, texts: str | Iterable[str], schema: Any, *, progress: bool | None = None, **options: Any) -> Any:
-        """Find what a schema names; options and results: see `extraction.InformationExtraction`."""
+        """Find what a schema names; options and results: see `extraction.Extraction`."""
         options["schema"] = schema
         return self._all("extract", texts, isinstance(texts, str), progress, options)
 
@@ -268,14 +274,27 @@ def _token_embeddings(encoder: Encoder, **options: Any) -> AnyTask:
     return TokenEmbeddings(encoder.tokenizer, encoder.runner, encoder.settings, encoder.max_tokens, **options)
 
 
+def _head(task: Any) -> Any:
+    """What makes a task that runs a head."""
+    return lambda encoder, **options: task(
+        encoder.model, encoder.tokenizer, encoder.runner, max_tokens=encoder.max_tokens, **options
+    )
+
+
+def _scored(task: Any) -> Any:
+    """What makes a task whose scores may be those of a CrossEncoder's folder."""
+    make = _head(task)
+    return lambda encoder, **options: make(encoder, **({"activation": encoder.settings.activation} | options))
+
+
 TASKS: dict[str, tuple[str | None, Any]] = {
     "encode": (None, _encode),
     "token_embeddings": (None, _token_embeddings),
-    "classify": ("SequenceClassification", None),
-    "rerank": ("SequenceClassification", None),
-    "zero_shot": ("SequenceClassification", None),
-    "tag": ("TokenClassification", None),
-    "answer": ("QuestionAnswering", None),
-    "extract": ("InformationExtraction", None),
+    "classify": ("SequenceClassification", _scored(Classification)),
+    "rerank": ("SequenceClassification", _scored(Reranking)),
+    "zero_shot": ("SequenceClassification", _head(ZeroShot)),
+    "tag": ("TokenClassification", _head(Tagging)),
+    "answer": ("QuestionAnswering", _head(Answering)),
+    "extract": ("InformationExtraction", _head(Extraction)),
 }
 """By name: the head that the model must have, part of its class's name, and what makes the task."""

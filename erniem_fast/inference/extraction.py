@@ -7,23 +7,28 @@ Each level of the schema is one pass: its questions about all texts go through t
 Behaviour: PaddleNLP's Taskflow("information_extraction").
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
 from numbers import Real
 from typing import Any, NamedTuple, overload
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..modeling import ErnieMForInformationExtraction
 from ..packing import PackedBatch
 from ..tokenization import ErnieMTokenizer
 from ..validation import warn_once
-from .arguments import check_eval, check_parts, check_whole, list_texts, max_tokens
-from .batching import plan
+from .arguments import check_eval, check_head, check_parts, check_text, check_whole, list_texts, template_of
+from .arguments import max_tokens as limit
 from .progress import progress_bar
+from .runner import Runner
+from .runs import windows_of
 from .schema import LANGUAGES, Node, Prompt, parse_schema, prompt_of
-from .spans import Answer, Question, Tokens, Window, windows
-from .tokens import SPECIAL_TOKENS, join_pair, tokenize_in_chunks
+from .scores import sigmoid, to_numpy
+from .spans import Answer, Question, Window, windows
+from .tokens import Row, Tokens, tokens_of
 
 Result = dict[str, list[Answer]]
 """Answers about a text by the names of a schema; names without answers are absent."""
@@ -32,14 +37,6 @@ TEXTS_PER_PASS = 256
 CHARACTERS_PER_PASS = 2**20
 MANY_CHARACTERS = 10_000
 """Longer texts, taken together, show a progress bar unless told otherwise."""
-
-
-class Settings(NamedTuple):
-    """Arguments of a call that are not its input."""
-
-    language: str
-    threshold: float
-    stride: int
 
 
 class Place(NamedTuple):
@@ -60,6 +57,158 @@ class Place(NamedTuple):
 
 Asked = tuple[Place, Node, Prompt]
 Questions = dict[tuple[int, Prompt], Question]
+
+
+class Extraction:
+    """Task: what a schema names, found in texts by a UIE model; see `InformationExtraction.__call__`.
+
+    Args:
+        model: in eval mode, on any device; it may carry peft's adapters.
+        tokenizer: of the model.
+        runner: of the model.
+        schema, language, threshold, stride: see `InformationExtraction.__call__`.
+        max_tokens: most tokens of a row; None: what model and tokenizer take.
+
+    Raises:
+        TypeError, ValueError: another model or tokenizer, a model in training mode, or an argument that is not as
+            described.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        runner: Runner,
+        *,
+        schema: Any,
+        language: str = "zh",
+        threshold: float = 0.5,
+        stride: int = 128,
+        max_tokens: int | None = None,
+    ) -> None:
+        check_head(model, ErnieMForInformationExtraction, tokenizer)
+        check_eval(model)
+        if language not in LANGUAGES:
+            raise ValueError(f"language must be one of {', '.join(LANGUAGES)}, got {language!r}")
+        if not _is_below_one(threshold):
+            raise ValueError(f"threshold must be a number of at least 0 and below 1, got {threshold!r}")
+        check_whole("stride", stride, 0)
+        self.model, self.tokenizer, self.runner = model, tokenizer, runner
+        self.language, self.threshold, self.stride = language, float(threshold), stride
+        self._frame = template_of(model, tokenizer).pair
+        self.max_tokens = limit(model, tokenizer, max_tokens)
+        self.nodes = parse_schema(schema)
+        self._check_names(self.nodes)
+        first = [prompt_of(node, None, language).text for node in self.nodes]
+        self._prompt_sizes = [len(tokens.ids) for tokens in tokens_of(first, tokenizer).values()]
+
+    @property
+    def longest_prompt(self) -> int:
+        """Most tokens of a prompt: half of a row is left to the text."""
+        return self.max_tokens // 2 - self._frame.size
+
+    def _check_names(self, nodes: tuple[Node, ...]) -> None:
+        prompts = {node: prompt_of(node, None, LANGUAGES[0]).text for node in nodes}
+        tokens = tokens_of(prompts.values(), self.tokenizer)
+        for node, prompt in prompts.items():
+            length = len(tokens[prompt].ids)
+            if not 0 < length <= self.longest_prompt:
+                raise ValueError(
+                    f"schema has the name {node.name!r:.80}, of {length} tokens; "
+                    f"expected names of 1 to {self.longest_prompt} tokens"
+                )
+            self._check_names(node.children)
+
+    def tokenize(self, texts: Sequence[str], first: int = 0) -> list[Tokens]:
+        """Tokenize each different text once.
+
+        Args:
+            texts: any number of them.
+            first: number of the first one, for messages.
+
+        Raises:
+            TypeError: one is not a str.
+            ValueError: one holds a lone surrogate.
+        """
+        for place, text in enumerate(texts):
+            check_text(f"texts[{first + place}]", text)
+        tokens = tokens_of(texts, self.tokenizer)
+        return [tokens[text] for text in texts]
+
+    def size(self, tokens: Tokens) -> int:
+        """Tokens of a text with the names of the schema's first level; nobody knows how many come below."""
+        return sum(
+            window.stop - window.start + around
+            for around in (size + self._frame.size for size in self._prompt_sizes)
+            for window in windows(len(tokens.ids), self.max_tokens - around, self.stride)
+            if len(tokens.ids)
+        )
+
+    def compute(self, tokens: Sequence[Tokens]) -> list[Result]:
+        """What each text holds.
+
+        Raises:
+            ValueError: the model gives NaN.
+        """
+        results: list[Result] = [{} for _ in tokens]
+        for _ in self.fill(results, tokens):
+            pass
+        return results
+
+    def fill(self, results: list[Result], tokens: Sequence[Tokens]) -> Iterator[float]:
+        """Write answers into the results, one level after the other. Yields each batch's share of its level."""
+        places = [Place(index, result, None, self.nodes) for index, result in enumerate(results)]
+        while places:
+            asked = [
+                (place, node, prompt_of(node, place.parent, self.language)) for place in places for node in place.nodes
+            ]
+            questions = self._questions(asked, tokens)
+            yield from self._ask(list(questions.values()))
+            places = list(_give(asked, questions))
+
+    def _questions(self, asked: list[Asked], tokens: Sequence[Tokens]) -> Questions:
+        """A question for each text and prompt, however many ask it."""
+        tokenized = tokens_of((prompt.text for _, _, prompt in asked), self.tokenizer)
+        room, longest = self.max_tokens - self._frame.size, self.longest_prompt
+        questions: Questions = {}
+        for place, _, prompt in asked:
+            text, prompt_tokens = tokens[place.text], tokenized[prompt.text]
+            length = len(prompt_tokens.ids)
+            if length > longest:
+                warn_once(f"Spans whose prompts would have more than {longest} tokens are not asked about.")
+            elif len(text.ids) and (place.text, prompt) not in questions:
+                parts = windows(len(text.ids), room - length, self.stride)
+                questions[place.text, prompt] = Question(text, prompt, prompt_tokens, parts, self.threshold)
+        return questions
+
+    def _ask(self, questions: list[Question]) -> Iterator[float]:
+        """Put questions to the model. Yields each batch's share of all tokens."""
+        asked = [(question, window) for question in questions for window in question.windows]
+        sizes = [
+            self._frame.size + len(question.prompt_tokens.ids) + window.stop - window.start
+            for question, window in asked
+        ]
+        total = sum(sizes)
+        for part in windows_of(sizes):
+            here = asked[part]
+            rows = [self._row(question, window) for question, window in here]
+            for indices, logits in self.runner.as_completed(rows, self._scores):
+                ends = list(accumulate(len(rows[index].ids) for index in indices))
+                for index, row in zip(indices, np.split(_probabilities(logits), ends[:-1], axis=1), strict=True):
+                    question, window = here[index]
+                    before, between, after = map(len, self._frame.specials)
+                    prompt_end = before + len(question.prompt_tokens.ids)
+                    text = row[:, prompt_end + between : row.shape[1] - after]
+                    question.take(window, row[:, before:prompt_end], text)
+                yield ends[-1] / total
+
+    def _row(self, question: Question, window: Window) -> Row:
+        return self._frame.row(question.prompt_tokens.ids, question.tokens.ids[window.start : window.stop])
+
+    def _scores(self, batch: PackedBatch) -> Tensor:
+        """(2, total_tokens) logits of starts and ends."""
+        output = self.model(batch, return_dict=True)
+        return torch.stack((output.start_logits[0], output.end_logits[0]))
 
 
 class InformationExtraction:
@@ -140,123 +289,35 @@ class InformationExtraction:
         """
         check_eval(self.model)
         texts = list_texts("texts", texts)
-        if language not in LANGUAGES:
-            raise ValueError(f"language must be one of {', '.join(LANGUAGES)}, got {language!r}")
-        if isinstance(threshold, bool) or not isinstance(threshold, Real) or not 0 <= threshold < 1:
-            raise ValueError(f"threshold must be a number of at least 0 and below 1, got {threshold!r}")
-        check_whole("stride", stride, 0)
-        nodes = parse_schema(schema)
-        self._check_names(nodes)
+        task = Extraction(
+            self.model, self.tokenizer, Runner(self.model, self.batch_tokens), schema=schema, language=language,
+            threshold=threshold, stride=stride,
+        )  # fmt: skip
         shown = sum(map(len, texts)) > MANY_CHARACTERS if progress is None else progress
-        return self._results(texts, nodes, Settings(language, float(threshold), stride), shown)
+        return self._results(task, texts, shown)
 
-    @property
-    def max_tokens(self) -> int:
-        """Most tokens of a row."""
-        return max_tokens(self.model, self.tokenizer)
-
-    @property
-    def longest_prompt(self) -> int:
-        """Most tokens of a prompt: half of a row is left to the text."""
-        return self.max_tokens // 2 - SPECIAL_TOKENS
-
-    def _check_names(self, nodes: tuple[Node, ...]) -> None:
-        names = [prompt_of(node, None, LANGUAGES[0]).text for node in nodes]
-        for node, tokens in zip(nodes, self._tokenize(names), strict=True):
-            if not 0 < len(tokens.ids) <= self.longest_prompt:
-                raise ValueError(
-                    f"schema has the name {node.name!r:.80}, of {len(tokens.ids)} tokens; "
-                    f"expected names of 1 to {self.longest_prompt} tokens"
-                )
-            self._check_names(node.children)
-
-    def _tokenize(self, texts: list[str]) -> list[Tokens]:
-        chunks = tokenize_in_chunks(
-            texts, self.tokenizer, progress=False, add_special_tokens=False, return_offsets_mapping=True
-        )
-        return [
-            Tokens(text, np.array(ids, np.int32), np.array(offsets, np.int32).reshape(-1, 2))
-            for chunk, found in chunks
-            for text, ids, offsets in zip(chunk, found["input_ids"], found["offset_mapping"], strict=True)
-        ]
-
-    def _results(
-        self, texts: list[str], nodes: tuple[Node, ...], settings: Settings, progress: bool
-    ) -> Iterator[Result]:
+    def _results(self, task: Extraction, texts: list[str], progress: bool) -> Iterator[Result]:
         with progress_bar(len(texts), "Extracting", " texts", progress) as bar:
-            done, levels = 0, _levels(nodes)
+            done, levels = 0, _levels(task.nodes)
             for part in _parts(texts):
                 results: list[Result] = [{} for _ in part]
-                for share in self._fill(results, part, nodes, settings):
+                for share in task.fill(results, task.tokenize(part, done)):
                     bar.update(share * len(part) / levels)
                 done += len(part)
                 bar.update(done - bar.n)  # levels that nothing was asked at
                 yield from results
 
-    def _fill(
-        self, results: list[Result], texts: list[str], nodes: tuple[Node, ...], settings: Settings
-    ) -> Iterator[float]:
-        """Write answers into the results, one level after the other. Yields each batch's share of its level."""
-        tokens = self._tokenize(texts)
-        places = [Place(index, result, None, nodes) for index, result in enumerate(results)]
-        while places:
-            asked = [
-                (place, node, prompt_of(node, place.parent, settings.language))
-                for place in places
-                for node in place.nodes
-            ]
-            questions = self._questions(asked, tokens, settings)
-            yield from self._ask(list(questions.values()))
-            places = list(_give(asked, questions))
 
-    def _questions(self, asked: list[Asked], tokens: list[Tokens], settings: Settings) -> Questions:
-        """A question for each text and prompt, however many ask it."""
-        prompts = list(dict.fromkeys(prompt for _, _, prompt in asked))
-        tokenized = dict(zip(prompts, self._tokenize([prompt.text for prompt in prompts]), strict=True))
-        room, longest = self.max_tokens - SPECIAL_TOKENS, self.longest_prompt
-        questions: Questions = {}
-        for place, _, prompt in asked:
-            text, prompt_tokens = tokens[place.text], tokenized[prompt]
-            length = len(prompt_tokens.ids)
-            if length > longest:
-                warn_once(f"Spans whose prompts would have more than {longest} tokens are not asked about.")
-            elif len(text.ids) and (place.text, prompt) not in questions:
-                parts = windows(len(text.ids), room - length, settings.stride)
-                questions[place.text, prompt] = Question(text, prompt, prompt_tokens, parts, settings.threshold)
-        return questions
+def _is_below_one(threshold: object) -> bool:
+    return isinstance(threshold, Real) and not isinstance(threshold, bool) and 0 <= threshold < 1  # type: ignore[operator]
 
-    def _ask(self, questions: list[Question]) -> Iterator[float]:
-        """Put questions to the model. Yields each batch's share of all tokens."""
-        rows = [(question, window) for question in questions for window in question.windows]
-        lengths = [
-            SPECIAL_TOKENS + len(question.prompt_tokens.ids) + window.stop - window.start for question, window in rows
-        ]
-        total = sum(lengths)
-        for indices in plan(lengths, self.batch_tokens):
-            batch = PackedBatch.from_sequences((self._row(*rows[i]) for i in indices), self.model.device)
-            probabilities = self._probabilities(batch)
-            start = 0
-            for index in indices:
-                question, window = rows[index]
-                row = probabilities[:, start : start + lengths[index]]
-                prompt_end = 1 + len(question.prompt_tokens.ids)
-                question.take(window, row[:, 1:prompt_end], row[:, prompt_end + 2 : -1])
-                start += lengths[index]
-            yield batch.total_tokens / total
 
-    def _row(self, question: Question, window: Window) -> torch.Tensor:
-        text = question.tokens.ids[window.start : window.stop]
-        return torch.from_numpy(join_pair(self.tokenizer, question.prompt_tokens.ids, text))
-
-    def _probabilities(self, batch: PackedBatch) -> np.ndarray:
-        """(2, total_tokens) float64 of starts and ends."""
-        with torch.inference_mode():
-            output = self.model(batch, return_dict=True)
-            logits = torch.stack((output.start_logits[0], output.end_logits[0]))
-        probabilities: np.ndarray = logits.cpu().double().sigmoid().numpy()
-        if np.isnan(probabilities).any():
-            raise ValueError("model must give finite scores, got NaN: from its weights, or a dtype that is too small")
-        return probabilities
+def _probabilities(logits: Any) -> np.ndarray:
+    """(2, total_tokens) float64."""
+    probabilities = sigmoid(to_numpy(logits))
+    if np.isnan(probabilities).any():
+        raise ValueError("model must give finite scores, got NaN: from its weights, or a dtype that is too small")
+    return probabilities
 
 
 def _parts(texts: list[str]) -> Iterator[list[str]]:

@@ -56,7 +56,7 @@ class LossyStream(io.TextIOBase):
         return getattr(self.stream, "encoding", None) or "utf-8"
 
 
-def progress_bar(total: int | None, description: str, unit: str, shown: bool) -> Any:
+def progress_bar(total: int | None, description: str, unit: str, shown: bool, done: int = 0) -> Any:
     """A tqdm bar on stderr.
 
     Args:
@@ -64,11 +64,13 @@ def progress_bar(total: int | None, description: str, unit: str, shown: bool) ->
         description: text before the bar.
         unit: name of the unit, with a leading space.
         shown: False: a bar that draws nothing.
+        done: units that were done before.
     """
     stream = LossyStream(sys.stderr)
     interval = SECONDS_ON_A_TERMINAL if stream.isatty() else SECONDS_IN_A_LOG
     return tqdm(
         total=total,
+        initial=done,
         desc=description,
         unit=unit,
         unit_scale=True,

@@ -14,16 +14,21 @@ transformers 4.x (arguments, scores).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from ..modeling import ErnieMForQuestionAnswering
 from ..packing import PackedBatch
-from ..tokenization import ErnieMTokenizer
-from .arguments import check_eval, check_parts, check_text, check_whole, max_tokens
-from .batching import as_completed
-from .tokens import SPECIAL_TOKENS, join_pair, tokenize_in_chunks
+from .arguments import check_eval, check_head, check_offsets, check_parts, check_text, check_whole, template_of
+from .arguments import max_tokens as limit
+from .runner import Runner
+from .runs import compute_all, tokenize_all
+from .scores import check_finite, softmax, to_numpy
+from .tokens import Row, Tokens, tokens_of
 
 MAX_SEQ_LEN, DOC_STRIDE, MAX_ANSWER_LEN = 384, 128, 15
 """Defaults of transformers 4.x, all in tokens."""
@@ -55,32 +60,164 @@ class Span(NamedTuple):
     end: int
 
 
-class Tokens(NamedTuple):
-    """A text's token ids, (length,) int32, and their characters, (length, 2)."""
-
-    ids: np.ndarray
-    offsets: np.ndarray
-
-
-class Window(NamedTuple):
-    """A part of a context with its question.
+class Read(NamedTuple):
+    """A question and its context as they are read.
 
     Attributes:
-        pair: number of the question.
-        ids: tokens of the window, special ones included.
-        offsets: (n, 2) characters of its n tokens of the context, which lie before the last [SEP].
+        name: of the question, for messages: "question[3]".
+        question: token ids of the question, (length,) int32.
+        context: tokens of the context.
+        room: most tokens of the context in a window.
+        starts: first token of each window.
     """
 
-    pair: int
-    ids: np.ndarray
-    offsets: np.ndarray
+    name: str
+    question: np.ndarray
+    context: Tokens
+    room: int
+    starts: range
+
+
+class Answering:
+    """Task: answers to questions from contexts of any length; items are dicts with the keys question and context.
+
+    A result is an `Answer`, or a list of them with `top_k` above 1.
+
+    Args:
+        model: a head for question answering, ErnieM's or one of a family that `padding_free` has changed; in eval mode,
+            on any device; it may carry peft's adapters.
+        tokenizer: of the model, one that gives offsets.
+        runner: of the model.
+        top_k, doc_stride, max_answer_len, max_seq_len, handle_impossible_answer: see `QuestionAnswering.__call__`.
+        max_tokens: most tokens of a row; None: what model and tokenizer take.
+
+    Raises:
+        TypeError: another class of model or tokenizer.
+        ValueError: a tokenizer without offsets, a number out of range, or a model in training mode.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        runner: Runner,
+        *,
+        top_k: int = 1,
+        doc_stride: int | None = None,
+        max_answer_len: int = MAX_ANSWER_LEN,
+        max_seq_len: int | None = None,
+        handle_impossible_answer: bool = False,
+        max_tokens: int | None = None,
+    ) -> None:
+        check_head(model, ErnieMForQuestionAnswering, tokenizer)
+        check_offsets(tokenizer)
+        self.model, self.tokenizer, self.runner = model, tokenizer, runner
+        self._frame = template_of(model, tokenizer).pair
+        most = limit(model, tokenizer, max_tokens)
+        self.max_seq_len = min(MAX_SEQ_LEN, most) if max_seq_len is None else max_seq_len
+        check_whole("max_seq_len", self.max_seq_len, self._frame.size + 2, most)
+        if doc_stride is not None:
+            check_whole("doc_stride", doc_stride, 0)
+        check_whole("top_k", top_k, 1)
+        check_whole("max_answer_len", max_answer_len, 1)
+        check_eval(model)
+        self.top_k, self.doc_stride, self.max_answer_len = top_k, doc_stride, max_answer_len
+        self.handle_impossible_answer = handle_impossible_answer
+
+    def tokenize(self, items: Sequence[Any], first: int | None = 0) -> list[Read]:
+        """Tokenize each different text once, and cut contexts into windows.
+
+        Args:
+            items: dicts with the keys question and context; other keys are ignored.
+            first: number of the first item, for messages; None: there is only one.
+
+        Raises:
+            TypeError: an item is no such dict, or one of its texts is not a str.
+            ValueError: a text is empty or has a lone surrogate; a question fills the window, or leaves no more tokens
+                than `doc_stride` to a context that is longer.
+        """
+        places = ["" if first is None else f"[{first + place}]" for place in range(len(items))]
+        pairs = [pair_of(place, item) for place, item in zip(places, items, strict=True)]
+        tokens = tokens_of((text for pair in pairs for text in pair), self.tokenizer)
+        read = []
+        for place, (question, context) in zip(places, pairs, strict=True):
+            for name, text in (("question", question), ("context", context)):
+                offsets = tokens[text].offsets
+                if not (offsets[:, 0] < offsets[:, 1]).any():
+                    raise ValueError(f"{name}{place} must hold text, got {text[:50]!r}")
+            read.append(self._read(f"question{place}", question, tokens[question].ids, tokens[context]))
+        return read
+
+    def _read(self, name: str, question: str, asked: np.ndarray, context: Tokens) -> Read:
+        most, length = self.max_seq_len - self._frame.size, len(context.ids)
+        room = most - len(asked)
+        if room < 1:
+            raise ValueError(
+                f"{name} must leave room for the context, in max_seq_len={self.max_seq_len} at most "
+                f"{most - 1} tokens, got {len(asked)}: {question[:50]!r}"
+            )
+        stride = min(DOC_STRIDE, room // 2) if self.doc_stride is None else self.doc_stride
+        if length > room <= stride:
+            raise ValueError(
+                f"doc_stride must be less than the {room} tokens that max_seq_len={self.max_seq_len} leaves to the "
+                f"context beside {name}, got {stride}"
+            )
+        return Read(name, asked, context, room, window_starts(length, room, stride))
+
+    def size(self, tokens: Read) -> int:
+        """Tokens of all windows of a context, with the question in each."""
+        length, around = len(tokens.context.ids), len(tokens.question) + self._frame.size
+        return sum(min(tokens.room, length - start) + around for start in tokens.starts)
+
+    def rows(self, tokens: Read) -> list[Row]:
+        """The windows of a context, each with the question."""
+        ids = tokens.context.ids
+        return [self._frame.row(tokens.question, ids[start : start + tokens.room]) for start in tokens.starts]
+
+    def compute(self, tokens: Sequence[Read]) -> list[Any]:
+        """The answer to each question, or the answers.
+
+        Raises:
+            ValueError: the model's scores are not finite.
+        """
+        windows = [(place, start) for place, read in enumerate(tokens) for start in read.starts]
+        rows = [row for read in tokens for row in self.rows(read)]
+        spans: list[list[Span]] = [[] for _ in tokens]
+        no_answer = [1.0] * len(tokens)
+        for indices, found in self.runner.as_completed(rows, self._scores):
+            ends = list(accumulate(len(rows[index].ids) for index in indices))
+            parts = np.split(to_numpy(found), ends[:-1], axis=1)
+            for index, logits in zip(indices, parts, strict=True):
+                place, first = windows[index]
+                read = tokens[place]
+                offsets = read.context.offsets[first : first + read.room]
+                behind = logits.shape[1] - len(self._frame.specials[2])
+                scores = np.concatenate([logits[:, :1], logits[:, behind - len(offsets) : behind]], axis=1)
+                check_finite(scores[None], [read.name])
+                some, none = best_spans(scores[0], scores[1], offsets, self.top_k, self.max_answer_len)
+                spans[place] = merge(spans[place] + some, self.top_k)
+                no_answer[place] = min(no_answer[place], none)
+        return [self._answers(*one) for one in zip(tokens, spans, no_answer, strict=True)]
+
+    def _scores(self, batch: PackedBatch) -> Tensor:
+        """(2, total_tokens) logits of starts and ends."""
+        output = self.model(batch, return_dict=True)
+        return torch.stack((output.start_logits[0], output.end_logits[0]))
+
+    def _answers(self, read: Read, spans: list[Span], no_answer: float) -> Any:
+        if self.handle_impossible_answer:
+            spans = merge([*spans, Span(no_answer, 0, 0)], self.top_k)
+        text = read.context.text
+        answers = [Answer(score=score, start=start, end=end, answer=text[start:end]) for score, start, end in spans]
+        return answers[0] if self.top_k == 1 else answers
 
 
 class QuestionAnswering:
     """Callable that answers questions; made by `question_answering`."""
 
-    def __init__(self, model: ErnieMForQuestionAnswering, tokenizer: ErnieMTokenizer, batch_tokens: int) -> None:
+    def __init__(self, model: Any, tokenizer: Any, batch_tokens: int) -> None:
         check_parts(model, ErnieMForQuestionAnswering, tokenizer, batch_tokens)
+        check_offsets(tokenizer)
         self.model, self.tokenizer, self.batch_tokens = model, tokenizer, batch_tokens
 
     def __call__(
@@ -122,120 +259,27 @@ class QuestionAnswering:
                 `doc_stride` to a context that is longer; another argument that can't be right; or the model's scores
                 are not finite.
         """
-        limit = max_tokens(self.model, self.tokenizer)
-        max_seq_len = min(MAX_SEQ_LEN, limit) if max_seq_len is None else max_seq_len
-        check_whole("max_seq_len", max_seq_len, SPECIAL_TOKENS + 2, limit)
-        if doc_stride is not None:
-            check_whole("doc_stride", doc_stride, 0)
-        check_whole("top_k", top_k, 1)
-        check_whole("max_answer_len", max_answer_len, 1)
-        check_eval(self.model)
-
-        pairs, is_single = _pairs(question, context)
-        tokens = self._tokenize(pairs, is_single, progress)
-        windows = self._windows(pairs, tokens, is_single, max_seq_len, doc_stride)
-        spans: list[list[Span]] = [[] for _ in pairs]
-        no_answer = [1.0] * len(pairs)
-        for window, start, end in self._logits(windows, progress):
-            if not (np.isfinite(start).all() and np.isfinite(end).all()):
-                name = _item("question", window.pair, is_single)
-                raise ValueError(f"model must give finite scores, got NaN or infinity for {name}")
-            found, none = best_spans(start, end, window.offsets, top_k, max_answer_len)
-            spans[window.pair] = merge(spans[window.pair] + found, top_k)
-            no_answer[window.pair] = min(no_answer[window.pair], none)
-
-        if handle_impossible_answer:
-            spans = [merge([*some, Span(none, 0, 0)], top_k) for some, none in zip(spans, no_answer, strict=True)]
-        answers = [
-            [Answer(score=score, start=start, end=end, answer=text[start:end]) for score, start, end in some]
-            for (_, text), some in zip(pairs, spans, strict=True)
-        ]
-        results = [some[0] for some in answers] if top_k == 1 else answers
+        task = Answering(
+            self.model, self.tokenizer, Runner(self.model, self.batch_tokens), top_k=top_k, doc_stride=doc_stride,
+            max_answer_len=max_answer_len, max_seq_len=max_seq_len, handle_impossible_answer=handle_impossible_answer,
+        )  # fmt: skip
+        items, is_single = items_of(question, context)
+        read = task.tokenize(items, None) if is_single else tokenize_all(task, items, _is_shown(progress, len(items)))
+        windows = sum(len(one.starts) for one in read)
+        results = list(compute_all(task, read, "Answering", _is_shown(progress, windows)))
         return results[0] if is_single else results
 
-    def _tokenize(self, pairs: Sequence[tuple[str, str]], is_single: bool, progress: bool | None) -> dict[str, Tokens]:
-        """Tokens of each different text."""
-        names: dict[str, str] = {}
-        for place, (question, context) in enumerate(pairs):
-            names.setdefault(question, _item("question", place, is_single))
-            names.setdefault(context, _item("context", place, is_single))
-        tokens = {}
-        chunks = tokenize_in_chunks(
-            list(names), self.tokenizer, _is_shown(progress, len(names)),
-            add_special_tokens=False, return_offsets_mapping=True,
-        )  # fmt: skip
-        for texts, found in chunks:
-            for text, ids, spans in zip(texts, found["input_ids"], found["offset_mapping"], strict=True):
-                offsets = np.array(spans, dtype=np.int64).reshape(-1, 2)
-                if not (offsets[:, 0] < offsets[:, 1]).any():
-                    raise ValueError(f"{names[text]} must hold text, got {text[:50]!r}")
-                tokens[text] = Tokens(np.array(ids, dtype=np.int32), offsets)
-        return tokens
 
-    def _windows(
-        self,
-        pairs: Sequence[tuple[str, str]],
-        tokens: Mapping[str, Tokens],
-        is_single: bool,
-        max_seq_len: int,
-        doc_stride: int | None,
-    ) -> list[Window]:
-        """The windows of every pair, in order."""
-        windows = []
-        for pair, (question, context) in enumerate(pairs):
-            asked, read = tokens[question].ids, tokens[context]
-            room = max_seq_len - SPECIAL_TOKENS - len(asked)
-            name = _item("question", pair, is_single)
-            if room < 1:
-                raise ValueError(
-                    f"{name} must leave room for the context, in max_seq_len={max_seq_len} at most "
-                    f"{max_seq_len - SPECIAL_TOKENS - 1} tokens, got {len(asked)}: {question[:50]!r}"
-                )
-            stride = min(DOC_STRIDE, room // 2) if doc_stride is None else doc_stride
-            if len(read.ids) > room <= stride:
-                raise ValueError(
-                    f"doc_stride must be less than the {room} tokens that max_seq_len={max_seq_len} leaves to the "
-                    f"context beside {name}, got {stride}"
-                )
-            for first in window_starts(len(read.ids), room, stride):
-                part = slice(first, first + room)
-                ids = join_pair(self.tokenizer, asked, read.ids[part])
-                windows.append(Window(pair, ids, read.offsets[part]))
-        return windows
-
-    def _logits(
-        self, windows: Sequence[Window], progress: bool | None
-    ) -> Iterable[tuple[Window, np.ndarray, np.ndarray]]:
-        """Each window, batch by batch, with its start and end logits: of [CLS], then of the tokens of its context."""
-
-        def compute(batch: PackedBatch) -> list[np.ndarray]:
-            output = self.model(batch, return_dict=True)
-            starts, ends = output.start_logits[0].double().cpu().numpy(), output.end_logits[0].double().cpu().numpy()
-            return np.split(np.stack([starts, ends]), batch.cu_seqlens[1:-1].cpu().numpy(), axis=1)
-
-        batches = as_completed(
-            [window.ids for window in windows], compute, self.batch_tokens, self.model.device,
-            "Answering" if _is_shown(progress, len(windows)) else None,
-        )  # fmt: skip
-        for indices, logits in batches:
-            for index, scores in zip(indices, logits, strict=True):
-                window = windows[index]
-                length = len(window.offsets)
-                start, end = np.concatenate([scores[:, :1], scores[:, -1 - length : -1]], axis=1)
-                yield window, start, end
-
-
-def question_answering(
-    model: ErnieMForQuestionAnswering, tokenizer: ErnieMTokenizer, *, batch_tokens: int = 8192
-) -> QuestionAnswering:
+def question_answering(model: Any, tokenizer: Any, *, batch_tokens: int = 8192) -> QuestionAnswering:
     """Make a callable that answers questions from contexts of any length, as the pipeline of transformers 4.x did.
 
         answer = erniem_fast.question_answering(model, tokenizer)
         answer(question="Wo steht der Dom?", context=text)
 
     Args:
-        model: in eval mode, on any device; it may carry peft's adapters.
-        tokenizer: the model's tokenizer.
+        model: a head for question answering, ErnieM's or one of a family that `padding_free` has changed; in eval mode,
+            on any device; it may carry peft's adapters.
+        tokenizer: the model's tokenizer, one that gives offsets.
         batch_tokens: most tokens of a batch.
 
     Returns:
@@ -243,7 +287,8 @@ def question_answering(
 
     Raises:
         TypeError: another class of model or tokenizer.
-        ValueError: `batch_tokens` is no whole number of at least 1.
+        ValueError: a tokenizer without offsets, a head that takes no packed batches, or `batch_tokens` is no whole
+            number of at least 1.
     """
     return QuestionAnswering(model, tokenizer, batch_tokens)
 
@@ -265,7 +310,7 @@ def best_spans(
         top_k: most spans.
         max_answer_len: most tokens of a span.
     """
-    start, end = _softmax(start), _softmax(end)
+    start, end = softmax(start), softmax(end)
     no_answer = float(start[0] * end[0])
     start, end, n = start[1:], end[1:], len(offsets)
     first, last = offsets.T
@@ -300,48 +345,43 @@ def _is_shown(progress: bool | None, count: int) -> bool:
     return count > MANY if progress is None else progress
 
 
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    powers = np.exp(logits - logits.max())
-    return powers / powers.sum()
+def pair_of(place: str, item: Any) -> tuple[str, str]:
+    """Question and context of an item, checked.
+
+    Args:
+        place: of the item, for messages: "[3]".
+        item: a dict with the keys question and context.
+    """
+    if not isinstance(item, Mapping) or not {"question", "context"} <= item.keys():
+        raise ValueError(
+            f"question{place} must be a dict with the keys question and context where "
+            f"no context is given, got {sorted(map(str, item)) if isinstance(item, Mapping) else type(item).__name__}"
+        )
+    for name in ("question", "context"):
+        check_text(f"{name}{place}", item[name])
+    return item["question"], item["context"]
 
 
-def _pairs(question: Any, context: Any) -> tuple[list[tuple[str, str]], bool]:
-    """Pairs of a question and a context, and whether the caller gave one and not a list."""
+def items_of(question: Any, context: Any) -> tuple[list[Any], bool]:
+    """Dicts of a question and a context, and whether the caller gave one and not a list."""
     if context is None:
         if isinstance(question, str):
             raise ValueError("context must be given with question, got None")
         is_single = isinstance(question, Mapping)
-        rows = [question] if is_single else _items("question", question)
-        for place, row in enumerate(rows):
-            if not isinstance(row, Mapping) or not {"question", "context"} <= row.keys():
-                raise ValueError(
-                    f"{_item('question', place, is_single)} must be a dict with the keys question and context where "
-                    f"no context is given, got {sorted(row) if isinstance(row, Mapping) else type(row).__name__}"
-                )
-        questions, contexts = [row["question"] for row in rows], [row["context"] for row in rows]
-    else:
-        is_single = isinstance(question, str) and isinstance(context, str)
-        questions = [question] if isinstance(question, str) else _items("question", question)
-        contexts = [context] if isinstance(context, str) else _items("context", context)
-        if isinstance(question, str):
-            questions *= len(contexts)
-        elif isinstance(context, str):
-            contexts *= len(questions)
-        if len(questions) != len(contexts):
-            raise ValueError(
-                f"question and context must be lists of one length, got {len(questions)} and {len(contexts)}"
-            )
-    for name, texts in (("question", questions), ("context", contexts)):
-        for place, text in enumerate(texts):
-            check_text(_item(name, place, is_single), text)
-    return list(zip(questions, contexts, strict=True)), is_single
+        return ([question] if is_single else _list("question", question)), is_single
+    is_single = isinstance(question, str) and isinstance(context, str)
+    questions = [question] if isinstance(question, str) else _list("question", question)
+    contexts = [context] if isinstance(context, str) else _list("context", context)
+    if isinstance(question, str):
+        questions *= len(contexts)
+    elif isinstance(context, str):
+        contexts *= len(questions)
+    if len(questions) != len(contexts):
+        raise ValueError(f"question and context must be lists of one length, got {len(questions)} and {len(contexts)}")
+    return [{"question": one, "context": other} for one, other in zip(questions, contexts, strict=True)], is_single
 
 
-def _items(name: str, values: Any) -> list[Any]:
+def _list(name: str, values: Any) -> list[Any]:
     if isinstance(values, Mapping) or not isinstance(values, Iterable):
         raise TypeError(f"{name} must be a str or a list, got {type(values).__name__}")
     return list(values)
-
-
-def _item(name: str, place: int, is_single: bool) -> str:
-    return name if is_single else f"{name}[{place}]"

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .schema import Prompt
+from .tokens import Tokens
 
 Answer = dict[str, Any]
 Boundary = tuple[int, float]
@@ -75,20 +76,6 @@ def pair(starts: Sequence[Boundary], ends: Sequence[Boundary]) -> list[tuple[int
         if nearest is not None:
             spans.append((nearest[0], end, nearest[1] * end_probability))
     return spans
-
-
-class Tokens(NamedTuple):
-    """A text's tokens.
-
-    Attributes:
-        text: the text.
-        ids: (length,) int32, without special tokens.
-        offsets: (length, 2) int32, first character and end of each token in the text.
-    """
-
-    text: str
-    ids: np.ndarray
-    offsets: np.ndarray
 
 
 @dataclass(eq=False)

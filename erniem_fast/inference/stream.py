@@ -18,7 +18,7 @@ ITEMS_PER_WINDOW = 64 * 1024
 SECONDS_TO_STOP = 0.1
 
 
-def stream(task: AnyTask, items: Iterable[Any], batch_tokens: int) -> Iterator[Any]:
+def stream(task: AnyTask, items: Iterable[Any], batch_tokens: int, begin: int = 0) -> Iterator[Any]:
     """Results of items, a window at a time, in order of arrival.
 
     A thread reads and tokenizes the next window while the model computes one. It took no longer than the same work in
@@ -28,6 +28,7 @@ def stream(task: AnyTask, items: Iterable[Any], batch_tokens: int) -> Iterator[A
         task: what to do with each item.
         items: read as they are needed, by another thread.
         batch_tokens: tokens that the model computes at once.
+        begin: number of windows of another stream that `items` follow; their windows are then as they would be there.
 
     Yields:
         The results of some items.
@@ -35,18 +36,18 @@ def stream(task: AnyTask, items: Iterable[Any], batch_tokens: int) -> Iterator[A
     Raises:
         Whatever reading or tokenizing an item raises, after the results of those in the windows before it.
     """
-    for window in prefetch(windows(task, items, batch_tokens)):
+    for window in prefetch(windows(task, items, batch_tokens, begin)):
         yield task.compute(window)
 
 
-def windows(task: AnyTask, items: Iterable[Any], batch_tokens: int) -> Iterator[list[Any]]:
+def windows(task: AnyTask, items: Iterable[Any], batch_tokens: int, begin: int = 0) -> Iterator[list[Any]]:
     """Tokenize items, and collect the tokens of some, among which rows of like length are put together.
 
     The first window has one batch, so that the model need not wait for more, and each further one twice as many as that
     before it, up to `BATCHES_PER_WINDOW`.
     """
     window: list[Any] = []
-    batches, tokens = 1, 0
+    batches, tokens = min(2**begin, BATCHES_PER_WINDOW), 0
     for chunk, first in zip(_chunks(items), count(0, ITEMS_PER_CALL), strict=False):
         for found in task.tokenize(chunk, first):
             window.append(found)

@@ -10,25 +10,24 @@ all hypotheses are computed in batches without padding.
 Sources: Yin et al., arXiv 1909.00161; the zero-shot-classification pipeline of transformers (arguments, results).
 """
 
-import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import TypedDict, overload
+from typing import Any, NamedTuple, TypedDict, overload
 
 import numpy as np
 
 from ..modeling import ErnieMForSequenceClassification
-from ..packing import PackedBatch
-from ..tokenization import ErnieMTokenizer
-from .arguments import check_eval, check_parts, check_text, list_texts, max_tokens
-from .batching import as_completed
-from .tokens import SPECIAL_TOKENS, join_pair, tokenize_in_chunks
+from ..validation import warn_once
+from .arguments import check_eval, check_head, check_parts, check_text, list_texts, template_of
+from .arguments import max_tokens as limit
+from .runner import Runner
+from .runs import compute_all, tokenize_all
+from .scores import check_finite, sigmoid, softmax, to_numpy
+from .tokens import Row, ids_of
 
 HYPOTHESIS_TEMPLATE = "This example is {}."
 MANY_PAIRS = 256
 """More pairs than these show a progress bar unless told otherwise."""
-
-logger = logging.getLogger(__name__)
 
 
 class Classified(TypedDict):
@@ -45,76 +44,142 @@ class Classified(TypedDict):
     scores: list[float]
 
 
-class Pairs(Sequence[np.ndarray]):
-    """Every text with every hypothesis, a text after the other: (length,) int32 token ids each.
-
-    They are put together when they are read: all at once may not fit into memory. A text without tokens makes empty
-    pairs.
-
-    Args:
-        texts: token ids of each text, without special tokens.
-        hypotheses: likewise; at most `max_tokens` - `SPECIAL_TOKENS` each.
-        tokenizer: whose special tokens and truncation side count.
-        max_tokens: most tokens of a pair. Of one that is longer the text is cut, as by truncation "only_first".
+class Read(NamedTuple):
+    """A text as it is read.
 
     Attributes:
-        truncated: number of texts that are cut in any of their pairs.
+        name: of the text, for messages: "texts[3]".
+        text: the text.
+        ids: (length,) int32, without special tokens.
+    """
+
+    name: str
+    text: str
+    ids: np.ndarray
+
+
+class ZeroShot:
+    """Task: the labels of texts, by a model of natural language inference; see `ZeroShotClassification.__call__`.
+
+    Args:
+        model: a head for sequence classification, ErnieM's or one of a family that `padding_free` has changed; in eval
+            mode, on any device; it may carry peft's adapters.
+        tokenizer: of the model.
+        runner: of the model.
+        candidate_labels: the labels; a str is split at its commas.
+        hypothesis_template: the hypothesis, with {} in the place of the label.
+        multi_label: any number of labels may fit a text.
+        max_tokens: most tokens of a row; None: what model and tokenizer take.
+        name: of the texts, for messages.
+
+    Attributes:
+        truncated: number of texts that `tokenize` has read and that are cut in any of their pairs.
+
+    Raises:
+        TypeError: another class of model or tokenizer; a label that is not a str.
+        ValueError: a model in training mode, or with a single label; labels, a template or hypotheses that can't be
+            right.
     """
 
     def __init__(
-        self, texts: list[np.ndarray], hypotheses: list[np.ndarray], tokenizer: ErnieMTokenizer, max_tokens: int
+        self,
+        model: Any,
+        tokenizer: Any,
+        runner: Runner,
+        *,
+        candidate_labels: str | Iterable[str],
+        hypothesis_template: str = HYPOTHESIS_TEMPLATE,
+        multi_label: bool = False,
+        max_tokens: int | None = None,
+        name: str = "texts",
     ) -> None:
-        self.texts = texts
-        self._hypotheses = hypotheses
-        self._tokenizer = tokenizer
-        self._rooms = [max_tokens - SPECIAL_TOKENS - len(ids) for ids in hypotheses]
-        self._from_left = tokenizer.truncation_side == "left"
-        self.truncated = sum(len(text) > min(self._rooms) for text in texts)
+        check_head(model, ErnieMForSequenceClassification, tokenizer)
+        self._columns = columns_of(model)
+        check_eval(model)
+        labels = split_labels(candidate_labels) if isinstance(candidate_labels, str) else candidate_labels
+        self.labels = list_texts("candidate_labels", labels)
+        hypotheses = fill_template(hypothesis_template, self.labels)
+        self.model, self.tokenizer, self.runner = model, tokenizer, runner
+        self.multi_label, self.name = multi_label, name
+        self._template = template_of(model, tokenizer)
+        self.truncated = 0
+        room = limit(model, tokenizer, max_tokens) - self._template.pair.size
+        ids = ids_of(hypotheses, tokenizer)
+        self._hypotheses = [ids[hypothesis] for hypothesis in hypotheses]
+        self._rooms = [room - len(tokens) for tokens in self._hypotheses]
+        for label, tokens in zip(self.labels, self._hypotheses, strict=True):
+            if len(tokens) >= room:
+                raise ValueError(
+                    f"candidate_labels must leave room for the text: a hypothesis may have {room - 1} "
+                    f"tokens, got {len(tokens)} for {label!r:.80}"
+                )
 
-    def lengths(self) -> np.ndarray:
-        """(len(self),) int64, the tokens of each."""
-        texts = np.array([len(text) for text in self.texts], dtype=np.int64)[:, None]
-        hypotheses = np.array([len(ids) for ids in self._hypotheses], dtype=np.int64)
-        return np.where(texts, np.minimum(texts, self._rooms) + hypotheses + SPECIAL_TOKENS, 0).ravel()
+    def tokenize(self, texts: Sequence[str], first: int = 0) -> list[Read]:
+        """Tokenize each different text once.
 
-    def __len__(self) -> int:
-        return len(self.texts) * len(self._hypotheses)
+        Args:
+            texts: any number of them.
+            first: number of the first one, for messages.
 
-    @overload
-    def __getitem__(self, index: int) -> np.ndarray: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[np.ndarray]: ...
-    def __getitem__(self, index: int | slice) -> np.ndarray | list[np.ndarray]:
-        if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
-        place, label = divmod(range(len(self))[index], len(self._hypotheses))
-        text, room = self.texts[place], self._rooms[label]
-        if not len(text):
-            return text
-        kept = text[max(0, len(text) - room) :] if self._from_left else text[:room]
-        return join_pair(self._tokenizer, kept, self._hypotheses[label])
+        Raises:
+            TypeError: one is not a str.
+            ValueError: one holds a lone surrogate.
+        """
+        names = [f"{self.name}[{first + place}]" for place in range(len(texts))]
+        for name, text in zip(names, texts, strict=True):
+            check_text(name, text)
+        ids = ids_of(texts, self.tokenizer)
+        self.truncated += sum(len(ids[text]) > min(self._rooms) for text in texts)
+        return [Read(name, text, ids[text]) for name, text in zip(names, texts, strict=True)]
+
+    def size(self, tokens: Read) -> int:
+        """Tokens of a text with all hypotheses."""
+        if not len(tokens.ids):
+            return 0
+        kept = np.minimum(len(tokens.ids), self._rooms) + [len(ids) for ids in self._hypotheses]
+        return int(kept.sum()) + self._template.pair.size * len(kept)
+
+    def rows(self, tokens: Read) -> list[Row]:
+        """A text with every hypothesis; the text is cut, as by truncation "only_first". None without tokens."""
+        return [
+            self._template.pair.row(self._template.cut(tokens.ids, room), hypothesis)
+            for hypothesis, room in zip(self._hypotheses, self._rooms, strict=True)
+            if len(tokens.ids)
+        ]
+
+    def compute(self, tokens: Sequence[Read]) -> list[Classified]:
+        """The labels of each text; none where it has no tokens.
+
+        Raises:
+            ValueError: the model's scores are not finite.
+        """
+        asked = [place for place, text in enumerate(tokens) if len(text.ids)]
+        rows = [row for place in asked for row in self.rows(tokens[place])]
+        logits = np.zeros((len(asked), len(self.labels), 2))
+        batches = self.runner.as_completed(
+            rows, lambda batch: self.model(batch, return_dict=True).logits[:, self._columns]
+        )
+        for indices, found in batches:
+            logits.reshape(-1, 2)[indices] = to_numpy(found)
+        check_finite(logits, [tokens[place].name for place in asked])
+        if self.multi_label or len(self.labels) == 1:
+            scores = sigmoid(logits[..., 0] - logits[..., 1])
+        else:
+            scores = softmax(logits[..., 0])
+        results: list[Classified] = [{"sequence": one.text, "labels": [], "scores": []} for one in tokens]
+        for place, row in zip(asked, scores, strict=True):
+            order = row.argsort(kind="stable")[::-1].tolist()
+            results[place] |= {"labels": [self.labels[i] for i in order], "scores": [float(row[i]) for i in order]}
+        return results
 
 
 class ZeroShotClassification:
     """Callable that classifies texts; made by `zero_shot_classification`."""
 
-    def __init__(self, model: ErnieMForSequenceClassification, tokenizer: ErnieMTokenizer, batch_tokens: int) -> None:
+    def __init__(self, model: Any, tokenizer: Any, batch_tokens: int) -> None:
         check_parts(model, ErnieMForSequenceClassification, tokenizer, batch_tokens)
-        if model.config.num_labels < 2:
-            raise ValueError("model must have at least 2 labels, entailment and contradiction, got 1")
+        columns_of(model)
         self.model, self.tokenizer, self.batch_tokens = model, tokenizer, batch_tokens
-        if self._columns[0] == -1:
-            logger.warning(
-                "No label of the model begins with 'entail' (config.label2id holds %s): the last one is taken for "
-                "entailment, the first for contradiction.", ", ".join(map(str, model.config.label2id)),
-            )  # fmt: skip
-
-    @property
-    def _columns(self) -> list[int]:
-        """Columns of the logits for entailment and contradiction, as the pipeline finds them."""
-        labels = self.model.config.label2id.items()
-        entailment = next((index for label, index in labels if str(label).lower().startswith("entail")), -1)
-        return [entailment, -1 if entailment == 0 else 0]
 
     @overload
     def __call__(  # type: ignore[overload-overlap]  # a str is an iterable of str, too
@@ -157,76 +222,27 @@ class ZeroShotClassification:
                 given twice, or there is none; the template has no place for the label; a hypothesis leaves no room
                 for a text; or the model's scores are not finite.
         """
+        check_eval(self.model)
         texts = list_texts("sequences", sequences)
-        labels = split_labels(candidate_labels) if isinstance(candidate_labels, str) else candidate_labels
-        labels = list_texts("candidate_labels", labels)
-        shown = len(texts) * len(labels) > MANY_PAIRS if progress is None else progress
-        pairs = self.tokenize(texts, labels, hypothesis_template, shown)
-        results = self.classify(pairs, texts, labels, multi_label, shown)
+        task = ZeroShot(
+            self.model, self.tokenizer, Runner(self.model, self.batch_tokens), candidate_labels=candidate_labels,
+            hypothesis_template=hypothesis_template, multi_label=multi_label, name="sequences",
+        )  # fmt: skip
+        shown = len(texts) * len(task.labels) > MANY_PAIRS if progress is None else progress
+        tokens = tokenize_all(task, texts, shown)
+        results: list[Classified] = list(compute_all(task, tokens, "Classifying", shown))
         return results[0] if isinstance(sequences, str) else results
 
-    def tokenize(
-        self, texts: Sequence[str], labels: Sequence[str], hypothesis_template: str, progress: bool = False
-    ) -> Pairs:
-        """Tokenize each text and each hypothesis once; see `__call__`."""
-        check_eval(self.model)
-        hypotheses = fill_template(hypothesis_template, labels)
-        most = max_tokens(self.model, self.tokenizer)
-        ids = self._token_ids(hypotheses, False)
-        for label, tokens in zip(labels, ids, strict=True):
-            if len(tokens) >= most - SPECIAL_TOKENS:
-                raise ValueError(
-                    f"candidate_labels must leave room for the text: a hypothesis may have {most - SPECIAL_TOKENS - 1} "
-                    f"tokens, got {len(tokens)} for {label!r:.80}"
-                )
-        return Pairs(self._token_ids(texts, progress), ids, self.tokenizer, most)
 
-    def classify(
-        self, pairs: Pairs, texts: Sequence[str], labels: Sequence[str], multi_label: bool, progress: bool = False
-    ) -> list[Classified]:
-        """Compute the pairs that `tokenize` made of the texts and labels; see `__call__`."""
-        columns = self._columns
-
-        def compute(batch: PackedBatch) -> np.ndarray:
-            return self.model(batch, return_dict=True).logits[:, columns].cpu().double().numpy()
-
-        logits = np.zeros((len(texts), len(labels), 2))
-        bar = "Classifying" if progress else None
-        batches = as_completed(pairs, compute, self.batch_tokens, self.model.device, bar, pairs.lengths())
-        for indices, found in batches:
-            logits.reshape(-1, 2)[indices] = found
-        if not np.isfinite(logits).all():
-            place = int(np.isfinite(logits).all((1, 2)).argmin())
-            raise ValueError(f"model must give finite scores, got NaN or infinity for sequences[{place}]")
-        entailment = logits[..., 0]
-        if multi_label or len(labels) == 1:
-            scores = 1 / (1 + np.exp(np.minimum(logits[..., 1] - entailment, 700)))
-        else:
-            powers = np.exp(entailment - entailment.max(1, keepdims=True))
-            scores = powers / powers.sum(1, keepdims=True)
-        results: list[Classified] = []
-        for text, tokens, row in zip(texts, pairs.texts, scores, strict=True):
-            order = row.argsort(kind="stable")[::-1] if len(tokens) else []
-            results.append(
-                {"sequence": text, "labels": [labels[i] for i in order], "scores": [float(row[i]) for i in order]}
-            )
-        return results
-
-    def _token_ids(self, texts: Sequence[str], progress: bool) -> list[np.ndarray]:
-        chunks = tokenize_in_chunks(texts, self.tokenizer, progress, add_special_tokens=False)
-        return [np.array(ids, np.int32) for _, found in chunks for ids in found["input_ids"]]
-
-
-def zero_shot_classification(
-    model: ErnieMForSequenceClassification, tokenizer: ErnieMTokenizer, *, batch_tokens: int = 8192
-) -> ZeroShotClassification:
+def zero_shot_classification(model: Any, tokenizer: Any, *, batch_tokens: int = 8192) -> ZeroShotClassification:
     """Make a callable that classifies texts by labels chosen at call time, equal to transformers' pipeline.
 
         classify = zero_shot_classification(model, tokenizer)
         classify(texts, ["travel", "sport"], hypothesis_template="This text is about {}.")
 
     Args:
-        model: a model of natural language inference, in eval mode, on any device; it may carry peft's adapters. Its
+        model: a model of natural language inference, ErnieM's or one of a family that `padding_free` has changed; in
+            eval mode, on any device; it may carry peft's adapters. Its
             label2id names the label whose name begins with "entail"; else the last one counts, and a warning says so.
         tokenizer: of the model.
         batch_tokens: most tokens of a batch; a longer pair makes a batch alone.
@@ -235,10 +251,30 @@ def zero_shot_classification(
         The callable; `ZeroShotClassification.__call__` describes its arguments.
 
     Raises:
-        TypeError: the model is no `ErnieMForSequenceClassification`, or the tokenizer no `ErnieMTokenizer`.
+        TypeError: another class of model or tokenizer.
         ValueError: `batch_tokens` is no whole number of at least 1, or the model has a single label.
     """
     return ZeroShotClassification(model, tokenizer, batch_tokens)
+
+
+def columns_of(model: Any) -> list[int]:
+    """Columns of the logits for entailment and contradiction, as transformers' pipeline finds them.
+
+    A model that names no entailment is warned of, once.
+
+    Raises:
+        ValueError: the model has a single label.
+    """
+    if model.config.num_labels < 2:
+        raise ValueError("model must have at least 2 labels, entailment and contradiction, got 1")
+    labels = model.config.label2id
+    entailment = next((index for label, index in labels.items() if str(label).lower().startswith("entail")), -1)
+    if entailment == -1:
+        warn_once(
+            f"No label of the model begins with 'entail' (config.label2id holds {', '.join(map(str, labels))}): the "
+            f"last one is taken for entailment, the first for contradiction."
+        )
+    return [entailment, -1 if entailment == 0 else 0]
 
 
 def split_labels(labels: str) -> list[str]:

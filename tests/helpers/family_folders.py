@@ -64,11 +64,10 @@ def tokenizer(family: str) -> Any:
     return BertTokenizer(vocab={token: index for index, token in enumerate(tokens)})
 
 
-def save_family(folder: Path, family: str, head: str = "Model", max_tokens: int = MAX_TOKENS, **changes: Any) -> Path:
-    """Save a checkpoint with fresh random weights.
+def build(family: str, head: str = "Model", max_tokens: int = MAX_TOKENS, **changes: Any) -> tuple[Any, Any]:
+    """A model with fresh random weights, and its tokenizer.
 
     Args:
-        folder: of the checkpoint.
         family: a key of `FAMILIES`.
         head: ending of the class.
         max_tokens: most tokens of a sequence.
@@ -88,6 +87,12 @@ def save_family(folder: Path, family: str, head: str = "Model", max_tokens: int 
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    return model, made
+
+
+def save_family(folder: Path, family: str, head: str = "Model", max_tokens: int = MAX_TOKENS, **changes: Any) -> Path:
+    """Save a checkpoint with fresh random weights; arguments are those of `build`."""
+    model, made = build(family, head, max_tokens, **changes)
     model.save_pretrained(folder)
     made.save_pretrained(folder)
     return folder

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 import erniem_fast
 from erniem_fast import ErnieMForQuestionAnswering, question_answering
-from erniem_fast.inference.question_answering import Span, best_spans, window_starts
+from erniem_fast.inference.question_answering import Answering, Span, best_spans, window_starts
+from erniem_fast.inference.runner import Runner
 
 CLS, SEP = 0, 2
 SIZE = {"max_position_embeddings": 514, "initializer_range": 0.3}
@@ -224,18 +225,19 @@ def test_windows_cover_all_tokens_once_and_overlap_by_the_stride(length, room, s
 
 
 def test_windows_are_those_of_the_tokenizer(models, tokenizer):
-    answer = question_answering(models[1], tokenizer)
+    task = Answering(models[1], tokenizer, Runner(models[1]), max_seq_len=56, doc_stride=9)
     for row in ROWS[::8]:
         encoded = tokenizer(
             row["question"], row["context"], truncation="only_second", max_length=56, stride=9,
             return_overflowing_tokens=True, return_offsets_mapping=True,
         )  # fmt: skip
-        pair = [(row["question"], row["context"])]
-        windows = answer._windows(pair, answer._tokenize(pair, True, False), True, 56, 9)
-        assert [window.ids.tolist() for window in windows] == encoded["input_ids"]
-        for number, window in enumerate(windows):
+        (read,) = task.tokenize([row])
+        assert [window.ids.tolist() for window in task.rows(read)] == encoded["input_ids"]
+        assert task.size(read) == sum(map(len, encoded["input_ids"]))
+        for number, start in enumerate(read.starts):
             inside = [i for i, side in enumerate(encoded.sequence_ids(number)) if side == 1]
-            assert window.offsets.tolist() == [list(encoded["offset_mapping"][number][i]) for i in inside]
+            offsets = read.context.offsets[start : start + read.room]
+            assert offsets.tolist() == [list(encoded["offset_mapping"][number][i]) for i in inside]
 
 
 def test_every_form_of_questions(models, tokenizer):

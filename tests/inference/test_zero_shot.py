@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from transformers import pipeline
 
 import erniem_fast
-from erniem_fast import PackedBatch, zero_shot_classification
+from erniem_fast import PackedBatch, validation, zero_shot_classification
 from erniem_fast.cli.verify import sample
-from erniem_fast.inference.zero_shot import Pairs
+from erniem_fast.inference import runs, zero_shot
+from erniem_fast.inference.runner import Runner
+from erniem_fast.inference.zero_shot import ZeroShot
 
 MAX_TOKENS = 64
 NAMES = ("entailment", "neutral", "contradiction")
@@ -77,6 +79,7 @@ def test_equal_to_the_pipeline_in_its_other_forms() -> None:
 
 def test_a_model_that_names_no_entailment(caplog: pytest.LogCaptureFixture) -> None:
     plain, fast = models(("LABEL_0", "LABEL_1", "LABEL_2"))
+    validation._warned.clear()
     with caplog.at_level(logging.WARNING, "erniem_fast"):
         classify = zero_shot_classification(fast, TOKENIZER)
     assert "LABEL_0, LABEL_1, LABEL_2" in caplog.text
@@ -92,7 +95,7 @@ def test_every_text_and_hypothesis_is_tokenized_once(monkeypatch: pytest.MonkeyP
     call = type(tokenizer).__call__
 
     def counted(self: Any, texts: Any, *arguments: Any, **options: Any) -> Any:
-        seen.extend(texts)
+        seen.extend(texts if isinstance(texts, list) else [])  # a str asks what the tokenizer puts around texts
         return call(self, texts, *arguments, **options)
 
     monkeypatch.setattr(type(tokenizer), "__call__", counted)
@@ -101,39 +104,36 @@ def test_every_text_and_hypothesis_is_tokenized_once(monkeypatch: pytest.MonkeyP
 
 
 SIDES = {side: build(truncation_side=side) for side in ("left", "right")}
-IDS = st.lists(st.integers(4, 90), max_size=40)
+WORDS = st.lists(st.sampled_from(["Haus", "la", "天気", "Zug", "rue"]), max_size=30).map(" ".join)
 
 
 @settings(max_examples=30, deadline=None)
 @given(
-    texts=st.lists(IDS, min_size=1, max_size=4),
-    hypotheses=st.lists(IDS.map(lambda ids: ids[:25]), min_size=1, max_size=3),
+    texts=st.lists(WORDS, min_size=1, max_size=4),
+    labels=st.lists(WORDS.map(lambda words: words[:20]).filter(str.strip), min_size=1, max_size=3, unique=True),
     max_tokens=st.integers(30, 60),
     side=st.sampled_from(list(SIDES)),
 )
-@example(texts=[[*range(4, 44)], [5]], hypotheses=[[7] * 25, [8]], max_tokens=40, side="left")
-@example(texts=[[*range(4, 44)], [5]], hypotheses=[[7] * 25, [8]], max_tokens=40, side="right")
-def test_pairs_are_the_tokenizer_s(
-    texts: list[list[int]], hypotheses: list[list[int]], max_tokens: int, side: str
-) -> None:
-    tokenizer = SIDES[side]
-    pairs = Pairs(
-        [np.array(ids, np.int32) for ids in texts], [np.array(ids, np.int32) for ids in hypotheses], tokenizer,
-        max_tokens,
-    )  # fmt: skip
-    cut = set()
-    assert len(pairs) == len(texts) * len(hypotheses)
-    for index, found in enumerate(pairs):
-        text, hypothesis = texts[index // len(hypotheses)], hypotheses[index % len(hypotheses)]
-        expected = tokenizer.prepare_for_model(
-            text, hypothesis, truncation="only_first", max_length=max_tokens, verbose=False
-        )["input_ids"]
-        assert found.tolist() == (expected if text else [])
-        if len(text) + len(hypothesis) + 4 > max_tokens:
-            cut.add(index // len(hypotheses))
-    assert pairs.truncated == len(cut)
-    assert pairs.lengths().tolist() == [len(pair) for pair in pairs]
-    assert [pair.tolist() for pair in pairs[1:]] == [pair.tolist() for pair in list(pairs)[1:]]
+@example(texts=["Haus Zug rue " * 12, "Zug"], labels=["la la la la la", "Zug"], max_tokens=30, side="left")
+@example(texts=["Haus Zug rue " * 12, "Zug"], labels=["la la la la la", "Zug"], max_tokens=30, side="right")
+def test_pairs_are_the_tokenizer_s(texts: list[str], labels: list[str], max_tokens: int, side: str) -> None:
+    tokenizer, fast = SIDES[side], models()[1]
+    task = ZeroShot(
+        fast, tokenizer, Runner(fast), candidate_labels=labels, hypothesis_template="{}", max_tokens=max_tokens
+    )
+    cut = 0
+    read = task.tokenize(texts)
+    for text, found in zip(texts, read, strict=True):
+        own = len(tokenizer(text, add_special_tokens=False)["input_ids"])
+        expected = [
+            tokenizer(text, label, truncation="only_first", max_length=max_tokens)["input_ids"]
+            for label in labels if own
+        ]  # fmt: skip
+        assert [row.ids.tolist() for row in task.rows(found)] == expected
+        assert task.size(found) == sum(map(len, expected))
+        cut += any(own + len(tokenizer(label, add_special_tokens=False)["input_ids"]) + 4 > max_tokens
+                   for label in labels)  # fmt: skip
+    assert task.truncated == cut
 
 
 def test_texts_without_tokens_get_no_labels() -> None:
@@ -178,6 +178,25 @@ def test_the_pairs_need_not_fit_into_memory() -> None:
     zero_shot_classification(fast, TOKENIZER, batch_tokens=150)(TEXTS, LABELS)
     assert max(tokens) <= 150
     assert len(tokens) > 3
+
+
+def test_results_come_a_window_at_a_time_and_the_bar_ends(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, fast = models()
+    classify = zero_shot_classification(fast, TOKENIZER)
+    expected = classify(TEXTS, LABELS)
+    assert capsys.readouterr().err == ""
+    calls: list[int] = []
+    compute = ZeroShot.compute
+    monkeypatch.setattr(ZeroShot, "compute", lambda self, tokens: calls.append(len(tokens)) or compute(self, tokens))
+    monkeypatch.setattr(runs, "TOKENS_PER_WINDOW", 400)
+    assert_same(classify(TEXTS, LABELS, progress=True), expected)
+    assert sum(calls) == len(TEXTS)
+    assert len(calls) > 3
+    shown = capsys.readouterr().err
+    assert "Tokenizing: 100%" in shown
+    assert "Classifying: 100%" in shown
 
 
 BAD: dict[str, tuple[Callable[[Any], Any], type[Exception], str]] = {
@@ -246,7 +265,7 @@ def test_bad_models() -> None:
 
 def test_a_model_in_training_mode_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
     classify = zero_shot_classification(models()[1].train(), TOKENIZER)
-    monkeypatch.setattr(classify, "_token_ids", None)
+    monkeypatch.setattr(zero_shot, "ids_of", None)
     with pytest.raises(ValueError, match="eval mode"):
         classify("a", ["b"])
 

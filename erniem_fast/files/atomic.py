@@ -62,7 +62,7 @@ def _to_stdout(terminal: bool) -> Iterator[BinaryIO]:
         raise InputError("--out '-': stdout is closed; expected a file or a pipe")
     if sys.stdout.isatty() and not terminal:
         raise InputError("--out '-': stdout is a terminal; expected a file or a pipe")
-    with _closing(tempfile.TemporaryFile()) as temporary:
+    with closing(tempfile.TemporaryFile()) as temporary:
         yield temporary
         with naming(f"--out {STANDARD_STREAM!r}", "expected a stream that can be written"):
             _copy(temporary, sys.stdout.buffer)
@@ -82,11 +82,11 @@ def _to_file(out: str) -> Iterator[BinaryIO]:
     target = Path(os.path.realpath(out))
     with ExitStack() as stack:
         with naming(f"--out {out!r}", ACCEPTED_OUT):
-            replaced = _status_if_replaceable(target)
+            replaced = replaceable(target)
             remove_abandoned(target.parent)
             path, temporary = _create(target.parent, 0o666 if replaced is None else 0o600, stack)
             if replaced is not None:
-                _keep_owner_and_mode(path, replaced)
+                keep_owner_and_mode(path, replaced)
         yield temporary
         with naming(f"--out {out!r}", "expected room for the results"):
             temporary.flush()
@@ -97,7 +97,7 @@ def _to_file(out: str) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def _closing(file: BinaryIO) -> Iterator[BinaryIO]:
+def closing(file: BinaryIO) -> Iterator[BinaryIO]:
     """Close a file at the end, without a second error where a full disk was the first."""
     try:
         yield file
@@ -106,7 +106,7 @@ def _closing(file: BinaryIO) -> Iterator[BinaryIO]:
             file.close()
 
 
-def _status_if_replaceable(target: Path) -> os.stat_result | None:
+def replaceable(target: Path) -> os.stat_result | None:
     """Status of the file that is to be replaced, or None; an OSError where replacing would fail or do harm."""
     try:
         status = target.stat()
@@ -125,9 +125,9 @@ def _create(folder: Path, mode: int, stack: ExitStack) -> tuple[Path, BinaryIO]:
         path = folder / f".erniem-fast-{secrets.token_hex(8)}.tmp"
         stack.callback(path.unlink, missing_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), mode)
-        file = stack.enter_context(_closing(os.fdopen(descriptor, "r+b")))
+        file = stack.enter_context(closing(os.fdopen(descriptor, "r+b")))
         try:
-            _lock(descriptor)
+            lock(descriptor)
         except BlockingIOError:
             continue  # another run is about to remove it
         except OSError:
@@ -136,7 +136,8 @@ def _create(folder: Path, mode: int, stack: ExitStack) -> tuple[Path, BinaryIO]:
             return path, file
 
 
-def _keep_owner_and_mode(path: Path, replaced: os.stat_result) -> None:
+def keep_owner_and_mode(path: Path, replaced: os.stat_result) -> None:
+    """Give a file the mode of the one that it will replace, and its owner where that is allowed."""
     if hasattr(os, "chown"):
         with suppress(OSError):
             os.chown(path, replaced.st_uid, replaced.st_gid)
@@ -160,14 +161,14 @@ def _remove_if_abandoned(path: Path) -> None:
     try:
         status = os.fstat(descriptor)
         if stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid():
-            _lock(descriptor)  # BlockingIOError: its run is alive
+            lock(descriptor)  # BlockingIOError: its run is alive
             path.unlink()
     finally:
         os.close(descriptor)
 
 
-def _lock(descriptor: int) -> None:
-    """Lock a file until it is closed, or its process ends, however it ends."""
+def lock(descriptor: int) -> None:
+    """Lock a file until it is closed, or its process ends, however it ends; BlockingIOError: another one holds it."""
     if sys.platform != "win32":
         import fcntl
 
