@@ -3,7 +3,8 @@
 from .forward import FORWARD
 from .server import SERVER
 from .setup import SETUP, add_options, describe
-from .texts import ENGINE, PIPELINES, SENTENCES
+from .texts import ENGINE, GPU_ENGINE, PIPELINES, SENTENCES
 
 BENCHMARKS = (FORWARD, ENGINE, SENTENCES, PIPELINES, SERVER)
-__all__ = ["BENCHMARKS", "SETUP", "add_options", "describe"]
+ON_GPUS = (GPU_ENGINE,)
+__all__ = ["BENCHMARKS", "ON_GPUS", "SETUP", "add_options", "describe"]
