@@ -33,6 +33,8 @@ from .options import parse_batch_tokens, parse_choice, parse_device
 Formats = Mapping[str, Callable[[Fields, str], Format]]
 MODEL_FILES = (".json", ".safetensors", ".bin", ".txt", ".model")
 """Endings of the files that a checkpoint is made of."""
+ARGUMENT = re.compile(r"([a-z_]+)(?:\[.*?\])? ")
+"""How errors of the engine begin that are about an argument."""
 PLACE = re.compile(r"\w+\[(\d+)\] ?")
 """How errors of the engine begin that are about one of its items."""
 
@@ -320,7 +322,7 @@ def model_files(name: str) -> str | None:
 
 def option_of(argument: str) -> str:
     """The option behind an argument of the engine, or behind a task that the model is not made for."""
-    named = {"candidate_labels": "--labels"} | dict.fromkeys(TASKS, "--model")
+    named = {"candidate_labels": "--labels"} | dict.fromkeys(("tokenizer", *TASKS), "--model")
     return named.get(argument, f"--{argument.replace('_', '-')}")
 
 
@@ -332,7 +334,7 @@ def naming_options() -> Iterator[None]:
     except (InputError, CheckpointError):
         raise
     except ValueError as error:
-        argument = str(error).split(maxsplit=1)[0] if str(error) else ""
-        if not argument.isidentifier():
+        argument = ARGUMENT.match(str(error))
+        if argument is None:
             raise
-        raise InputError(f"{option_of(argument)}: {error}") from error
+        raise InputError(f"{option_of(argument[1])}: {error}") from error

@@ -49,7 +49,7 @@ class Format(Protocol):
 
 
 class JsonLines:
-    """JSON Lines: one object a line, UTF-8. float32 vectors have nine digits, which say exactly which they are."""
+    """JSON Lines: one object a line, UTF-8. Nine digits of a float32 say exactly which it is."""
 
     reserved, rewrites = 0, False
 
@@ -59,7 +59,7 @@ class JsonLines:
             if not isinstance(vector, np.ndarray):
                 yield json.dumps(result, ensure_ascii=False).encode() + b"\n"
                 continue
-            numbers = ", ".join(["%.9g"] * len(vector)) % tuple(vector.tolist())
+            numbers = ", ".join(["%.8e"] * len(vector)) % tuple(vector.tolist())
             others = {name: value for name, value in result.items() if name != VECTOR}
             start = json.dumps(others, ensure_ascii=False)[:-1] + (", " if others else "")
             yield f'{start}"{VECTOR}": [{numbers}]}}\n'.encode()

@@ -15,7 +15,7 @@ import sys
 import time
 import zlib
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import BinaryIO
 
@@ -189,7 +189,7 @@ def open_source(name: str, kind: str | None = None) -> Iterator[Source]:
         yield Source(name, kind, file, zipped)
 
 
-def _open(name: str) -> BinaryIO:
+def _open(name: str) -> AbstractContextManager[BinaryIO]:
     if name != STANDARD_STREAM:
         return open(name, "rb")
     if sys.stdin is None:
@@ -198,7 +198,7 @@ def _open(name: str) -> BinaryIO:
         # Not sys.stdin, whose lock another thread that waits for input would hold when Python ends.
         return open(sys.stdin.fileno(), "rb", closefd=False)
     except io.UnsupportedOperation:
-        return sys.stdin.buffer
+        return nullcontext(sys.stdin.buffer)
 
 
 def _ending(name: str) -> tuple[str, bool]:

@@ -63,7 +63,7 @@ class CheckpointFiles:
         try:
             held = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise self.error(file, f"can't be read ({_line(error)})") from error
+            raise self.error(file, f"can't be read ({_line(error)}); expected UTF-8 JSON") from error
         if not isinstance(held, kind):
             expected = "an object" if kind is dict else "a list"
             raise self.error(file, f"must hold {expected}, got {held!r:.80}")

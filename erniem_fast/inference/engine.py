@@ -15,14 +15,14 @@ import torch
 from .classification import Classification, Reranking
 from .embedding import Embedding, TokenEmbeddings
 from .extraction import Extraction
-from .loading import load_config, load_model, load_tokenizer
+from .loading import inner_folder, load_config, load_model, load_tokenizer
 from .precision import auto_dtype
 from .progress import progress_bar
 from .projections import join_projections
 from .quantisation import quantise_int8
 from .question_answering import Answering, items_of
 from .runner import Runner
-from .settings import SentenceSettings, lowercase, read_settings
+from .settings import SentenceSettings, prepare, read_settings
 from .stream import stream
 from .tagging import Tagging
 from .task import AnyTask
@@ -103,11 +103,10 @@ class Encoder:
         place = _check_device(device)
         kind = _check_dtype(dtype)
         settings = read_settings(name)
-        folder = f"{name}/{settings.model_folder}" if settings.model_folder else name
+        folder = inner_folder(name, settings.model_folder)
         config = load_config(folder, any_family=True)
         tokenizer = load_tokenizer(folder, config)
-        if settings.lowercase:
-            lowercase(tokenizer)
+        prepare(tokenizer, settings)
         weights = auto_dtype(place) if kind == "auto" else torch.float32 if kind == "int8" else getattr(torch, kind)
         model = load_model(folder, config, weights, place)
         if kind == "int8":

@@ -12,7 +12,7 @@ import pytest
 from helpers.command_line import TEXTS, run_embed
 from helpers.paths import ROOT
 
-from erniem_fast.cli import embed as cli
+from erniem_fast.cli import job
 from erniem_fast.cli.main import app
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
@@ -54,7 +54,7 @@ def test_vectors_are_written_whatever_stderr_is(checkpoint, texts, tmp_path, mon
     assert end.value.code == 0
     assert np.load(out).shape == (len(TEXTS), 32)
     with pytest.raises(SystemExit) as end:
-        app([*arguments, "--dtype", "int8"])
+        app([*arguments, "--dtype", "int4"])
     assert end.value.code == 2
 
 
@@ -80,11 +80,11 @@ def test_a_signal_leaves_nothing_behind(checkpoint, texts, tmp_path, monkeypatch
     before = signal.signal(number, default)
 
     def interrupted(*args, **kwargs):
-        assert len(list(tmp_path.iterdir())) == 2  # the texts and the temporary file
+        assert len(list(tmp_path.iterdir())) == 2  # the texts and the folder of what is unfinished
         signal.raise_signal(number)
         raise AssertionError("the signal did not end the work")
 
-    monkeypatch.setattr(cli, "embed", interrupted)
+    monkeypatch.setattr(job, "stream", interrupted)
     try:
         result = run_embed(texts, checkpoint, tmp_path / "v.npy")
         assert signal.getsignal(number) is default
@@ -98,8 +98,8 @@ def test_an_ignored_signal_stays_ignored(checkpoint, texts, tmp_path, monkeypatc
     """As nohup has it."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        embed = cli.embed
-        monkeypatch.setattr(cli, "embed", lambda *args, **kwargs: signal.raise_signal(1) or embed(*args, **kwargs))
+        stream = job.stream
+        monkeypatch.setattr(job, "stream", lambda *args, **kwargs: signal.raise_signal(1) or stream(*args, **kwargs))
         assert run_embed(texts, checkpoint, tmp_path / "v.npy").exit_code == 0
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:

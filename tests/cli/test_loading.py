@@ -20,7 +20,7 @@ from huggingface_hub import constants
         ("no config", "no config.json"),
         ("no weights", "no .safetensors, no .bin"),
         ("no tokenizer", "no vocab.txt"),
-        ("no JSON", "config.json can't be read"),
+        ("no JSON", "config.json: can't be read"),
         ("bad value", "num_attention_heads"),
         ("another model", "'t5'; expected 'ernie_m', 'bert', 'camembert', "),
         ("cut weights", "weights can't be read"),

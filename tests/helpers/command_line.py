@@ -36,7 +36,7 @@ def run(*arguments: Any, stdin: str | bytes | None = None) -> Any:
 
 
 def run_embed(texts: Any, model: Any, out: Any, *options: Any, stdin: str | bytes | None = None) -> Any:
-    return run("embed", texts, "--model", model, "--out", out, *options, stdin=stdin)
+    return run("embed", texts, "--model", model, "--out", out, "--dtype", "float32", *options, stdin=stdin)
 
 
 def assert_one_line(result: Any, *parts: Any) -> None:
