@@ -1,17 +1,12 @@
 """Other people's clients, over a real connection."""
 
-import json
-import socket
-import time
-import urllib.request
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import openai
 import pytest
-from helpers.fake_encoder import LABELS, FakeEncoder, ids_of, vector_of
+from helpers.fake_encoder import FakeEncoder, ids_of, vector_of
 from helpers.live_server import live_server
 from huggingface_hub import InferenceClient
 from huggingface_hub.errors import HfHubHTTPError
