@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from . import models, ops
+from . import models, ops, serving
 from .engine.environment import RESULTS, describe, device_name
 from .engine.loop import LostContextError, run
 from .engine.registry import CPU_PARTS, Benchmark, Case, is_module, load_providers
@@ -29,12 +29,13 @@ from .report.goals import needed
 BENCHMARKS: dict[str, tuple[Benchmark, ...]] = {
     "cpu": (*models.BENCHMARKS, *ops.BENCHMARKS),
     "families": models.FAMILIES,
+    "serving": serving.BENCHMARKS,
     "smoke": ops.BENCHMARKS,
     "kernels": ops.BENCHMARKS,
     "models": models.ON_GPUS,
 }
-"""Benchmarks of each part; those of a CPU measure in float32, those of a GPU in 16 bits."""
-SECONDS = {"cpu": 900.0, "families": 1200.0, "smoke": 60.0, "kernels": 420.0, "models": 420.0}
+"""Benchmarks of each part; those of a CPU measure in float32, serving in bfloat16, too; those of a GPU in 16 bits."""
+SECONDS = {"cpu": 900.0, "families": 1200.0, "serving": 720.0, "smoke": 60.0, "kernels": 420.0, "models": 420.0}
 """Seconds after which no case of a part is begun."""
 OUR_PROVIDERS = ("erniem_fast", "padding-free", "all")
 """Begins of the names of providers whose failure is this project's."""
@@ -59,7 +60,7 @@ def cases(part: str, device: str, tiny: bool) -> list[Case]:
         variants = benchmark.variants[:1] if part == "cpu" else benchmark.variants
         for shape in benchmark.shapes:
             for dtype, priority in shape.priority.items():
-                if (dtype == torch.float32) == (part in CPU_PARTS):
+                if part == "serving" or (dtype == torch.float32) == (part in CPU_PARTS):
                     chosen = [Case(part, benchmark, shape, Setting(device, dtype, *variant)) for variant in variants]
                     found += [(_rank(case, asked), priority, case) for case in chosen]
     return [case for *_, case in sorted(found, key=lambda one: one[:2])]
@@ -112,6 +113,8 @@ def measure(part: str, options: argparse.Namespace) -> int:
         return 2
     about = {"suite": part, "tiny": options.tiny, "providers": options.provider, "only": options.only}
     about |= describe(chosen[0].setting.device)
+    if part == "serving":
+        about["versions"] |= serving.versions()
     file = _file(part, options, about)
     if file is None:
         return 1

@@ -218,7 +218,7 @@ def attend(
         (total_tokens, num_heads * head_dim), and the probabilities where they were computed.
     """
     qkv = fusion.project_qkv(parts.query, parts.key, parts.value, x)
-    qkv = qkv.view(x.shape[0], 3, parts.num_heads, qkv.shape[1] // (3 * parts.num_heads))
+    qkv = qkv.unflatten(2, (parts.num_heads, qkv.shape[2] // parts.num_heads))
     fused, dropout = fusion.take_over(parts.dropout, context, 1 + SITES_PER_LAYER * parts.layer)
     if context.plan is None or not fused:
         if not fused:

@@ -4,7 +4,7 @@ The decision is made anew in every call: hooks, adapters and `.eval()` on one dr
 is read, and not called, only if calling it would do nothing else: its exact class, no hooks, plain parameters.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeGuard, TypeVar
 
@@ -15,7 +15,7 @@ from torch.nn.modules import module as torch_module
 from transformers.activations import ACT2FN
 
 from . import ops
-from .ops import Dropout
+from .ops import Dropout, rows_cpu
 from .packing import PackedBatch
 from .validation import warn_once
 
@@ -76,14 +76,24 @@ class PackedContext:
 
 
 class Pending(NamedTuple):
-    """A linear layer's product whose bias is still to be added; `bias` None: nothing is."""
+    """A linear layer's result that what follows it may finish at less cost.
 
-    product: Tensor
+    Attributes:
+        product: (total_tokens, out_features), the bias not added; None: not computed yet.
+        bias: (out_features,) to be added; None: nothing is.
+        add_to: computes the whole result, and its sum with a residual where one is given, where `product` is None.
+    """
+
+    product: Tensor | None
     bias: Tensor | None = None
+    add_to: Callable[[Tensor | None], Tensor] | None = None
 
-    def add(self) -> Tensor:
-        """Add the bias."""
-        return self.product if self.bias is None else self.product + self.bias
+    def with_product(self) -> tuple[Tensor, Tensor | None]:
+        """The product, computed now if need be, and the bias that is missing in it."""
+        if self.product is not None:
+            return self.product, self.bias
+        assert self.add_to is not None
+        return self.add_to(None), None
 
 
 CAPTURE = "transformers.utils.output_capturing"
@@ -232,25 +242,21 @@ def _read_table(table: nn.Module, row: Tensor | int, batch: PackedBatch) -> Tens
     return _call_table(table, torch.full_like(batch.position_ids, row), batch)
 
 
-def _is_small(x: Tensor) -> bool:
-    """True if a processor would take longer to concatenate weights than to compute with them one by one."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.dtype == torch.float64:  # which rounds otherwise
-        return False
-    return x.device.type == "cpu" and 3 * x.shape[0] <= x.shape[1]  # tried at 312, 768 and 1024 columns
-
-
 def project_qkv(query: nn.Module, key: nn.Module, value: nn.Module, x: Tensor) -> Tensor:
-    """Project (total_tokens, hidden_size) to (total_tokens, 3 * num_heads * head_dim), in one product."""
+    """Project (total_tokens, hidden_size) to (total_tokens, 3, num_heads * head_dim)."""
     if not (is_plain(query, nn.Linear) and is_plain(key, nn.Linear) and is_plain(value, nn.Linear)):
-        return torch.cat([query(x), key(x), value(x)], -1)
+        return torch.stack([query(x), key(x), value(x)], 1)
     # DataParallel's replicas have no parameters: their tensors are plain attributes.
     parameters = [module.__dict__["_parameters"] or module.__dict__ for module in (query, key, value)]
     weights, biases = ([of[name] for of in parameters] for name in ("weight", "bias"))
     weight, bias = as_one(weights), as_one(biases)
-    if weight is None and _is_small(x):
-        return torch.cat([F.linear(x, *parts) for parts in zip(weights, biases, strict=True)], -1)
+    if weight is None and rows_cpu.takes(x, *weights, *biases):
+        return rows_cpu.linear(x, weights, biases).movedim(0, 1)
     # Concatenated every time: a write through `.data` leaves no trace that would tell a kept copy is stale.
-    return F.linear(x, torch.cat(weights) if weight is None else weight, torch.cat(biases) if bias is None else bias)
+    weight = torch.cat(weights) if weight is None else weight
+    bias = torch.cat(biases) if bias is None else bias
+    joined = ops.add_linear(x, weight, bias)
+    return joined.unflatten(1, (3, joined.shape[1] // 3))
 
 
 def as_one(tensors: Sequence[Tensor]) -> Tensor | None:
@@ -260,12 +266,7 @@ def as_one(tensors: Sequence[Tensor]) -> Tensor | None:
     of the first tensor would not pass on to the others, nor their tangents, and where there are no addresses
     (torch.compile, torch.func).
     """
-    if (
-        torch.is_grad_enabled()
-        or torch.compiler.is_compiling()
-        or torch._C._functorch.maybe_current_level() is not None
-        or torch.autograd.forward_ad._current_level >= 0
-    ):
+    if not rows_cpu.computes_plainly(*tensors):
         return None
     first, shape = tensors[0], tensors[0].shape
     address, size = first.data_ptr(), first.nbytes
@@ -283,10 +284,12 @@ def as_one(tensors: Sequence[Tensor]) -> Tensor | None:
 
 
 def linear(module: nn.Module, x: Tensor, context: PackedContext) -> Pending:
-    """A linear layer, without its bias where the operation behind it adds that."""
-    if context.adds_bias_late and is_plain(module, nn.Linear):
+    """A linear layer, as far as the operation behind it does not compute it at less cost."""
+    if not is_plain(module, nn.Linear):
+        return Pending(module(x))
+    if context.adds_bias_late:
         return Pending(F.linear(x, module.weight), module.bias)
-    return Pending(module(x))
+    return Pending(None, add_to=lambda residual: ops.add_linear(x, module.weight, module.bias, residual))
 
 
 def _fused_activation(module: nn.Module) -> str | None:
@@ -317,23 +320,25 @@ def feed_forward(
         warn_once("The activation is not fused: it is neither gelu nor relu, or it carries hooks.")
         return linear(linear2, call_dropout(dropout, activation(linear1(x)), context), context)
     if not (fused and is_plain(linear1, nn.Linear) and is_plain(linear2, nn.Linear)):
-        first = linear(linear1, x, context)
-        inner = ops.bias_activation_dropout(
-            first.product, first.bias, activation=name, dropout=drop, backend=context.backend
-        )
+        product, bias = linear(linear1, x, context).with_product()
+        inner = ops.bias_activation_dropout(product, bias, activation=name, dropout=drop, backend=context.backend)
         return linear(linear2, inner if fused else call_dropout(dropout, inner, context), context)
     late = context.adds_bias_late
-    product = ops.mlp(
-        x,
-        linear1.weight,
-        linear1.bias,
-        linear2.weight,
-        None if late else linear2.bias,
-        activation=name,
-        dropout=drop,
-        backend=context.backend,
-    )
-    return Pending(product, linear2.bias if late else None)
+
+    def compute(residual: Tensor | None) -> Tensor:
+        return ops.mlp(
+            x,
+            linear1.weight,
+            linear1.bias,
+            linear2.weight,
+            None if late else linear2.bias,
+            activation=name,
+            dropout=drop,
+            residual=residual,
+            backend=context.backend,
+        )
+
+    return Pending(compute(None), linear2.bias) if late else Pending(None, add_to=compute)
 
 
 def dropout_add_norm(
@@ -341,15 +346,19 @@ def dropout_add_norm(
 ) -> Tensor:
     """norm(residual + dropout(x))."""
     fused, drop = take_over(dropout, context, site)
+    if x.add_to is not None and fused and drop is None:
+        return norm(x.add_to(residual))  # type: ignore[no-any-return]
+    product, bias = x.with_product()
     if not (fused and is_plain(norm, nn.LayerNorm)):
-        return norm(residual + call_dropout(dropout, x.add(), context))
+        product = product if bias is None else product + bias
+        return norm(residual + call_dropout(dropout, product, context))  # type: ignore[no-any-return]
     return ops.dropout_add_layer_norm(
-        x.product,
+        product,
         residual,
         norm.weight,
         norm.bias,
         norm.eps,
-        linear_bias=x.bias,
+        linear_bias=bias,
         dropout=drop,
         backend=context.backend,
     )

@@ -16,7 +16,7 @@ from .registry import Case
 from .results import Measured, ResultFile
 from .timing import ceilings, message, synchronize
 
-CASE_SECONDS = {"cpu": 600.0, "families": 600.0, "smoke": 60.0, "kernels": 90.0, "models": 150.0}
+CASE_SECONDS = {"cpu": 600.0, "families": 600.0, "serving": 600.0, "smoke": 60.0, "kernels": 90.0, "models": 150.0}
 """Seconds after which a case is broken off, by its part."""
 HANG_SECONDS = 10.0
 """Seconds after that at which the process ends: a call that does not come back cannot be broken off."""

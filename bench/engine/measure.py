@@ -13,7 +13,7 @@ from .timing import Times, in_turns, message
 from .work import Work
 
 SEED = 0
-SECONDS = {"cpu": 3.0, "families": 40.0, "smoke": 0.1, "kernels": 0.6, "models": 2.5}
+SECONDS = {"cpu": 3.0, "families": 40.0, "serving": 15.0, "smoke": 0.1, "kernels": 0.6, "models": 2.5}
 """Seconds of timing per case, checks excluded; 4 rounds are timed in any case."""
 
 
@@ -24,6 +24,8 @@ def measure(case: Case, ceilings: dict[str, float]) -> Measured:
         case: the case; kernels are timed with a cold cache, models from call to end.
         ceilings: rates that the machine reaches, as `timing.ceilings` measures them.
     """
+    if case.benchmark.measure is not None:
+        return case.benchmark.measure(case)
     measured, setting = Measured(), case.setting
     torch.manual_seed(SEED)
     try:
@@ -44,12 +46,14 @@ def measure(case: Case, ceilings: dict[str, float]) -> Measured:
             measured.failed.append(about | {"message": message(error)})
     runs = {name: prepared.run for name, (prepared, _) in right.items()}
     seconds = 0.0 if setting.tiny else SECONDS[case.part]
-    times, failures = in_turns(runs, setting.device, seconds, cold=case.part in ("smoke", "kernels"))
+    cold, rounds = case.part in ("smoke", "kernels"), case.benchmark.rounds
+    times, failures = in_turns(runs, setting.device, seconds, cold, rounds)
     measured.failed += [{"case": case.name, "provider": name, "message": text} for name, text in failures.items()]
     baseline = times.get(case.benchmark.baseline)
     for name, taken in times.items():
         prepared, checked = right[name]
         row = _row(case, case.benchmark.providers[name], taken, baseline) | dict(inputs.facts)
+        row["real_tokens_per_s"] = row["real_tokens"] / row["time_s"]
         row |= checked | _shares(row["time_s"], prepared.work or inputs.work, ceilings)
         measured.rows.append(_rounded(row))
     return measured
@@ -88,7 +92,7 @@ def _row(case: Case, provider: Provider, taken: Times, baseline: Times | None) -
         "rounds": len(times),
         "time_s": median(times), "min_s": min(times), "p10_s": tenths[0], "p90_s": tenths[-1],
         "host_s": median(taken.host_s), "wall_s": median(taken.wall_s), "baseline": case.benchmark.baseline,
-        "ratio": ratio, "real_tokens_per_s": shape.real_tokens / median(times),
+        "ratio": ratio,
     }  # fmt: skip
 
 

@@ -17,10 +17,11 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from .results import Measured
 from .shapes import FORWARD, Setting, Shape
 from .work import Work
 
-CPU_PARTS = ("cpu", "families")
+CPU_PARTS = ("cpu", "families", "serving")
 """Parts of the suite that a CPU measures."""
 OURS = "erniem_fast"
 """Provider of an operation that this project measures; other ways of it have other names."""
@@ -96,6 +97,9 @@ class Benchmark:
         tiny: shapes of a dry run.
         variants: (passes, dropout probability) that each shape is timed in, the most important first.
         baseline: provider that the others' times are divided by.
+        rounds: rounds of timing, where a run takes so long that no other one goes before; None: as many as there is
+            time for.
+        measure: measures a case in a way of its own; None: the providers in turns.
         providers: providers by name.
     """
 
@@ -105,6 +109,8 @@ class Benchmark:
     tiny: tuple[Shape, ...]
     variants: tuple[tuple[str, float], ...] = ((FORWARD, 0.0),)
     baseline: str = OURS
+    rounds: int | None = None
+    measure: "Callable[[Case], Measured] | None" = None
     providers: dict[str, Provider] = field(default_factory=dict)
 
     def provider(
@@ -130,7 +136,7 @@ class Case:
     """One benchmark on one shape in one setting, by all its providers in turns.
 
     Attributes:
-        part: "cpu", "families", "smoke", "kernels" or "models".
+        part: "cpu", "families", "serving", "smoke", "kernels" or "models".
     """
 
     part: str

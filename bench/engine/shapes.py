@@ -12,7 +12,12 @@ from torch import Tensor
 from erniem_fast import ErnieMConfig, PackedBatch
 
 DATA = Path(__file__).parent.parent / "data"
-HISTOGRAMS = {"pairs": DATA / "pair_lengths.json", "xquad": DATA / "xquad_lengths.json"}
+HISTOGRAMS = {
+    "pairs": DATA / "pair_lengths.json",
+    "xquad": DATA / "xquad_lengths.json",
+    "mix": DATA / "mix_lengths.json",
+    "short": DATA / "short_lengths.json",
+}
 """Token lengths of real texts, made by `bench.tools.make_lengths`; `bench/data/README.md` describes them."""
 FORWARD, BACKWARD, BOTH = PASSES = ("forward", "backward", "forward+backward")
 K = 1024

@@ -38,15 +38,21 @@ def synchronize(device: str) -> None:
 
 
 def in_turns(
-    runs: Mapping[str, Callable[[], object]], device: str, seconds: float, cold: bool = True
+    runs: Mapping[str, Callable[[], object]],
+    device: str,
+    seconds: float,
+    cold: bool = True,
+    rounds: int | None = None,
 ) -> tuple[dict[str, Times], dict[str, str]]:
     """Time providers in turns, so that a disturbance of the machine falls on all of them.
 
     Args:
-        runs: calls by name. Each is called before, not timed: twice on a GPU, once on a CPU and in a dry run.
+        runs: calls by name. Each is called before, not timed: twice on a GPU, once on a CPU and in a dry run. With
+            `rounds` none is.
         device: "cpu" or "cuda".
         seconds: about how long all rounds together should take; 0: a dry run of two rounds.
         cold: True to time the device alone with a flushed cache; else `device_s` is `wall_s`.
+        rounds: so many rounds, however long they take.
 
     Returns:
         The times, and the messages of providers that raised. Such a provider is left out from there on.
@@ -63,14 +69,15 @@ def in_turns(
     def warm_up(run: Callable[[], object]) -> float:
         return _wall(run, device)[1]
 
-    walls = {}
-    for name, run in runs.items():
+    walls = dict.fromkeys(runs, 0.0)
+    for name, run in runs.items() if rounds is None else ():
         for _ in range(2 if seconds and device == "cuda" else 1):
             walls[name] = attempt(name, partial(warm_up, run))
     walls = {name: wall for name, wall in walls.items() if name not in failures}
     times = {name: Times() for name in walls}
-    fewest = MIN_ROUNDS if seconds else 2
-    rounds = min(MAX_ROUNDS, max(fewest, int(seconds / ((1 + cold) * sum(walls.values()) + 1e-4))))
+    if rounds is None:
+        fewest = MIN_ROUNDS if seconds else 2
+        rounds = min(MAX_ROUNDS, max(fewest, int(seconds / ((1 + cold) * sum(walls.values()) + 1e-4))))
     flushed = torch.empty(FLUSHED_BYTES // 4, dtype=torch.int32, device=device) if device == "cuda" and cold else None
 
     def one_round(run: Callable[[], object], taken: Times) -> float:

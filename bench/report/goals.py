@@ -172,6 +172,43 @@ def _loss_only(rows: Rows) -> float:
     return theirs / ours
 
 
+SERVED = {"mix": "short and long texts", "short": "short texts"}
+OPENVINO = ("openvino", "openvino, two streams")
+SERVING: tuple[tuple[str, str, tuple[str, ...], tuple[float, float]], ...] = (
+    ("Batches of 16 against OpenVINO at its own precision", "bfloat16", OPENVINO, (2.2, 1.3)),
+    ("float32 against OpenVINO in float32", "float32", OPENVINO, (0, 1.1)),
+    ("float32 against onnxruntime", "float32", ("onnxruntime",), (0, 1.4)),
+    ("float32 against the model of transformers 4.40.2", "float32", ("padded",), (5.5, 2)),
+)
+"""What is measured; its dtype; peers, of which the best counts; bars in order of arrival and sorted, 0 for none."""
+SENTENCE_TRANSFORMERS = tuple(
+    f"sentence-transformers, {name}" for name in ("torch", "torch, bfloat16", "onnx", "openvino")
+)
+
+
+def _batches(mix: str, order: str, dtype: str, *peers: str) -> Value:
+    """Time of the best of some peers over ours."""
+    fields = {"operation": "batches", "shape": f"{mix}-16-{order}", "dtype": dtype}
+    return lambda rows: min(rows.find(**fields, provider=peer)["ratio"] for peer in peers)
+
+
+def _bfloat16(rows: Rows) -> float:
+    own = f"{PADDING_FREE}, float32"
+    return min(_batches(mix, order, "bfloat16", own)(rows) for mix in SERVED for order in ("arrival", "sorted"))
+
+
+def _engine(rows: Rows) -> float:
+    return 100 * (float(rows.find(operation="engine", provider="Encoder.encode")["ratio"]) - 1)
+
+
+def _sentences(peers: tuple[str, ...]) -> Value:
+    return lambda rows: min(rows.find(operation="sentences", provider=peer)["ratio"] for peer in peers)
+
+
+def _server(field: str) -> Value:
+    return lambda rows: float(rows.find(operation="server", provider="80% of capacity")[field])
+
+
 GOALS = {
     "cpu": (
         Goal("Real tokens/s against the padded reference, unsorted", 5, True, _cpu(CPU_ARRIVAL, "padded")),
@@ -194,6 +231,21 @@ GOALS = {
         ),
         Goal("Masked-LM step against transformers, arrival order", 4, True, _family(MASKED_LM, MASKED_BATCH)),
         Goal("The same with loss_only", 4, True, _loss_only),
+    ),
+    "serving": (
+        *(
+            Goal(f"{what}, {SERVED[mix]}, {order}", bar, True, _batches(mix, order, dtype, *peers))
+            for what, dtype, peers, bars in SERVING
+            for order, bar in zip(("arrival", "sorted"), bars, strict=True)
+            if bar
+            for mix in SERVED
+        ),
+        Goal("bfloat16 against our float32, the least of these", 3, True, _bfloat16),
+        Goal("Engine on 20,000 texts over the bare forwards of its batches, slower by", 10, False, _engine, " %"),
+        Goal("20,000 texts against sentence-transformers, torch", 2.5, True, _sentences(SENTENCE_TRANSFORMERS[:1])),
+        Goal("The same, against its best of torch, onnx, openvino", 1.3, True, _sentences(SENTENCE_TRANSFORMERS)),
+        Goal("Server at 80 % of its capacity: requests that failed", 0, False, _server("failed"), ""),
+        Goal("The same: p99 over the p50 at 10 %", 4, False, _server("ratio")),
     ),
     "kernels": (
         Goal("Attention forward, length 512", 300, True, _attention(FORWARD), " TFLOP/s"),

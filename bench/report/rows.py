@@ -9,7 +9,7 @@ from typing import Any
 from bench.engine.registry import CPU_PARTS, OURS
 
 PARTS = (*CPU_PARTS, "kernels", "models")
-PACKAGES = ("torch", "transformers", "sentence-transformers", "torchao")
+PACKAGES = ("torch", "transformers", "sentence-transformers", "torchao", "openvino", "onnxruntime")
 TRUSTED = 0.2
 """Cores that other processes may keep busy while a CPU is measured."""
 BASE_LAYERS, LARGE_LAYERS = 12, 24
@@ -63,15 +63,21 @@ class Result:
         content, run = self.content, self.content["runs"][-1]
         versions, reached = content["versions"], run.get("ceilings")
         commit = f"`{content['commit'][:12]}`" if content["commit"] else "unknown"
-        doors = {"cpu": "run", "families": "run families", "texts": "tools.texts", "zero-shot": "tools.zero_shot"}
+        doors = {
+            "cpu": "run",
+            "families": "run families",
+            "serving": "run serving",
+            "texts": "tools.texts",
+            "zero-shot": "tools.zero_shot",
+        }
         door = "bench." + doors.get(content["suite"], f"gpu {content['suite']}")
         machine = [content["processor"]]
         if content["device"] == "cpu":
             machine += [f"{content['cores']} cores", f"{content['threads']} threads"]
-            machine += ["float32"] if content["suite"] in CPU_PARTS else []
+            machine += ["float32"] if content["suite"] in ("cpu", "families") else []
         else:
             machine += [f"driver {content['driver']}", f"triton {versions['triton']}"]
-        packages = ", ".join(f"{name} {versions[name]}" for name in PACKAGES if name in versions)
+        packages = ", ".join(f"{name} {versions[name]}" for name in PACKAGES if versions.get(name))
         name = self.path.name
         text = (
             f"Measured on {content['date'][:10]} by `python -m {door}` ([{name}]({folder}/{name})): "

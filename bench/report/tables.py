@@ -7,6 +7,7 @@ from bench.engine.registry import CPU_PARTS, OURS
 from .goals import CPU_ARRIVAL, CPU_SORTED, MASKED_BATCH, ONE_TEXT, goals_table
 from .markdown import markdown, seconds
 from .rows import PARTS, Rows, newest
+from .serving import serving_tables
 
 NOT_MEASURED = "Not yet measured on a GPU: `make gpu` measures, and `make bench-report` then shows it here."
 SHOWN_KERNELS = (OURS, "torch", "torch.compile", "varlen_attn", "padded sdpa, cudnn", "liger")
@@ -87,7 +88,13 @@ def cases_table(rows: Rows) -> str:
     return markdown(head, lines)
 
 
-TABLES = {"cpu": cases_table, "families": cases_table, "kernels": kernels_table, "models": cases_table}
+TABLES = {
+    "cpu": cases_table,
+    "families": cases_table,
+    "serving": serving_tables,
+    "kernels": kernels_table,
+    "models": cases_table,
+}
 
 
 def summary(folder: Path) -> str:

@@ -15,13 +15,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import sentencepiece as spm
-from transformers import XLMRobertaTokenizerFast
-
 from erniem_fast import ErnieMTokenizer
 
 from ..engine.environment import RESULTS, ROOT, describe, others_seconds
 from ..engine.results import dump, write_whole
+from ..serving.setup import rust_tokenizer
 
 DATA = ROOT / "tests" / "golden" / "tokenizer"
 MODEL = DATA / "sentencepiece.bpe.model"
@@ -41,13 +39,6 @@ def drawn(n_lines: int) -> dict[str, list[str]]:
         "short lines": random.choices(short, k=n_lines),
         "documents": random.choices(documents, k=max(1, n_lines // 10)),
     }
-
-
-def rust_tokenizer(processor: spm.SentencePieceProcessor) -> XLMRobertaTokenizerFast:
-    """XLM-R's tokenizer with the pieces of a SentencePiece model, but without its normaliser, which saves it time."""
-    pieces = [(processor.id_to_piece(i), processor.get_score(i)) for i in range(3, processor.get_piece_size())]
-    special = [(token, 0.0) for token in ("<s>", "<pad>", "</s>", "<unk>")]
-    return XLMRobertaTokenizerFast(vocab=[*special, *pieces, ("<mask>", 0.0)])
 
 
 def measure(texts: list[str], rounds: int) -> dict[str, Any]:

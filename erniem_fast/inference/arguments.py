@@ -52,8 +52,8 @@ def check_head(model: Any, model_class: type, tokenizer: object) -> None:
             simple = f"; expected {name}Simple" if name == "XLMForQuestionAnswering" else ""
             raise TypeError(f"model must take packed batches, got a {name}: {reason}{simple}")
     if not isinstance(tokenizer, expected):
-        home = "transformers" if expected is PreTrainedTokenizerBase else "erniem_fast"
-        raise TypeError(f"tokenizer must be an {home}.{expected.__name__}, got {_class_name(tokenizer)}")
+        home = "a transformers" if expected is PreTrainedTokenizerBase else "an erniem_fast"
+        raise TypeError(f"tokenizer must be {home}.{expected.__name__}, got {_class_name(tokenizer)}")
     if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
         raise TypeError("model must take packed batches, got a peft model that puts tokens of its own before each text")
 

@@ -22,7 +22,7 @@ from .projections import join_projections
 from .quantisation import quantise_int8
 from .question_answering import Answering, items_of
 from .runner import Runner
-from .settings import SentenceSettings, lowercase, read_settings
+from .settings import SentenceSettings, prepare, read_settings
 from .stream import stream
 from .tagging import Tagging
 from .task import AnyTask
@@ -106,8 +106,7 @@ class Encoder:
         folder = f"{name}/{settings.model_folder}" if settings.model_folder else name
         config = load_config(folder, any_family=True)
         tokenizer = load_tokenizer(folder, config)
-        if settings.lowercase:
-            lowercase(tokenizer)
+        prepare(tokenizer, settings)
         weights = auto_dtype(place) if kind == "auto" else torch.float32 if kind == "int8" else getattr(torch, kind)
         model = load_model(folder, config, weights, place)
         if kind == "int8":

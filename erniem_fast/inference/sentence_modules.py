@@ -1,6 +1,6 @@
 """What a sentence-transformers folder may list behind its pooling: Dense, LayerNorm, Normalize, Dropout.
 
-module, width = build("Dense", config, weights, width=768)
+module, width = build("Dense", config, read_weights, width=768)
 
 Each module maps (num_texts, width) float32 to (num_texts, new width). sentence-transformers itself is not needed.
 """
@@ -11,15 +11,12 @@ from typing import Any, overload
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-NEEDS_ARGUMENTS = ("Threshold", "MultiheadAttention", "GLU", "Softmax2d")
-"""Activations that a name alone does not make, or that change the shape."""
-ACTIVATIONS = {
-    name: getattr(nn, name) for name in nn.modules.activation.__all__ if name not in NEEDS_ARGUMENTS
-} | {"Identity": nn.Identity}  # fmt: skip
-"""Class of an activation, by its name in torch.nn."""
-PREFIXES = ("torch.nn.modules.activation.", "torch.nn.modules.linear.", "torch.nn.")
-EMBEDDING, SCORES = "sentence_embedding", "scores"
-"""What sentence-transformers calls a text's vector, and the scores that a CrossEncoder's last module gives."""
+LEFT_OUT = ("Threshold", "MultiheadAttention", "GLU", "Softmax2d")
+"""Activations that need arguments, or that take or give another shape."""
+ACTIVATIONS = {name: getattr(nn, name) for name in (*nn.modules.activation.__all__, "Identity") if name not in LEFT_OUT}
+"""Class of an activation by its name in torch.nn."""
+EMBEDDING = "sentence_embedding"
+"""What sentence-transformers calls a text's vector."""
 
 
 class Dense(nn.Module):
@@ -70,22 +67,25 @@ def activation(path: object) -> nn.Module:
         ValueError: anything else than a class of torch.nn.modules.activation that needs no argument, or
             torch.nn.Identity.
     """
-    name = str(path).rsplit(".", 1)[-1]
-    if name not in ACTIVATIONS or not isinstance(path, str) or path.removesuffix(name) not in PREFIXES:
-        raise ValueError(f"activation function {path!r} is unknown; expected torch.nn's {', '.join(ACTIVATIONS)}")
-    made: nn.Module = ACTIVATIONS[name]()
+    name = path.rsplit(".", 1)[-1] if isinstance(path, str) else ""
+    found = ACTIVATIONS.get(name)
+    if found is None or path not in (f"torch.nn.{name}", f"{found.__module__}.{name}"):
+        raise ValueError(f"unknown activation function {path!r:.200}; known are torch.nn's {', '.join(ACTIVATIONS)}")
+    made: nn.Module = found()
     if isinstance(made, nn.Softmax | nn.Softmin | nn.LogSoftmax):
         made.dim = -1  # of (num_texts, width); without it torch warns
     return made.eval()
 
 
-def build(kind: str, config: dict[str, Any], weights: Mapping[str, Tensor], width: int) -> tuple[nn.Module | None, int]:
+def build(
+    kind: str, config: dict[str, Any], read_weights: Callable[[], Mapping[str, Tensor]], width: int
+) -> tuple[nn.Module | None, int]:
     """Build a module in eval mode, with float32 weights.
 
     Args:
         kind: a key of `BUILDERS`.
         config: what its config.json holds.
-        weights: by name, of any floating dtype; not read where it has none.
+        read_weights: gives its weights by name, of any floating dtype; not called for a module without any.
         width: of the vectors that it gets.
 
     Returns:
@@ -95,18 +95,19 @@ def build(kind: str, config: dict[str, Any], weights: Mapping[str, Tensor], widt
         ValueError: a setting that we don't know, another width, weights that are missing or of other shapes.
     """
     module, width = BUILDERS[kind](config, width)
-    if module is None:
-        return None, width
-    wanted = module.state_dict()
-    if wanted and wanted.keys() != weights.keys():
+    wanted = {} if module is None else module.state_dict()
+    weights = read_weights() if wanted else {}
+    if wanted.keys() != weights.keys():
         raise ValueError(f"weights must be {', '.join(wanted)}; got {', '.join(weights) or 'none'}")
     for name in wanted:
         if weights[name].shape != wanted[name].shape:
             raise ValueError(
                 f"{name} must have shape {tuple(wanted[name].shape)}, got {tuple(weights[name].shape)} in its weights"
             )
-    module.load_state_dict({name: weights[name] for name in wanted})
-    return module.eval().requires_grad_(False), width
+    if module is not None:
+        module.load_state_dict(weights)
+        module.eval().requires_grad_(False)
+    return module, width
 
 
 def check_keys(config: object, known: tuple[str, ...], prefix: str = "") -> None:
@@ -146,13 +147,10 @@ def check_flag(config: dict[str, Any], name: str, default: bool) -> bool:
     return value
 
 
-def _check_names(config: dict[str, Any], *outputs: str) -> None:
-    read, written = config.get("module_input_name", EMBEDDING), config.get("module_output_name")
-    if read != EMBEDDING or written not in (None, *outputs):
-        raise ValueError(
-            f"reads {read!r} and writes {written or read!r}; expected a module that reads {EMBEDDING!r} "
-            f"and writes {' or '.join(map(repr, outputs))}"
-        )
+def _check_names(config: dict[str, Any]) -> None:
+    for name in ("module_input_name", "module_output_name"):
+        if config.get(name) not in (None, EMBEDDING):
+            raise ValueError(f"{name} must be {EMBEDDING!r}, got {config[name]!r}")
 
 
 def _check_width(config: dict[str, Any], name: str, width: int) -> None:
@@ -163,7 +161,7 @@ def _check_width(config: dict[str, Any], name: str, width: int) -> None:
 def _dense(config: dict[str, Any], width: int) -> tuple[nn.Module, int]:
     names = ("module_input_name", "module_output_name")
     check_keys(config, ("in_features", "out_features", "bias", "activation_function", "use_residual", *names))
-    _check_names(config, EMBEDDING, SCORES)
+    _check_names(config)
     _check_width(config, "in_features", width)
     made = check_size(config, "out_features")
     bias, residual = check_flag(config, "bias", True), check_flag(config, "use_residual", False)
@@ -178,7 +176,7 @@ def _layer_norm(config: dict[str, Any], width: int) -> tuple[nn.Module, int]:
 
 def _normalize(config: dict[str, Any], width: int) -> tuple[nn.Module, int]:
     check_keys(config, ("module_input_name", "module_output_name"))
-    _check_names(config, EMBEDDING)
+    _check_names(config)
     return Normalize(), width
 
 

@@ -9,6 +9,7 @@ the vectors is refused by name, and nothing that a folder names is imported.
 
 import re
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -16,9 +17,9 @@ from tokenizers import normalizers
 from torch import nn
 
 from .checkpoint_files import CheckpointFiles
-from .sentence_modules import BUILDERS, SCORES, Normalize, activation, build, check_flag, check_keys, check_size
+from .sentence_modules import BUILDERS, Normalize, activation, build, check_flag, check_keys, check_size
 
-__all__ = ["Normalize", "SentenceSettings", "lowercase", "prompt_length", "read_settings"]
+__all__ = ["Normalize", "SentenceSettings", "prepare", "prompt_length", "read_settings"]
 
 MODULE = re.compile(r"sentence_transformers\.(?:\w+\.)*(\w+)", re.ASCII)
 """Class of a module: the last name of the dotted path, whatever the version that wrote it."""
@@ -35,7 +36,7 @@ FLAGS = {
     "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens", "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }  # fmt: skip
-"""Mode of each flag that versions before 5.4 wrote, in the order in which the vectors are joined."""
+"""Mode of each flag that older versions wrote, in the order in which the vectors are joined."""
 WIDTHS = ("embedding_dimension", "word_embedding_dimension")
 """Names of the model's width in Pooling's file."""
 HIDDEN_SIZES = ("hidden_size", "dim", "emb_dim")
@@ -72,14 +73,13 @@ class SentenceSettings:
         prompts: text that is put before each text, by name; before the first text of a CrossEncoder's pair.
         default_prompt_name: name of the prompt where the caller names none, or None.
         include_prompt: False: a prompt's tokens are left out of the pooling, see `prompt_length`.
-        lowercase: texts are lower-cased, see the function `lowercase`.
+        lowercase: texts are lower-cased, see `prepare`.
         activation: of a CrossEncoder's scores; None where the folder says nothing, see `score_activation`.
         similarity: "cosine", "dot", "euclidean" or "manhattan", by which vectors are compared; None: not said.
         model_folder: subfolder of the model and its tokenizer; "": none.
         truncate_dim: so many numbers are kept of each vector, behind `modules`; None: all.
         model_type: "SentenceTransformer", "CrossEncoder", or None for a folder that sentence-transformers did not
             write.
-        gives_scores: pooling and modules give a CrossEncoder's scores (num_pairs, num_labels), without a head.
     """
 
     pooling: tuple[str, ...] = ("mean",)
@@ -94,7 +94,6 @@ class SentenceSettings:
     model_folder: str = ""
     truncate_dim: int | None = None
     model_type: str | None = None
-    gives_scores: bool = False
 
     def score_activation(self, num_labels: int) -> nn.Module:
         """Activation of a CrossEncoder's scores: the folder's, else a sigmoid of one label's and none of several."""
@@ -114,7 +113,7 @@ def read_settings(name: str) -> SentenceSettings:
     files = CheckpointFiles(name)
     listed = files.read_json("modules.json", list)
     if listed is None:
-        # Before version 5.4 a CrossEncoder wrote no list.
+        # Older versions wrote no list of a CrossEncoder's modules.
         own = _activation(files, "")
         known: dict[str, Any] = (
             {} if own is None else {"activation": own, "model_type": "CrossEncoder"} | _of_transformer(files, "")
@@ -123,10 +122,13 @@ def read_settings(name: str) -> SentenceSettings:
     with files.naming("modules.json"):
         kinds, folders = _kinds(listed)
     fields = _of_transformer(files, folders[0]) | {"activation": _activation(files, folders[0])} | _of_model(files)
-    if len(kinds) > 1:
-        fields |= _of_pooled(files, kinds, folders, fields["model_type"])
-    elif fields["model_type"] != "CrossEncoder":
+    if fields["model_type"] == "CrossEncoder":
+        if len(kinds) > 1:
+            raise files.error("modules.json", f"a CrossEncoder must be a Transformer alone, got {', '.join(kinds)}")
+    elif len(kinds) == 1:
         raise files.error("modules.json", "lists nothing but a Transformer; expected a Pooling behind it")
+    else:
+        fields |= _of_pooled(files, kinds, folders)
     return SentenceSettings(**fields, model_folder=folders[0])
 
 
@@ -148,18 +150,21 @@ def prompt_length(tokenizer: Any, prompt: str, max_tokens: int) -> int:
     return min(len(ids), max_tokens) - closed
 
 
-def lowercase(tokenizer: Any) -> None:
-    """Make a tokenizer lower-case texts; special tokens in them stay what they are.
+def prepare(tokenizer: Any, settings: SentenceSettings) -> None:
+    """Make a tokenizer cut and lower-case texts as a folder says; special tokens in a text are not lower-cased.
 
     Args:
         tokenizer: one of transformers, or ours, which is changed.
+        settings: of the folder.
     """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
+    if settings.max_seq_length is not None:
+        tokenizer.model_max_length = settings.max_seq_length
+    if settings.lowercase and hasattr(tokenizer, "backend_tokenizer"):
+        backend = tokenizer.backend_tokenizer
+        others = [] if backend.normalizer is None else [backend.normalizer]
+        backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *others])
+    elif settings.lowercase:
         tokenizer.do_lower_case = True
-        return
-    others = [] if backend.normalizer is None else [backend.normalizer]
-    backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *others])
 
 
 def _kinds(listed: list[Any]) -> tuple[list[str], list[str]]:
@@ -210,7 +215,7 @@ def _of_model(files: CheckpointFiles) -> dict[str, Any]:
 
 
 def _activation(files: CheckpointFiles, folder: str) -> nn.Module | None:
-    """Read a CrossEncoder's activation from the model's configuration, where versions before 5.4 put it."""
+    """Read a CrossEncoder's activation from the model's configuration, where older versions put it."""
     file = _inside(folder, "config.json")
     held = files.read_json(file) or {}
     with files.naming(file):
@@ -271,7 +276,7 @@ def _longest(files: CheckpointFiles, folder: str) -> int | None:
     return min(lengths, default=None)
 
 
-def _of_pooled(files: CheckpointFiles, kinds: list[str], folders: list[str], model_type: str) -> dict[str, Any]:
+def _of_pooled(files: CheckpointFiles, kinds: list[str], folders: list[str]) -> dict[str, Any]:
     """Read the pooling and the modules behind it."""
     file = f"{folders[1]}/config.json"
     held = files.read_json(file)
@@ -284,24 +289,16 @@ def _of_pooled(files: CheckpointFiles, kinds: list[str], folders: list[str], mod
         width = check_size(held, next((name for name in WIDTHS if name in held), WIDTHS[0]))
     model = files.read_json(_inside(folders[0], "config.json")) or {}
     width = next((model[name] for name in HIDDEN_SIZES if name in model), width) * len(pooling)
-    modules, gives_scores = [], False
-    for place, (kind, folder) in enumerate(zip(kinds[2:], folders[2:], strict=True), 2):
+    modules = []
+    for kind, folder in zip(kinds[2:], folders[2:], strict=True):
         file = f"{folder}/config.json"
         held = files.read_json(file)
-        if held is None and kind != "Normalize":  # which had no file in versions before 5.5
+        if held is None and kind != "Normalize":  # of which older versions wrote no file
             raise files.error(file, "no such file")
-        weights = files.read_weights(folder) if kind in ("Dense", "LayerNorm") else {}
         with files.naming(file):
-            module, width = build(kind, held or {}, weights, width)
-            gives_scores = (held or {}).get("module_output_name") == SCORES
-            if gives_scores and (model_type != "CrossEncoder" or place != len(kinds) - 1):
-                raise ValueError(f"writes {SCORES!r}, which only a CrossEncoder's last module does")
+            module, width = build(kind, held or {}, partial(files.read_weights, folder), width)
         modules += [] if module is None else [module]
-    if model_type == "CrossEncoder" and not gives_scores:
-        raise files.error("modules.json", f"model_type is CrossEncoder, but the last module does not write {SCORES!r}")
-    return {
-        "pooling": pooling, "include_prompt": include_prompt, "modules": tuple(modules), "gives_scores": gives_scores,
-    }  # fmt: skip
+    return {"pooling": pooling, "include_prompt": include_prompt, "modules": tuple(modules)}
 
 
 def _modes(held: dict[str, Any]) -> tuple[str, ...]:

@@ -16,13 +16,14 @@ from .backend import BACKENDS, backend_after_move, is_batch_invariant, resolve_b
 from .dropout import Dropout, draw_seed
 from .embedding import embedding_layer_norm
 from .layer_norm import dropout_add_layer_norm
-from .linear import linear
+from .linear import add_linear, linear
 from .mlp import mlp
 
 __all__ = [
     "BACKENDS",
     "AttentionPlan",
     "Dropout",
+    "add_linear",
     "attention_plan",
     "backend_after_move",
     "bias_activation_dropout",

@@ -6,7 +6,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .attention_torch import Group, attention_torch, group_sequences
+from .attention_torch import Arrangement, attention_torch
 from .backend import backend_after_move, check_devices, is_batch_invariant, resolve_backend
 from .dropout import Dropout, check_dropout
 
@@ -20,7 +20,7 @@ class AttentionPlan:
         num_sequences, max_seqlen, total_tokens: sizes of the batch it was made for.
         block_m: rows of a tile; 0: chosen by the lengths.
         tiles: list of the kernels' tiles on the device; None on the torch backend.
-        groups: sequences that torch computes together; None where they are formed in every layer.
+        arrangement: of the sequences for torch; None where every layer makes its own.
     """
 
     backend: str
@@ -29,13 +29,13 @@ class AttentionPlan:
     total_tokens: int
     block_m: int = 0
     tiles: Tensor | None = None
-    groups: list[Group] | None = None
+    arrangement: Arrangement | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "AttentionPlan":
         """Move the plan to another device; where the kernels do not run there, to the torch backend."""
         target = torch.device(device)
         if self.tiles is None:
-            return replace(self, groups=self.groups if target.type == "cpu" else None)
+            return replace(self, arrangement=self.arrangement if target.type == "cpu" else None)
         if backend_after_move(self.backend, self.tiles.device, target) == "torch":
             return replace(self, backend="torch", block_m=0, tiles=None)
         return replace(self, tiles=self.tiles.to(target, non_blocking=non_blocking))
@@ -71,11 +71,11 @@ def attention_plan(
         block_m = INVARIANT_TILE if is_batch_invariant() else 0
         tiles = kernel.attention_tiles(cu_seqlens, max_seqlen, total_tokens, block_m)
         return AttentionPlan(backend, num_sequences, max_seqlen, total_tokens, block_m, tiles)
-    groups = None
+    arrangement = None
     if cu_seqlens.device.type == "cpu" and type(cu_seqlens) is Tensor and not torch.compiler.is_compiling():
         _check_values(cu_seqlens, max_seqlen, total_tokens)
-        groups = list(group_sequences(cu_seqlens, max_seqlen, num_heads, total_tokens))
-    return AttentionPlan(backend, num_sequences, max_seqlen, total_tokens, groups=groups)
+        arrangement = Arrangement(cu_seqlens, max_seqlen, num_heads, total_tokens)
+    return AttentionPlan(backend, num_sequences, max_seqlen, total_tokens, arrangement=arrangement)
 
 
 def varlen_attention(
@@ -139,7 +139,7 @@ def varlen_attention(
     check_devices(qkv=qkv, cu_seqlens=cu_seqlens, prefix_lens=prefix_lens, tiles=plan.tiles)
     check_dropout(dropout, qkv.device)
     if plan.backend == "torch":
-        return attention_torch(qkv, cu_seqlens, max_seqlen, prefix_lens, causal, dropout, plan.groups)
+        return attention_torch(qkv, cu_seqlens, max_seqlen, prefix_lens, causal, dropout, plan.arrangement)
     from ..kernels import attention as kernel
 
     resolve_backend("triton", qkv.device, qkv.dtype, head_dim=head_dim)

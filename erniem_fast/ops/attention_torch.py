@@ -1,11 +1,13 @@
 """Varlen attention by torch: batched products over groups of sequences.
 
-A CPU groups sequences of equal length, so that nothing is padded. Elsewhere reading the lengths would stall the device:
-groups are padded to the longest sequence.
+A CPU groups sequences of equal length, so that nothing is padded; what is neither trained nor masked goes through
+`attention_cpu.py`. Elsewhere reading the lengths would stall the device: groups are padded to the longest sequence.
 """
 
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels.dropout import Dropout, keep_scores
+from . import attention_cpu
 from .dropout import apply_keep
 
 SCORES_PER_CHUNK = 512 * 1024
@@ -69,6 +72,30 @@ def padded_groups(cu_seqlens: Tensor, max_seqlen: int, num_heads: int, total_tok
         yield Group(rows.where(valid, total_tokens), index, valid)
 
 
+@dataclass(frozen=True, eq=False)
+class Arrangement:
+    """What all layers of a forward compute together; each way only when it is asked for.
+
+    Attributes:
+        cu_seqlens, max_seqlen, num_heads, total_tokens: of the batch.
+    """
+
+    cu_seqlens: Tensor
+    max_seqlen: int
+    num_heads: int
+    total_tokens: int
+
+    @cached_property
+    def groups(self) -> list[Group]:
+        """Sequences that share one batched product."""
+        return list(group_sequences(self.cu_seqlens, self.max_seqlen, self.num_heads, self.total_tokens))
+
+    @cached_property
+    def sequences(self) -> attention_cpu.Sequences:
+        """Sequences one by one, on a CPU."""
+        return attention_cpu.Sequences.of(self.cu_seqlens, self.total_tokens)
+
+
 def attention_torch(
     qkv: Tensor,
     cu_seqlens: Tensor,
@@ -76,13 +103,13 @@ def attention_torch(
     prefix_lens: Tensor | None,
     causal: bool,
     dropout: Dropout | None,
-    groups: list[Group] | None,
+    arrangement: Arrangement | None,
 ) -> Tensor:
-    """Compute `ops.varlen_attention`; `groups` from `group_sequences`, None: formed here."""
+    """Compute `ops.varlen_attention`; None: arranged here."""
     p, seed, site = dropout or Dropout(0.0, None, 0)  # type: ignore[arg-type]
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or type(qkv) not in (Tensor, nn.Parameter):
         return _attention_op(qkv, cu_seqlens, max_seqlen, prefix_lens, causal, p, seed, site)
-    arguments = (qkv, cu_seqlens, max_seqlen, prefix_lens, causal, p, seed, site, groups)
+    arguments = (qkv, cu_seqlens, max_seqlen, prefix_lens, causal, p, seed, site, arrangement)
     if torch.is_grad_enabled() and qkv.requires_grad:
         return _Attention.apply(*arguments)  # type: ignore[no-any-return]
     return _forward(*arguments)
@@ -163,17 +190,21 @@ def _forward(
     p: float,
     seed: Tensor | None,
     site: int,
-    groups: list[Group] | None = None,
+    arrangement: Arrangement | None = None,
 ) -> Tensor:
     num_heads, head_dim = qkv.shape[2:]
     total = qkv.shape[0]
     if total == 0:
         return qkv.new_empty(0, num_heads, head_dim)
-    alone = groups[0] if groups is not None and len(groups) == 1 else None
-    if alone is not None and isinstance(alone.rows, slice) and alone.rows == slice(0, total):
-        return _attend(qkv, alone, prefix_lens, causal, p, seed, site)[0].transpose(0, 1).to(qkv.dtype)
+    shared, arrangement = arrangement, arrangement or Arrangement(cu_seqlens, max_seqlen, num_heads, total)
+    if not p and prefix_lens is None and not causal and attention_cpu.takes(qkv):
+        return attention_cpu.attention_cpu(qkv, arrangement.sequences)
+    groups = arrangement.groups
+    alone = len(groups) == 1 and isinstance(groups[0].rows, slice) and groups[0].rows == slice(0, total)
+    if alone and shared is not None:  # a result of the operation for torch.compile is contiguous
+        return _attend(qkv, groups[0], prefix_lens, causal, p, seed, site)[0].transpose(0, 1).to(qkv.dtype)
     out = qkv.new_zeros(total + 1, num_heads, head_dim)
-    for group in group_sequences(cu_seqlens, max_seqlen, num_heads, total) if groups is None else groups:
+    for group in groups:
         _put(out, group, _attend(qkv, group, prefix_lens, causal, p, seed, site))
     return out[:total]
 
@@ -201,7 +232,7 @@ def _backward(
     p: float,
     seed: Tensor | None,
     site: int,
-    groups: list[Group] | None = None,
+    arrangement: Arrangement | None = None,
 ) -> Tensor:
     """The gradient of `qkv`. Probabilities and mask are computed again rather than kept."""
     num_heads, head_dim = qkv.shape[2:]
@@ -209,7 +240,8 @@ def _backward(
     grad_qkv = qkv.new_zeros(total + 1, *qkv.shape[1:])
     if total == 0:
         return grad_qkv[:0]
-    for group in group_sequences(cu_seqlens, max_seqlen, num_heads, total) if groups is None else groups:
+    arrangement = arrangement or Arrangement(cu_seqlens, max_seqlen, num_heads, total)
+    for group in arrangement.groups:
         query, key, value = _operands(qkv, group)
         grad_context = _take(grad, group).flatten(0, 1)
         probabilities = _probabilities(query, key, group, prefix_lens, causal)
@@ -235,12 +267,12 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         _save(ctx, inputs[:-1], output)
-        ctx.groups = inputs[-1]
+        ctx.arrangement = inputs[-1]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         qkv, cu_seqlens, prefix_lens, seed = ctx.saved_tensors
-        arguments = (cu_seqlens, ctx.max_seqlen, prefix_lens, ctx.causal, ctx.p, seed, ctx.site, ctx.groups)
+        arguments = (cu_seqlens, ctx.max_seqlen, prefix_lens, ctx.causal, ctx.p, seed, ctx.site, ctx.arrangement)
         return _backward(grads[0], qkv, *arguments), *[None] * 8
 
 

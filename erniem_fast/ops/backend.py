@@ -154,6 +154,11 @@ def check_rows(name: str, x: Tensor) -> None:
         raise ValueError(f"{name} must have shape (total_tokens, size), got {tuple(x.shape)}")
 
 
+def check_residual(residual: Tensor | None, rows: int, columns: int) -> None:
+    if residual is not None and residual.shape != (rows, columns):
+        raise ValueError(f"residual must have shape {(rows, columns)} (the result's), got {tuple(residual.shape)}")
+
+
 def check_vectors(size: int, **vectors: Tensor | None) -> None:
     for name, vector in vectors.items():
         if vector is not None and vector.shape != (size,):

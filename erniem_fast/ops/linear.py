@@ -1,8 +1,10 @@
-"""A linear layer whose result for a row no other row changes."""
+"""Linear layers: with a residual, and one whose result for a row no other row changes."""
 
+import torch.nn.functional as F
 from torch import Tensor
 
-from .backend import autocast, needs_grad, resolve_backend
+from . import rows_cpu
+from .backend import autocast, check_residual, check_rows, needs_grad, resolve_backend
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -37,3 +39,28 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         raise ValueError("batch_invariant() is for inference: use torch.inference_mode() or torch.no_grad()")
     y: Tensor = kernel.linear(x.reshape(x.shape[:-1].numel(), x.shape[-1]), weight, bias)
     return y.view(*x.shape[:-1], weight.shape[0])
+
+
+def add_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
+    """residual + x weight^T + bias, by torch; in inference on a CPU by pieces of rows (`rows_cpu.py`).
+
+    Args:
+        x: (total_tokens, in_features).
+        weight: (out_features, in_features).
+        bias: (out_features,), or None.
+        residual: (total_tokens, out_features), or None.
+
+    Returns:
+        (total_tokens, out_features).
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    check_rows("x", x)
+    check_residual(residual, x.shape[0], weight.shape[0])
+    if not rows_cpu.takes(x, weight, bias, residual):
+        out = F.linear(x, weight, bias)
+        return out if residual is None else residual + out
+    return (
+        rows_cpu.linear(x, [weight], [bias])[0] if residual is None else rows_cpu.add_linear(x, weight, bias, residual)
+    )

@@ -26,7 +26,8 @@ from bench.report import goals
 from bench.tools import check
 from bench.tools.workloads import TUNED
 
-PARTS = (*CPU_PARTS, "kernels", "models")
+PARTS = ("cpu", "families", "kernels", "models")
+"""Those whose cases are providers in turns; `serving` has tests of its own."""
 CUDA_ONLY = {
     "varlen_attn", "padded sdpa, flash", "padded sdpa, cudnn", "liger", "varlen_attn, compiled", "padding-free, graphs",
     "transformers, varlen_attn, compiled",

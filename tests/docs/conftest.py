@@ -32,6 +32,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "OMP_NUM_THREADS": "1",
         "PATH": os.pathsep.join((folder, environment.get("PATH", ""))),
         "PYTHONPATH": str(ROOT),
+        "RAY_USAGE_STATS_ENABLED": "0",
     }
 
 
@@ -56,7 +57,8 @@ def run_page(hub: dict[str, str], folders: Path, tmp_path: Path) -> Callable[[Pa
         printed = ""
         python = [block for block in chosen if block.language == "python"]
         if python:
-            file = tmp_path / f"{page.stem}.py"
+            # Not the stem alone: ray.py would be imported in the place of the package.
+            file = tmp_path / f"{page.stem}_page.py"
             file.write_text(script(python), encoding="utf-8")
             printed = _run([sys.executable, str(file)], python[0], hub, tmp_path)
         bash = shutil.which("bash")

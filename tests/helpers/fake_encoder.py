@@ -34,7 +34,9 @@ class FakeTask:
     def __init__(self, encoder: "FakeEncoder", name: str, **options: Any) -> None:
         self.encoder, self.name, self.options = encoder, name, options
         self.prompt = encoder.settings.prompts.get(options.get("prompt_name"), "")
-        self.dim = DIM
+        self.dim, self.truncated = DIM, 0
+        if "truncation" in options and name not in ("encode", "token_embeddings"):
+            raise TypeError("unexpected option truncation")
 
     def tokenize(self, items: Any, first: int = 0) -> list[Row]:
         rows = []
@@ -43,10 +45,8 @@ class FakeTask:
             if "unknown" in text:
                 raise ValueError(f"texts[{place}] can't be tokenized")
             ids = ids_of(self.prompt + text)
-            side = self.options.get("truncation", "right")
-            if len(ids) > MAX_TOKENS and side is None:
-                raise ValueError(f"texts[{place}] must have at most {MAX_TOKENS} tokens, got {len(ids)}")
-            room = MAX_TOKENS - 2
+            self.truncated += len(ids) > MAX_TOKENS
+            room, side = MAX_TOKENS - 2, self.options.get("truncation", "right")
             inner = ids[1:-1][:room] if side == "right" else ids[1:-1][-room:]
             rows.append(Row(np.array([0, *inner, 1], np.int32)))
         return rows
@@ -95,8 +95,8 @@ class FakeEncoder:
         self.tokenizer = FakeTokenizer()
 
     def task(self, name: str, **options: Any) -> FakeTask:
-        needs = {"classify": len(self.labels) > 0, "rerank": len(self.labels) == 1}
-        if not needs.get(name, True):
+        has = {"encode": True, "token_embeddings": True, "classify": self.labels, "rerank": len(self.labels) == 1}
+        if not has.get(name):
             raise ValueError(f"{name} needs another head; the architectures of this one: FakeModel")
         if options.get("prompt_name") not in (None, *self.settings.prompts):
             raise ValueError(f"prompt_name must be one of 'query', got {options['prompt_name']!r}")

@@ -165,7 +165,7 @@ def test_bad_models_and_options() -> None:
         Classification(plain, tokenizer, Runner(fast))
     with pytest.raises(TypeError, match=r"got .*BertModel; heads of other families"):
         Classification(fast.bert, tokenizer, Runner(fast))
-    with pytest.raises(TypeError, match=r"tokenizer must be an transformers\.PreTrainedTokenizerBase, got builtins"):
+    with pytest.raises(TypeError, match=r"tokenizer must be a transformers\.PreTrainedTokenizerBase, got builtins"):
         Classification(fast, "tokenizer", Runner(fast))
     task = task_of(fast, tokenizer)
     with torch.no_grad():

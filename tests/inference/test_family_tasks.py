@@ -98,7 +98,8 @@ def test_xlm_answers_with_a_fast_tokenizer() -> None:
     check_answers(plain, fast, tokenizer)
 
 
-def test_heads_that_find_no_answers_are_refused() -> None:
+@pytest.mark.slow
+def test_heads_of_xlm_that_find_no_answers_are_refused() -> None:
     pytest.importorskip("sacremoses")
     _, simple, slow = make("XLM", "ForQuestionAnsweringSimple")
     with pytest.raises(TypeError, match=r"tokenizer must give the characters .* got the slow .*XLMTokenizer"):
@@ -106,6 +107,9 @@ def test_heads_that_find_no_answers_are_refused() -> None:
     _, beams, _ = make("XLM", "ForQuestionAnswering")
     with pytest.raises(TypeError, match=r"got a XLMForQuestionAnswering: its beam .* XLMForQuestionAnsweringSimple"):
         question_answering(beams, slow)
+
+
+def test_other_heads_are_refused() -> None:
     _, tags, tokenizer = make("Bert", "ForTokenClassification")
     with pytest.raises(TypeError, match=r"ErnieMForQuestionAnswering, got .*BertForTokenClassification; heads of"):
         Answering(tags, tokenizer, Runner(tags))

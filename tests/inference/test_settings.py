@@ -8,17 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.family_folders import MAX_TOKENS, save_family
 from helpers.paths import ROOT
 from helpers.sentence_folders import change_json, save_encoder
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from erniem_fast import Encoder
-from erniem_fast.inference.settings import Normalize, SentenceSettings, lowercase, prompt_length, read_settings
+from erniem_fast.inference.settings import Normalize, SentenceSettings, prepare, prompt_length, read_settings
 
 sentence_transformers = pytest.importorskip("sentence_transformers")
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.base.modules import Dense
 from sentence_transformers.base.modules import Normalize as TheirNormalize
 from sentence_transformers.base.modules import Transformer as TheirTransformer
@@ -127,7 +129,7 @@ def test_prompts(family: str, include_prompt: bool, make: Make, texts: list[str]
     assert model.encode_query(texts[1]) == pytest.approx(vectors_of(tmp_path, texts[1:2])[0], abs=1e-5)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(prompt=st.text(st.characters(categories=("L", "Z", "P")), max_size=40), most=st.integers(4, 30))
 def test_tokens_of_a_prompt(encoders: Callable[[str], Path], prompt: str, most: int) -> None:
     for family in ("Bert", "XLMRoberta"):
@@ -155,7 +157,10 @@ def old_types(form: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
 )
 @pytest.mark.parametrize("subfolder", ["", pytest.param("0_Transformer", marks=slow)])
 def test_a_folder_of_version_2(form: str, subfolder: str, make: Make, texts: list[str], tmp_path: Path) -> None:
-    """Flags for the poolings, weights by pickle, max_seq_length and do_lower_case in a file of their own."""
+    """Flags for the poolings, weights by pickle, max_seq_length and do_lower_case in a file of their own.
+
+    The tokenizer's own length is not asked there.
+    """
     make("Bert", ("cls", "mean"), Dense(64, 11), TheirNormalize(), safe=False)
     modules = json.loads((tmp_path / "modules.json").read_text())
     (tmp_path / "modules.json").write_text(json.dumps([old_types(form)(entry) for entry in modules]))
@@ -165,8 +170,9 @@ def test_a_folder_of_version_2(form: str, subfolder: str, make: Make, texts: lis
     }
     (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 32} | flags))
     (tmp_path / "3_Normalize" / "config.json").unlink()
+    change_json(tmp_path / "2_Dense" / "config.json", activation_function=None)
     (tmp_path / "sentence_bert_config.json").unlink()
-    change_json(tmp_path / "tokenizer_config.json", model_max_length=512)
+    change_json(tmp_path / "tokenizer_config.json", model_max_length=9)
     (tmp_path / "sentence_roberta_config.json").write_text('{"max_seq_length": 17, "do_lower_case": true}')
     change_json(tmp_path / "config_sentence_transformers.json", prompts=None, default_prompt_name=None, model_type=None)
     if subfolder:
@@ -206,16 +212,89 @@ def test_our_module_and_the_length_of_its_tokenizer(make: Make, tmp_path: Path) 
     assert found.similarity == "cosine"
 
 
+def test_a_pooling_that_the_modules_do_not_take(make: Make, texts: list[str], tmp_path: Path) -> None:
+    """Another pooling of the same width is."""
+    make("Bert", ("cls", "mean"), Dense(64, 5))
+    encoder = Encoder.from_pretrained(str(tmp_path), dtype="float32")
+    with pytest.raises(ValueError, match=r"pooling must join 2 vectors, .* as its own cls, mean; got max"):
+        encoder.encode(texts, pooling="max")
+    assert encoder.encode(texts, pooling=("max", "cls")).shape == (len(texts), 5)
+
+
+def test_no_text_is_longer_than_the_model_takes(make: Make, tmp_path: Path) -> None:
+    make("XLMRoberta", "mean")
+    change_json(tmp_path / "sentence_bert_config.json", max_seq_length=10_000)
+    assert Encoder.from_pretrained(str(tmp_path), dtype="float32").max_tokens == MAX_TOKENS
+
+
 def test_a_plain_folder_gives_the_mean(encoders: Callable[[str], Path], tmp_path: Path) -> None:
     for folder in (encoders("Bert"), tmp_path):
         found = read_settings(str(folder))
         assert vars(found) == vars(SentenceSettings())
 
 
-@pytest.mark.parametrize("family", ["Bert", pytest.param("XLMRoberta", marks=slow)])
+@pytest.mark.parametrize("family", ["XLMRoberta", "ErnieM", pytest.param("Bert", marks=slow)])
 def test_lowercase_leaves_special_tokens(family: str, encoders: Callable[[str], Path]) -> None:
     module = TheirTransformer(str(encoders(family)), do_lower_case=True)
     plain = TheirTransformer(str(encoders(family)))
-    lowercase(plain.tokenizer)
+    prepare(plain.tokenizer, SentenceSettings(lowercase=True))
     words = ["ÉCOLE ΟΔΟΣ İI", f"A{plain.tokenizer.sep_token}B"]
     assert plain.tokenizer(words)["input_ids"] == module.tokenizer(words)["input_ids"]
+
+
+def scores_of(folder: Path, pairs: list[tuple[str, str]]) -> np.ndarray:
+    """Scores of pairs by the folder's activation and transformers' own model."""
+    found = read_settings(str(folder))
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    inputs = tokenizer(
+        *zip(*pairs, strict=True), padding=True, truncation=True, max_length=found.max_seq_length, return_tensors="pt"
+    )
+    with torch.inference_mode():
+        scores = found.score_activation(model.config.num_labels)(model(**inputs).logits)
+    return scores.squeeze(-1).numpy()
+
+
+OLD_KEYS: dict[str, Callable[[str], dict[str, Any]]] = {
+    "version 5": lambda path: {"sentence_transformers": {"activation_fn": path, "version": "5.1.0"}},
+    "version 3": lambda path: {"sbert_ce_default_activation_function": path},
+}
+
+
+@pytest.mark.parametrize("form", ["now", *OLD_KEYS])
+@pytest.mark.parametrize(
+    ("labels", "function"),
+    [(1, None), (1, nn.Identity()), pytest.param(3, nn.Softmax(-1), marks=slow), (3, None)],
+    ids=str,
+)
+def test_the_activation_of_a_cross_encoder(
+    form: str, labels: int, function: nn.Module | None, tmp_path: Path, texts: list[str]
+) -> None:
+    base, folder = (
+        save_family(tmp_path / "base", "Bert", "ForSequenceClassification", num_labels=labels),
+        tmp_path / "it",
+    )
+    model = CrossEncoder(str(base), max_length=MAX, activation_fn=function, device="cpu")
+    if form == "now":
+        model.save(str(folder), create_model_card=False)
+    else:
+        model.model.save_pretrained(folder)
+        model.tokenizer.save_pretrained(folder)
+        change_json(
+            folder / "config.json",
+            **OLD_KEYS[form](f"{type(model.activation_fn).__module__}.{type(model.activation_fn).__name__}"),
+        )
+    pairs = [*zip(texts, reversed(texts), strict=True)]
+    expected = CrossEncoder(str(folder), device="cpu").predict(pairs)
+    assert np.ptp(expected) > 1e-3
+    np.testing.assert_allclose(scores_of(folder, pairs), expected, rtol=0, atol=1e-5)
+    found = read_settings(str(folder))
+    assert found.model_type == "CrossEncoder"
+    assert found.max_seq_length == MAX
+    assert type(found.activation) is type(model.activation_fn)
+
+
+def test_the_activation_of_a_plain_classifier() -> None:
+    assert isinstance(SentenceSettings().score_activation(1), nn.Sigmoid)
+    assert isinstance(SentenceSettings().score_activation(2), nn.Identity)
+    assert SentenceSettings(activation=nn.Tanh()).score_activation(1).__class__ is nn.Tanh

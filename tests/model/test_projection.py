@@ -316,7 +316,7 @@ def test_a_few_rows_copy_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
         ids = torch.randint(4, SIZES["vocab_size"], (texts, 8))
         with torch.set_grad_enabled(gradients):
             found = fast(input_ids=ids).last_hidden_state
-        assert any(copied) == (gradients or texts > 1)
+        assert any(copied) == gradients
         assert_close(found, as_reference(fast)(input_ids=ids).last_hidden_state, 1e-5)
 
 

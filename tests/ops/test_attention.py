@@ -4,13 +4,14 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import closeness
 from helpers.formulas import offsets, plain_attention
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from erniem_fast import ops
-from erniem_fast.ops import Dropout, attention, attention_torch
+from erniem_fast.ops import Dropout, attention_cpu, attention_torch
 
 CPU = torch.device("cpu")
 lengths_of_batches = st.lists(st.integers(0, 17), min_size=1, max_size=9)
@@ -26,7 +27,6 @@ def grouping(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
             return list(attention_torch.padded_groups(cu_seqlens, max_seqlen, num_heads, total))
 
         monkeypatch.setattr(attention_torch, "group_sequences", padded)
-        monkeypatch.setattr(attention, "group_sequences", padded)
         monkeypatch.setattr(attention_torch, "PADDED_SCORES_PER_CHUNK", 1000)  # several chunks
 
 
@@ -153,3 +153,49 @@ def test_a_second_derivative_of_the_compiled_operation_is_an_error() -> None:
 def test_offsets_that_cannot_be_right_are_refused(cu_seqlens: list[int], max_seqlen: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ops.varlen_attention(torch.randn(7, 3, 1, 4), torch.tensor(cu_seqlens, dtype=torch.int32), max_seqlen)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_inference_by_sequences(dtype: torch.dtype) -> None:
+    """Short ones of one length together, the others alone, from either layout of the projections."""
+
+    @settings(max_examples=8, deadline=None)
+    @given(lengths=st.lists(st.sampled_from([0, 1, 3, 3, 3, 16, 17, 40]), min_size=1, max_size=14), split=st.booleans())
+    def check(lengths: list[int], split: bool) -> None:
+        total = sum(lengths)
+        qkv = torch.randn(3, total, 2, 5).to(dtype).transpose(0, 1)
+        qkv = qkv if split else qkv.contiguous()
+        with torch.inference_mode():
+            assert attention_cpu.takes(qkv)
+            found = ops.varlen_attention(qkv, offsets(lengths), max(lengths))
+        expected = plain_attention(qkv.double(), lengths)
+        assert found.shape == expected.shape
+        assert found.dtype == dtype
+        rounding = (
+            1e-6 if dtype == torch.float32 else torch.finfo(dtype).eps / 2 * max([1.0, *qkv.abs().flatten().tolist()])
+        )
+        plain = plain_attention(qkv, lengths)
+        assert closeness.error(found, expected) <= closeness.TIMES * closeness.error(plain, expected) + rounding
+
+    check()
+
+
+def test_rows_behind_the_last_sequence_are_zero() -> None:
+    qkv = torch.randn(9, 3, 2, 5)
+    with torch.inference_mode():
+        found = ops.varlen_attention(qkv, offsets([4, 2]), 4)
+    assert (found[6:] == 0).all()
+    torch.testing.assert_close(found[:6], plain_attention(qkv[:6], [4, 2]))
+
+
+def test_an_infinite_sequence_stays_by_itself_in_inference() -> None:
+    lengths = [3, 3, 20, 3, 3, 30]
+    qkv = torch.randn(sum(lengths), 3, 2, 4)
+    expected = plain_attention(qkv, lengths)
+    for rows in (slice(3, 6), slice(6, 26)):
+        poisoned = qkv.clone()
+        poisoned[rows] = torch.inf
+        with torch.inference_mode():
+            found = ops.varlen_attention(poisoned, offsets(lengths), 30)
+        others = [row for row in range(sum(lengths)) if not rows.start <= row < rows.stop]
+        torch.testing.assert_close(found[others], expected[others])

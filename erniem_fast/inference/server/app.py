@@ -15,11 +15,13 @@ from starlette.responses import FileResponse, Response
 
 from ...version import __version__
 from ..engine import Encoder
-from .errors import RequestError, add_handlers
+from .errors import add_handlers, stopping
 from .guard import Guard, Traffic
+from .info import info
 from .metrics import Metrics
 from .openai import make_openai_router
-from .routes import make_router
+from .pipelines import make_pipeline_router
+from .routes import Routes
 from .service import Service
 from .settings import ServerSettings
 
@@ -62,7 +64,7 @@ def create_app(encoder: Encoder, settings: ServerSettings) -> FastAPI:
     async def health() -> Response:
         """200 while the server takes requests, else 503."""
         if traffic.draining:
-            raise RequestError(503, "Unhealthy", "the server stops")
+            raise stopping()
         return Response()
 
     @app.get("/metrics")
@@ -71,16 +73,17 @@ def create_app(encoder: Encoder, settings: ServerSettings) -> FastAPI:
         return Response(metrics.render(), media_type=METRICS_TYPE)
 
     @app.get("/info")
-    async def info() -> dict[str, Any]:
+    async def read_info() -> dict[str, Any]:
         """The model and the limits."""
-        return service.info()
+        return info(service)
 
-    routes = {getattr(route, "path", "") for route in app.routes}
-    for router in (make_router(service), make_openai_router(service)):
+    routes = Routes(service)
+    paths = {getattr(route, "path", "") for route in app.routes}
+    for router in (routes.router(), make_openai_router(service), make_pipeline_router(service, routes)):
         app.include_router(router)
-        routes |= {getattr(route, "path", "") for route in router.routes}
+        paths |= {getattr(route, "path", "") for route in router.routes}
     app.add_middleware(
-        Guard, settings=settings, metrics=metrics, traffic=traffic, routes=frozenset(routes),
+        Guard, settings=settings, metrics=metrics, traffic=traffic, routes=frozenset(paths),
         backlog_seconds=lambda: service.batcher.backlog_seconds,
     )  # fmt: skip
     if settings.cors_allow_origin:

@@ -69,6 +69,11 @@ def backend(message: str) -> RequestError:
     return RequestError(424, "Backend", message)
 
 
+def stopping() -> RequestError:
+    """The error of a server that takes no more requests."""
+    return RequestError(503, "Unhealthy", "the server stops", retry_after=1)
+
+
 def answer(error: RequestError, path: str, close: bool = False) -> JSONResponse:
     """The response to a request that failed.
 

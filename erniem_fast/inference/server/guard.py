@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .errors import RequestError, answer, too_large
+from .errors import RequestError, answer, stopping, too_large
 from .metrics import Metrics
 from .settings import ServerSettings
 
@@ -110,7 +110,7 @@ class Guard:
         if self._key is not None and not (scheme.lower() == b"bearer" and hmac.compare_digest(given, self._key)):
             raise RequestError(401, "Unauthorized", "expected the header `Authorization: Bearer KEY` with the API key")
         if self.traffic.draining:
-            raise RequestError(503, "Unhealthy", "the server stops", retry_after=1)
+            raise stopping()
         if self.traffic.in_work >= self.settings.max_concurrent_requests:
             wait = max(1, math.ceil(self.backlog_seconds()))
             raise RequestError(429, "Overloaded", "the model is overloaded", retry_after=wait)

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from .errors import RequestError
 from .floats import dump_floats
-from .routes import JSON, given, is_batch
+from .routes import JSON, given, listed
 from .schemas import EmbeddingsRequest
 from .service import Service
 
@@ -43,10 +43,9 @@ def make_openai_router(service: Service) -> APIRouter:
         """Vectors of length 1 of texts, or of their token ids."""
         check_model(body.model)
         service.check_dimensions(body.dimensions)
-        items = body.input if is_batch(body.input) else [body.input]
-        side = service.side(None, "right")
         options = given(truncate_dim=body.dimensions)
-        found = await service.run("encode", items, "input", side, normalize=True, **options)
+        side = service.side(None, "right")
+        found = await service.run("encode", listed(body.input), "input", side, normalize=True, **options)
         write = _base64 if body.encoding_format == "base64" else dump_floats
         data = b",".join(
             b'{"object":"embedding","index":%d,"embedding":%b}' % (index, write(vector))

@@ -20,6 +20,7 @@ from .schemas import (
     SimilarityParameters,
     SimilarityRequest,
     TokenizeRequest,
+    Truncation,
 )
 from .service import Service
 
@@ -31,102 +32,92 @@ def given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def make_router(service: Service) -> APIRouter:
-    """The routes that compute."""
-    router = APIRouter()
+def json_response(value: Any, headers: dict[str, str] | None = None) -> Response:
+    """A response with a value as JSON."""
+    return Response(to_json(value), media_type=JSON, headers=headers)
 
-    @router.post("/embed")
-    async def embed(body: EmbedRequest) -> Response:
+
+class Routes:
+    """What each route does."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+
+    def router(self) -> APIRouter:
+        """The routes under their names."""
+        router = APIRouter()
+        for name in ("embed", "embed_all", "predict", "rerank", "similarity", "tokenize", "decode"):
+            router.add_api_route(f"/{name}", getattr(self, name), methods=["POST"])
+        return router
+
+    async def embed(self, body: EmbedRequest) -> Response:
         """Vectors of texts."""
-        service.check_dimensions(body.dimensions)
-        items = body.inputs if is_batch(body.inputs) else [body.inputs]
-        side = service.side(body.truncate, body.truncation_direction)
-        found = await service.run(
-            "encode",
-            items,
-            "inputs",
-            side,
-            normalize=body.normalize,
-            **given(prompt_name=body.prompt_name, truncate_dim=body.dimensions),
+        self.service.check_dimensions(body.dimensions)
+        options = given(prompt_name=body.prompt_name, truncate_dim=body.dimensions)
+        found = await self.service.run(
+            "encode", listed(body.inputs), "inputs", self._side(body), normalize=body.normalize, **options
         )
         return Response(dump_floats(np.stack(found.values)), media_type=JSON, headers=found.headers)
 
-    @router.post("/embed_all")
-    async def embed_all(body: EmbedAllRequest) -> Response:
+    async def embed_all(self, body: EmbedAllRequest) -> Response:
         """Vectors of each text's tokens."""
-        items = body.inputs if is_batch(body.inputs) else [body.inputs]
-        side = service.side(body.truncate, body.truncation_direction)
         options = given(prompt_name=body.prompt_name)
-        found = await service.run("token_embeddings", items, "inputs", side, **options)
+        found = await self.service.run("token_embeddings", listed(body.inputs), "inputs", self._side(body), **options)
         return StreamingResponse(_nested(found.values), media_type=JSON, headers=found.headers)
 
-    @router.post("/predict")
-    async def predict(body: PredictRequest) -> Response:
+    async def predict(self, body: PredictRequest) -> Response:
         """Labels of texts or pairs of texts, with scores, the best first."""
         several = isinstance(body.inputs, list) and not (body.inputs and isinstance(body.inputs[0], str))
         items = [_text_or_pair(item) for item in (body.inputs if several else [body.inputs])]
-        side = service.side(body.truncate, body.truncation_direction)
         options = given(activation="none" if body.raw_scores else None)
-        found = await service.run("classify", items, "inputs", side, top_k=None, **options)
-        return Response(to_json(found.values if several else found.values[0]), media_type=JSON, headers=found.headers)
+        found = await self.service.run("classify", items, "inputs", self._side(body), top_k=None, **options)
+        return json_response(found.values if several else found.values[0], found.headers)
 
-    @router.post("/rerank")
-    async def rerank(body: RerankRequest) -> Response:
+    async def rerank(self, body: RerankRequest) -> Response:
         """Places of texts by how well they answer a query, the best first."""
         if not body.query or not all(body.texts):
             raise empty("texts" if body.query else "query")
-        side = service.side(body.truncate, body.truncation_direction)
-        options = given(activation="none" if body.raw_scores else None)
         pairs = [(body.query, text) for text in body.texts]
-        found = await service.run("rerank", pairs, "texts", side, **options)
+        options = given(activation="none" if body.raw_scores else None)
+        found = await self.service.run("rerank", pairs, "texts", self._side(body), **options)
         ranks = []
         for index in sorted(range(len(pairs)), key=lambda index: -found.values[index]):
             text = {"text": body.texts[index]} if body.return_text else {}
             ranks.append({"index": index, **text, "score": found.values[index]})
-        return Response(to_json(ranks), media_type=JSON, headers=found.headers)
+        return json_response(ranks, found.headers)
 
-    @router.post("/similarity")
-    async def similarity(body: SimilarityRequest) -> Response:
+    async def similarity(self, body: SimilarityRequest) -> Response:
         """Cosine of a sentence's vector with each of the others'."""
-        sentences, parameters = body.inputs, body.parameters or SimilarityParameters()
-        if not sentences.source_sentence:
+        source, sentences = body.inputs.source_sentence, body.inputs.sentences
+        parameters = body.parameters or SimilarityParameters()
+        if not source:
             raise empty("source_sentence")
-        service.check_batch(sentences.sentences, "sentences")
-        side = service.side(parameters.truncate, parameters.truncation_direction)
-        texts = [sentences.source_sentence, *sentences.sentences]
-        found = await service.run(
-            "encode",
-            texts,
-            "sentences",
-            side,
-            most=len(texts),
-            normalize=True,
-            **given(prompt_name=parameters.prompt_name),
-        )
+        self.service.check_batch(sentences, "sentences")
+        options = given(prompt_name=parameters.prompt_name)
+        found = await self.service.run(
+            "encode", [source, *sentences], "sentences", self._side(parameters), most=1 + len(sentences),
+            normalize=True, **options,
+        )  # fmt: skip
         vectors = np.stack(found.values)
         return Response(dump_floats(vectors[1:] @ vectors[0]), media_type=JSON, headers=found.headers)
 
-    @router.post("/tokenize")
-    async def tokenize(body: TokenizeRequest) -> Response:
+    async def tokenize(self, body: TokenizeRequest) -> Response:
         """Tokens of texts, with their places."""
         texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
-        tokens = await service.tokenize(texts, body.add_special_tokens, body.prompt_name)
-        return Response(to_json(tokens), media_type=JSON)
+        return json_response(await self.service.tokenize(texts, body.add_special_tokens, body.prompt_name))
 
-    @router.post("/decode")
-    async def decode(body: DecodeRequest) -> Response:
+    async def decode(self, body: DecodeRequest) -> Response:
         """Texts of token ids."""
-        rows: Any = [body.ids] if body.ids and isinstance(body.ids[0], int) else body.ids
-        return Response(to_json(await service.decode(rows, body.skip_special_tokens)), media_type=JSON)
+        return json_response(await self.service.decode(listed(body.ids), body.skip_special_tokens))
 
-    aliased: dict[str, Any] = {"/embed": embed, "/predict": predict, "/rerank": rerank}
-    router.add_api_route("/", aliased[service.main_route], methods=["POST"])
-    return router
+    def _side(self, body: Truncation) -> str | None:
+        return self.service.side(body.truncate, body.truncation_direction)
 
 
-def is_batch(inputs: Any) -> bool:
-    """True for several inputs, False for a text or a text's token ids."""
-    return isinstance(inputs, list) and not (inputs and isinstance(inputs[0], int))
+def listed(inputs: Any) -> list[Any]:
+    """Several inputs as they are; a text, or a text's token ids, in a list."""
+    several = isinstance(inputs, list) and not (inputs and isinstance(inputs[0], int))
+    return inputs if several else [inputs]
 
 
 def _text_or_pair(item: Any) -> Any:

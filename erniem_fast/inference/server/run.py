@@ -27,8 +27,9 @@ def bind(host: str, port: int, write_seconds: float) -> socket.socket:
     Raises:
         OSError: the address is taken, or not this machine's.
     """
-    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    found = socket.socket(family, socket.SOCK_STREAM)
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    # By its protocol asyncio knows to send each piece at once, without waiting for the client's word (TCP_NODELAY).
+    found = socket.socket(family, kind, protocol)
     try:
         if os.name == "posix":  # on Windows it would share the address with another server
             found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -10,19 +10,30 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...version import __version__
 from ..engine import Encoder
 from ..task import AnyTask
 from ..tokens import Row
 from .batcher import Batcher, BatcherClosedError
-from .errors import RequestError, backend, empty, invalid, too_large
+from .errors import RequestError, backend, empty, invalid, stopping, too_large
 from .metrics import Metrics
 from .settings import ServerSettings
 
 logger = logging.getLogger(__name__)
 
 WARM_UP = "The server is ready once the model has read this."
-TASKS = ("encode", "token_embeddings", "classify", "rerank")
+PROBES: dict[str, dict[str, Any]] = {
+    "encode": {},
+    "token_embeddings": {},
+    "classify": {},
+    "rerank": {},
+    "zero_shot": {"candidate_labels": ["label"]},
+    "tag": {},
+    "answer": {},
+    "extract": {"schema": ["name"]},
+}
+"""Options with which a checkpoint is asked if it can do a task."""
+CUT_AT_EITHER_SIDE = ("encode", "token_embeddings")
+"""Tasks with the option `truncation`; the others cut at the end, or read long texts in windows."""
 MANY_TASKS = 256
 """Tasks that are kept: one for each combination of options that clients ask for."""
 
@@ -50,6 +61,7 @@ class Service:
         metrics: where calls of the model are counted.
 
     Attributes:
+        dim: numbers in a vector.
         lacking: for each task that the checkpoint can't do, the reason.
     """
 
@@ -59,50 +71,13 @@ class Service:
         metrics.queue_size.set_function(lambda: self.batcher.queue_size)
         self._threads = ThreadPoolExecutor(settings.tokenization_workers, thread_name_prefix="tokenize")
         self._tasks: OrderedDict[Any, AnyTask] = OrderedDict()
+        self.dim: int = self._task("encode", {}).dim  # type: ignore[attr-defined]
         self.lacking: dict[str, str] = {}
-        for name in TASKS:
+        for name, options in PROBES.items():
             try:
-                self._task(name, {})
+                encoder.task(name, **options)
             except ValueError as error:
                 self.lacking[name] = str(error)
-
-    @property
-    def main_route(self) -> str:
-        """The route that `POST /` stands for."""
-        if "classify" in self.lacking:
-            return "/embed"
-        return "/rerank" if len(self.encoder.model.config.id2label) == 1 else "/predict"
-
-    def info(self) -> dict[str, Any]:
-        """What `/info` gives: text-embeddings-inference's members, and further ones of ours behind them."""
-        encoder, settings = self.encoder, self.settings
-        if self.main_route == "/embed":
-            model_type: dict[str, Any] = {"embedding": {"pooling": "+".join(encoder.settings.pooling)}}
-        else:
-            labels = {str(index): label for index, label in encoder.model.config.id2label.items()}
-            kind = "reranker" if self.main_route == "/rerank" else "classifier"
-            numbers = {label: int(index) for index, label in labels.items()}
-            model_type = {kind: {"id2label": labels, "label2id": numbers}}
-        return {
-            "model_id": settings.model_id,
-            "model_sha": None,
-            "served_model_name": settings.model_name,
-            "model_dtype": encoder.dtype,
-            "model_type": model_type,
-            "max_concurrent_requests": settings.max_concurrent_requests,
-            "max_input_length": encoder.max_tokens,
-            "max_batch_tokens": settings.max_batch_tokens,
-            "max_batch_requests": None,
-            "max_client_batch_size": settings.max_client_batch_size,
-            "auto_truncate": settings.auto_truncate,
-            "tokenization_workers": settings.tokenization_workers,
-            "version": __version__,
-            "sha": None,
-            "docker_label": None,
-            "architectures": encoder.architectures,
-            "device": str(encoder.device),
-            "prompts": list(encoder.settings.prompts),
-        }
 
     async def warm_up(self) -> None:
         """Run the model, so that the first request finds it ready."""
@@ -135,25 +110,30 @@ class Service:
             raise backend(self.lacking[name])
         self.check_batch(items, argument, most)
         started = time.perf_counter()
+        if truncate == "left" and name in CUT_AT_EITHER_SIDE:
+            options["truncation"] = truncate
         try:
-            cutting = self._task(name, options)
-            task = cutting if truncate == "right" else self._task(name, options | {"truncation": truncate})
+            task = self._task(name, options)
+            # A task of its own counts the texts of this request that were cut.
+            counting = task if "truncation" in options or truncate == "right" else self.encoder.task(name, **options)
         except (ValueError, TypeError) as error:
             raise invalid(str(error)) from error
         with self.batcher.arriving():
-            tokens = await self._in_thread(self._tokenize, task, cutting, items, argument, truncate)
+            tokens = await self._in_thread(self._tokenize, counting, items, argument, truncate)
+            if counting is not task:
+                self._check_uncut(counting, argument, truncate)
+            sizes = self._sizes(task, tokens, argument)
             tokenized = time.perf_counter()
             try:
                 future = self.batcher.submit(task, tokens)
             except BatcherClosedError as error:
-                raise RequestError(503, "Unhealthy", str(error), retry_after=1) from error
+                raise stopping() from error
         try:
             done = await asyncio.wrap_future(future)
         except BatcherClosedError as error:
-            raise RequestError(503, "Unhealthy", str(error), retry_after=1) from error
+            raise stopping() from error
         except Exception as error:
             raise backend(f"the model failed: {' '.join(str(error).split()) or type(error).__name__}") from error
-        sizes = [task.size(item) for item in tokens]
         for size in sizes:
             self.metrics.input_length.observe(size)
         self.metrics.tokenization.observe(tokenized - started)
@@ -213,9 +193,8 @@ class Service:
         Raises:
             RequestError: 422.
         """
-        most = self._task("encode", {}).dim  # type: ignore[attr-defined]
-        if asked is not None and asked > most:
-            raise invalid(f"dimensions must be at most {most}, got {asked}")
+        if asked is not None and asked > self.dim:
+            raise invalid(f"dimensions must be at most {self.dim}, got {asked}")
 
     def side(self, truncate: bool | None, direction: str) -> str | None:
         """The engine's `truncation` of what a body asks for."""
@@ -232,7 +211,7 @@ class Service:
         try:
             return await loop.run_in_executor(self._threads, function, *arguments)
         except (ValueError, TypeError) as error:
-            raise RequestError(422, "Tokenizer", str(error)) from error
+            raise RequestError(422, "Tokenizer", " ".join(str(error).split())) from error
 
     def _task(self, name: str, options: dict[str, Any]) -> AnyTask:
         """A task, the same one for the same options: only then are requests put together."""
@@ -244,17 +223,28 @@ class Service:
         self._tasks.move_to_end(key)
         return self._tasks[key]
 
-    def _tokenize(
-        self, task: AnyTask, cutting: AnyTask, items: Sequence[Any], argument: str, truncate: str | None
-    ) -> list[Any]:
-        texts = [item for item in items if not isinstance(item, list)]
-        try:
-            found = iter(task.tokenize(texts))
-        except ValueError as error:
-            if truncate is None and _can_tokenize(cutting, texts):  # refused for their length alone
-                raise too_large(_rename(error, argument)) from error
-            raise ValueError(_rename(error, argument)) from error
+    def _tokenize(self, task: AnyTask, items: Sequence[Any], argument: str, truncate: str | None) -> list[Any]:
+        found = iter(task.tokenize([item for item in items if not isinstance(item, list)]))
         return [self._row(item, argument, truncate) if isinstance(item, list) else next(found) for item in items]
+
+    def _check_uncut(self, task: AnyTask, argument: str, truncate: str | None) -> None:
+        """Refuse texts that the task has cut where they must not be, or not there."""
+        cut = getattr(task, "truncated", 0)
+        if cut and truncate is None:
+            raise too_large(
+                f"`{argument}` must have at most {self.encoder.max_tokens} tokens each, got {cut} with more"
+            )
+        if cut:
+            raise invalid("truncation_direction must be Right for this route where texts are cut")
+
+    def _sizes(self, task: AnyTask, tokens: Sequence[Any], argument: str) -> list[int]:
+        """Tokens of each item; one that alone is more than a call of the model is refused: many labels, a book."""
+        sizes = [task.size(item) for item in tokens]
+        most = max(self.settings.max_batch_tokens, self.encoder.max_tokens)
+        for place, size in enumerate(sizes):
+            if size > most:
+                raise too_large(f"{argument}[{place}] takes {size} tokens in all its rows; expected at most {most}")
+        return sizes
 
     def _row(self, ids: list[int], argument: str, truncate: str | None) -> Row:
         self._check_ids(ids, argument)
@@ -268,19 +258,6 @@ class Service:
         wrong = next((token for token in ids if token >= known), None)
         if wrong is not None:
             raise invalid(f"`{argument}` must have token ids below {known}, got {wrong}")
-
-
-def _can_tokenize(task: AnyTask, texts: Sequence[Any]) -> bool:
-    try:
-        task.tokenize(texts)
-    except ValueError:
-        return False
-    return True
-
-
-def _rename(error: ValueError, argument: str) -> str:
-    """An engine's message, with the name that the body has for its texts."""
-    return str(error).replace("texts[", f"{argument}[", 1)
 
 
 def _tokens(tokenizer: Any, text: str, special: bool) -> list[dict]:

@@ -87,7 +87,7 @@ def test_inputs_that_cannot_be_made_fail_the_case_alone() -> None:
 def test_kernels_are_timed_cold_and_models_from_call_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def fake(runs: Any, device: str, seconds: float, cold: bool) -> tuple[dict, dict]:
+    def fake(runs: Any, device: str, seconds: float, cold: bool, rounds: int | None) -> tuple[dict, dict]:
         asked.append((seconds, cold))
         return {}, {}
 
@@ -97,5 +97,5 @@ def test_kernels_are_timed_cold_and_models_from_call_to_end(monkeypatch: pytest.
         measure(Case(part, benchmark, SHAPE, Setting()), CEILINGS)
     measure(Case("models", benchmark, SHAPE, TINY_SETTING), CEILINGS)
     seconds = module.SECONDS
-    cold = {"cpu": False, "families": False, "smoke": True, "kernels": True, "models": False}
+    cold = {"cpu": False, "families": False, "serving": False, "smoke": True, "kernels": True, "models": False}
     assert asked == [*((seconds[part], cold[part]) for part in seconds), (0.0, False)]

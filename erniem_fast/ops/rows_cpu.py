@@ -1,0 +1,155 @@
+"""Linear layers of inference on a CPU: by pieces of rows, each written where it belongs.
+
+Nothing is concatenated or copied: a product is added to what its result already holds (the bias, or the residual and
+the bias), and the wide activations of the feed-forward block stay in a buffer of one piece.
+
+In 16 bits oneDNN compiles a product anew for each number of rows, which takes up to 30 ms and 4 MB for a layer of base
+width, and the next batch has another number. So all pieces have one size, and the last one is filled up to a multiple
+of oneDNN's tiles.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from . import onednn
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""Others (float64) are computed as in training, to the bit."""
+SIZES = (2048, 512)
+"""Rows of a piece in 16 bits: oneDNN's products take up to twice as long for 768 to 1,280 rows. In float32 all rows."""
+MLP_SIZES = {torch.float32: (1024,), torch.bfloat16: (512,), torch.float16: (512,)}
+"""Rows of a piece in the feed-forward block, whose wide activations should stay near the cache."""
+IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {"gelu": torch.ops.aten.gelu_, "relu": torch.relu_}
+"""Activations that overwrite their argument."""
+
+
+def computes_plainly(*tensors: Tensor) -> bool:
+    """True if nothing but values is asked for: no gradients, tangents, batching, tracing, or modes that look on."""
+    return not (
+        torch.is_grad_enabled()
+        or torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._functorch.maybe_current_level() is not None
+        or torch.autograd.forward_ad._current_level >= 0
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or any(type(tensor) not in (Tensor, nn.Parameter) for tensor in tensors)
+    )
+
+
+def takes(x: Tensor, *parameters: Tensor | None) -> bool:
+    """True if the functions of this file compute linear layers of these operands; None: a bias that is not there."""
+    given = [parameter for parameter in parameters if parameter is not None]
+    return (
+        x.device.type == "cpu"
+        and x.dtype in DTYPES
+        and x.dim() == 2
+        and x.shape[0] > 0
+        and all(one.dtype == x.dtype and one.device == x.device and one.is_contiguous() for one in given)
+        and not torch.is_autocast_enabled("cpu")
+        and computes_plainly(x, *given)
+    )
+
+
+def linear(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Tensor:
+    """x weight^T + bias of several layers.
+
+    Args:
+        x: (total_tokens, in_features).
+        weights: (out_features, in_features) of each.
+        biases: (out_features,) of each, or None.
+
+    Returns:
+        (number of layers, total_tokens, out_features).
+    """
+    out = x.new_empty(len(weights), _filled_rows(x), weights[0].shape[0])
+    for rows, piece in _pieces(x, _sizes(x)):
+        for index, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+            _multiply(piece, weight, bias, None, out[index, rows])
+    return out[:, : x.shape[0]]
+
+
+def add_linear(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor) -> Tensor:
+    """residual + x weight^T + bias.
+
+    Args:
+        x: (total_tokens, in_features).
+        weight: (out_features, in_features).
+        bias: (out_features,), or None.
+        residual: (total_tokens, out_features).
+
+    Returns:
+        (total_tokens, out_features).
+    """
+    out = x.new_empty(_filled_rows(x), weight.shape[0])
+    for rows, piece in _pieces(x, _sizes(x)):
+        _multiply(piece, weight, bias, residual[rows], out[rows])
+    return out[: x.shape[0]]
+
+
+def add_mlp(
+    x: Tensor,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    bias2: Tensor | None,
+    activation: str,
+    residual: Tensor | None,
+) -> Tensor:
+    """residual + activation(x weight1^T + bias1) weight2^T + bias2, as `ops.mlp`."""
+    out = x.new_empty(_filled_rows(x), weight2.shape[0])
+    fused = onednn.is_available(x.dtype)
+    sizes = MLP_SIZES[x.dtype]
+    buffer = x.new_empty(0 if fused else min(len(out), sizes[-1]), weight1.shape[0])
+    for rows, piece in _pieces(x, sizes):
+        if fused:
+            inner = onednn.activated_linear(piece, weight1, bias1, activation)
+        else:
+            inner = buffer[: len(piece)]
+            _multiply(piece, weight1, bias1, None, inner)
+            IN_PLACE[activation](inner)
+        _multiply(inner, weight2, bias2, None if residual is None else residual[rows], out[rows])
+    return out[: x.shape[0]]
+
+
+def filled(rows: int) -> int:
+    """Rows of a piece in 16 bits: whole tiles, of which oneDNN computes the missing rows anyway."""
+    step = 16 if rows <= 64 else 32
+    return -(-rows // step) * step
+
+
+def _sizes(x: Tensor) -> tuple[int, ...]:
+    return (x.shape[0],) if x.dtype == torch.float32 else SIZES
+
+
+def _filled_rows(x: Tensor) -> int:
+    """Rows of a result, those that fill the last piece included."""
+    total = x.shape[0]
+    return total if x.dtype == torch.float32 else total - total % SIZES[-1] + filled(total % SIZES[-1])
+
+
+def _pieces(x: Tensor, sizes: tuple[int, ...]) -> Iterator[tuple[slice, Tensor]]:
+    """The rows of each piece in a result, and the piece of x, of the largest of the sizes that there are rows for."""
+    begin, total = 0, x.shape[0]
+    while begin < total:
+        size = next((size for size in sizes if size <= total - begin), sizes[-1])
+        piece = x[begin : begin + size]
+        missing = 0 if x.dtype == torch.float32 else filled(len(piece)) - len(piece)
+        if missing:
+            piece = torch.cat((piece, piece.new_zeros(missing, x.shape[1])))
+        yield slice(begin, begin + len(piece)), piece
+        begin += len(piece)
+
+
+def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, out: Tensor) -> None:
+    """Write x weight^T + bias + residual; the rows of `out` beyond the residual's are whatever they are."""
+    if residual is not None:
+        held = out[: len(residual)]
+        torch.add(residual, bias, out=held) if bias is not None else held.copy_(residual)
+        out.addmm_(x, weight.t())
+    elif bias is not None:
+        torch.addmm(bias, x, weight.t(), out=out)
+    else:
+        torch.mm(x, weight.t(), out=out)
