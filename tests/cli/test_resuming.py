@@ -63,7 +63,7 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("ending", [".npy", ".parquet"])
+@pytest.mark.parametrize("ending", [".npy", pytest.param(".parquet", marks=pytest.mark.slow)])
 def test_a_run_that_stops_twice_gives_the_same_bytes(
     checkpoint: Path, many: Path, tmp_path: Path, at_window: Any, ending: str
 ) -> None:

@@ -90,7 +90,7 @@ def begin(out: Path, vectors: np.ndarray, say: Any = print, error: BaseException
 # What is written
 
 
-@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("ending", [".npy", *(pytest.param(ending, marks=pytest.mark.slow) for ending in ENDINGS[1:])])
 @given(
     rows=st.lists(st.tuples(*[st.floats(width=32, allow_nan=False, allow_infinity=False)] * 3), min_size=1),
     stops=st.lists(st.integers(0, 4), max_size=3),
