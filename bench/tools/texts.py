@@ -22,7 +22,7 @@ from torchao.utils import get_model_size_in_bytes
 
 from erniem_fast import ErnieMModel, ErnieMTokenizer, PackedBatch, reference
 from erniem_fast.cli.verify import sample
-from erniem_fast.inference.embed import tokenize
+from erniem_fast.inference.texts import TextTokens
 from erniem_fast.sentence_transformers import Transformer
 
 from .real_text import Rows, Runs, parser, random_model, timed, write
@@ -43,8 +43,8 @@ TOLERANCE = 1e-5
 
 def formats(model: ErnieMModel, texts: list[str], tokenizer: ErnieMTokenizer, options: Namespace) -> Rows:
     """Forwards of the first texts in one packed batch; errors are relative ones of all last hidden states."""
-    sequences = tokenize(texts[:FEW], tokenizer, model.config.max_tokens).sequences
-    batch = PackedBatch.from_sequences([torch.from_numpy(sequence) for sequence in sequences])
+    rows = TextTokens(tokenizer, model.config.max_tokens).tokenize(texts[:FEW])
+    batch = PackedBatch.from_sequences([torch.from_numpy(row.ids) for row in rows])
     sizes: dict[str, int] = {}
     runs: Runs = {}
     for name, (dtype, config) in FORMATS.items():

@@ -11,11 +11,11 @@ import torch
 from ..configuration import ErnieMConfig
 from ..files.formats import VECTOR, Npy, check_ending
 from ..files.output import open_output
-from ..inference.batching import run
-from ..inference.embed import tokenize
 from ..inference.loading import load_config, load_encoder, load_tokenizer
-from ..inference.pooling import mean
 from ..inference.progress import progress_bar
+from ..inference.runner import Runner
+from ..inference.texts import TextTokens
+from ..inference.tokens import Row
 from ..modeling import ErnieMModel
 from ..packing import PackedBatch
 from ..tokenization import ErnieMTokenizer
@@ -61,7 +61,7 @@ def demo(name: str | None, out: str, device: torch.device, say: Callable[[str], 
         model, tokenizer = _random_base() if name is None else _checkpoint(name)
         model = model.to(device)
         texts = [text for _, text in documents]
-        sequences = tokenize(texts, tokenizer, model.config.max_tokens).sequences
+        sequences = [row.ids for row in TextTokens(tokenizer, model.config.max_tokens).tokenize(texts)]
         languages = len({language for language, _ in documents})
         say(
             f"{len(texts)} documents in {languages} languages, {sum(map(len, sequences)):,} tokens. "
@@ -118,16 +118,21 @@ def _padded(plain: Any, sequences: list[np.ndarray], progress: bool) -> Pass:
 def _packed(model: ErnieMModel, sequences: list[np.ndarray], progress: bool) -> Pass:
     """Run the padding-free model in batches of at most `BATCH_TOKENS` tokens."""
 
-    def compute(batch: PackedBatch) -> list[tuple[torch.Tensor, np.ndarray]]:
+    def compute(batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
         rows = model(batch, return_packed=True).last_hidden_state
-        vectors = mean(batch, rows, None).cpu().numpy()
-        return list(zip(rows.float().cpu().split(batch.lengths.tolist()), vectors, strict=True))
+        return rows.float(), batch.mean(rows)
 
     start = time.perf_counter()
-    results = run(sequences, compute, BATCH_TOKENS, model.device, "Padding-free".ljust(12) if progress else None)
-    states, vectors = zip(*(result for result in results if result is not None), strict=True)
+    rows = [Row(sequence) for sequence in sequences]
+    bar = "Padding-free".ljust(12) if progress else None
+    states: list[torch.Tensor] = [torch.empty(0)] * len(rows)
+    vectors = np.empty((len(rows), model.config.hidden_size), dtype=np.float32)
+    for indices, (found, means) in Runner(model, BATCH_TOKENS).as_completed(rows, compute, progress=bar):
+        vectors[indices] = means.numpy()
+        for index, part in zip(indices, found.split([len(sequences[index]) for index in indices]), strict=True):
+            states[index] = part
     seconds = time.perf_counter() - start
-    return Pass(sum(map(len, sequences)), seconds, list(states), np.stack(vectors))
+    return Pass(sum(map(len, sequences)), seconds, states, vectors)
 
 
 def _table(padded: Pass, packed: Pass) -> list[str]:

@@ -8,9 +8,9 @@ import typer
 
 from .. import modeling
 from ..export import check_packages, export_onnx, onnx_difference
-from ..inference.embed import tokenize
 from ..inference.loading import load_config, load_encoder, load_head, load_tokenizer
 from ..inference.progress import progress_bar
+from ..inference.texts import TextTokens
 from .errors import InputError
 from .folders import whole_folder
 from .options import ModelOption
@@ -69,7 +69,8 @@ def _batches(network: Any, tokenizer: Any) -> list[dict[str, torch.Tensor]]:
     """Real text as the file may get it: padded on the right, on the left, and one text alone."""
     config = network.config
     texts = [text for _, text in sample()[:12]]
-    sequences = sorted(tokenize(texts, tokenizer, config.max_tokens).sequences, key=len)
+    rows = TextTokens(tokenizer, config.max_tokens).tokenize(texts)
+    sequences = sorted((row.ids for row in rows), key=len)
     right = pad(sequences[:5], config.pad_token_id, CPU)
     shifts = (right[1] == 0).sum(1).tolist()
     left = [torch.stack([row.roll(shift) for row, shift in zip(rows, shifts, strict=True)]) for rows in right]

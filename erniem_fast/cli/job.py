@@ -336,7 +336,7 @@ def model_files(name: str) -> str | None:
 
 def option_of(argument: str) -> str:
     """The option behind an argument of the engine, or behind a task that the model is not made for."""
-    named = {"candidate_labels": "--labels"} | dict.fromkeys(TASKS, "--model")
+    named = {"candidate_labels": "--labels"} | dict.fromkeys(("tokenizer", *TASKS), "--model")
     return named.get(argument, f"--{argument.replace('_', '-')}")
 
 

@@ -16,7 +16,6 @@ from torch import Tensor
 from .. import modeling, reference
 from ..configuration import ErnieMConfig
 from ..explain import explain
-from ..inference.embed import tokenize
 from ..inference.loading import (
     Loaded,
     further_in_layers,
@@ -27,6 +26,7 @@ from ..inference.loading import (
     load_tokenizer,
     model_class,
 )
+from ..inference.texts import TextTokens
 from ..modeling import ErnieMModel
 from ..padding_free import padding_free, restore
 
@@ -186,7 +186,8 @@ def verify(name: str, device: torch.device, say: Callable[[str], None]) -> list[
     texts = [text for _, text in sample()[:12]]
     # A masked LM's logits are 250,002 a token.
     texts = sorted(texts, key=len)[:4] if model.get_output_embeddings() is not None else texts
-    sequences = tokenize(texts, tokenizer, most).sequences if tokenizer else _random_ids(texts, config, most)
+    rows = TextTokens(tokenizer, most).tokenize(texts) if tokenizer else []
+    sequences = [row.ids for row in rows] or _random_ids(texts, config, most)
     lengths = [len(sequence) for sequence in sequences]
     say("")
     say(

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from numbers import Integral
 from typing import Any
 
+import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..modeling import ErnieMModel
@@ -18,7 +19,7 @@ def check_parts(model: Any, model_class: type, tokenizer: object, batch_tokens: 
 
     Raises:
         TypeError: another class.
-        ValueError: another number.
+        ValueError: a head that takes no packed batches, or another number.
     """
     check_head(model, model_class, tokenizer)
     check_whole("batch_tokens", batch_tokens, 1)
@@ -35,22 +36,22 @@ def check_head(model: Any, model_class: type, tokenizer: object) -> None:
         tokenizer: an `ErnieMTokenizer` for ErnieM, one of transformers for another family.
 
     Raises:
-        TypeError: another class, or a head that takes no packed batches.
+        TypeError: another class.
+        ValueError: a head that takes no packed batches.
     """
     wrapped = model.get_base_model() if hasattr(model, "get_base_model") else model
     expected: type = ErnieMTokenizer
     if not isinstance(wrapped, model_class):
         if not (_has_name(wrapped, model_class) and isinstance(wrapped.base_model, PackedEncoder)):
-            raise TypeError(
-                f"model must be an erniem_fast.{model_class.__name__}, got {_class_name(wrapped)}; heads of other "
-                f"families are taken once padding_free has changed them"
-            )
+            others = hasattr(transformers, f"Bert{_ending(model_class)}")
+            hint = "; heads of other families are taken once padding_free has changed them" if others else ""
+            raise TypeError(f"model must be an erniem_fast.{model_class.__name__}, got {_class_name(wrapped)}{hint}")
         expected = PreTrainedTokenizerBase
         reason = wrapped.reason_to_refuse_packed({}) if isinstance(wrapped, PackedHead) else None
         if reason is not None:
             name = type(wrapped).__name__
             simple = f"; expected {name}Simple" if name == "XLMForQuestionAnswering" else ""
-            raise TypeError(f"model must take packed batches, got a {name}: {reason}{simple}")
+            raise ValueError(f"model must take packed batches, got a {name}: {reason}{simple}")
     if not isinstance(tokenizer, expected):
         home = "a transformers" if expected is PreTrainedTokenizerBase else "an erniem_fast"
         raise TypeError(f"tokenizer must be {home}.{expected.__name__}, got {_class_name(tokenizer)}")
@@ -59,17 +60,22 @@ def check_head(model: Any, model_class: type, tokenizer: object) -> None:
 
 
 def check_offsets(tokenizer: Any) -> None:
-    """Raise a TypeError where a tokenizer can't tell the characters of its tokens."""
+    """Raise a ValueError where a tokenizer can't tell the characters of its tokens."""
     if not tokenizer.is_fast:
-        raise TypeError(
+        raise ValueError(
             f"tokenizer must give the characters of its tokens, as fast tokenizers do, got the slow "
             f"{_class_name(tokenizer)}"
         )
 
 
+def _ending(model_class: type) -> str:
+    """Name of a head without that of its family."""
+    return model_class.__name__.removeprefix("ErnieM")
+
+
 def _has_name(model: object, model_class: type) -> bool:
     """True for a head of transformers, or a subclass, that does what ErnieM's `model_class` does."""
-    ending = model_class.__name__.removeprefix("ErnieM")
+    ending = _ending(model_class)
     return isinstance(model, PreTrainedModel) and any(
         cls.__module__.startswith("transformers.models.") and cls.__name__.removesuffix("Simple").endswith(ending)
         for cls in type(model).__mro__

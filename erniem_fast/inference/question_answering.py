@@ -93,7 +93,7 @@ class Answering:
 
     Raises:
         TypeError: another class of model or tokenizer.
-        ValueError: a number out of range, or a model in training mode.
+        ValueError: a tokenizer without offsets, a number out of range, or a model in training mode.
     """
 
     def __init__(
@@ -287,7 +287,8 @@ def question_answering(model: Any, tokenizer: Any, *, batch_tokens: int = 8192) 
 
     Raises:
         TypeError: another class of model or tokenizer.
-        ValueError: `batch_tokens` is no whole number of at least 1.
+        ValueError: a tokenizer without offsets, a head that takes no packed batches, or `batch_tokens` is no whole
+            number of at least 1.
     """
     return QuestionAnswering(model, tokenizer, batch_tokens)
 

@@ -31,16 +31,16 @@ def compute_all(task: Any, tokens: Sequence[Any], description: str, progress: bo
     """Yield each item's result, in order; memory holds the rows of a window only.
 
     Args:
-        task: whose `size` and `compute` are called.
+        task: whose `size` and `compute` are called; its `runner` is nobody else's.
         tokens: of each item.
         description: of the progress bar.
         progress: show it on stderr.
     """
     sizes = [task.size(one) for one in tokens]
     with progress_bar(sum(sizes), description, " tokens", progress) as bar:
+        task.runner.on_tokens = bar.update
         for part in windows_of(sizes):
             yield from task.compute(tokens[part])
-            bar.update(sum(sizes[part]))
 
 
 def windows_of(sizes: Sequence[int]) -> Iterator[slice]:

@@ -74,7 +74,7 @@ class SentenceSettings:
         default_prompt_name: name of the prompt where the caller names none, or None.
         include_prompt: False: a prompt's tokens are left out of the pooling, see `prompt_length`.
         lowercase: texts are lower-cased, see `prepare`.
-        activation: of a CrossEncoder's scores; None where the folder says nothing, see `score_activation`.
+        activation: of a CrossEncoder's scores; None where the folder says nothing.
         similarity: "cosine", "dot", "euclidean" or "manhattan", by which vectors are compared; None: not said.
         model_folder: subfolder of the model and its tokenizer; "": none.
         truncate_dim: so many numbers are kept of each vector, behind `modules`; None: all.
@@ -94,10 +94,6 @@ class SentenceSettings:
     model_folder: str = ""
     truncate_dim: int | None = None
     model_type: str | None = None
-
-    def score_activation(self, num_labels: int) -> nn.Module:
-        """Activation of a CrossEncoder's scores: the folder's, else a sigmoid of one label's and none of several."""
-        return self.activation or (nn.Sigmoid() if num_labels == 1 else nn.Identity())
 
 
 def read_settings(name: str) -> SentenceSettings:

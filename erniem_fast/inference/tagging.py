@@ -68,7 +68,8 @@ class Tagging:
 
     Raises:
         TypeError: another class of model or tokenizer.
-        ValueError: an unknown strategy, a number out of range, or a model in training mode.
+        ValueError: a tokenizer without offsets, an unknown strategy, a number out of range, or a model in training
+            mode.
     """
 
     def __init__(

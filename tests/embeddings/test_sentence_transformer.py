@@ -30,7 +30,9 @@ from sentence_transformers.sentence_transformer.modules import Normalize
 from sentence_transformers.sparse_encoder.modules import SpladePooling
 from transformers import MPNetConfig, MPNetModel
 
-from erniem_fast.inference.embed import embed, tokenize
+from erniem_fast.inference.embedding import Embedding
+from erniem_fast.inference.runner import Runner
+from erniem_fast.inference.settings import SentenceSettings
 from erniem_fast.sentence_transformers import Transformer
 
 MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
@@ -62,13 +64,10 @@ def test_nothing_is_padded_from_the_tokenizer_to_the_pooling(both: Any, texts: l
 
 
 @pytest.mark.parametrize("pooling", ["mean", pytest.param("cls", marks=pytest.mark.slow)])
-def test_vectors_are_those_of_embed(pooling: str, folder: str, texts: list[str]) -> None:
+def test_vectors_are_those_of_the_engine(pooling: str, folder: str, texts: list[str]) -> None:
     model = embedder(Transformer(folder), pooling)
-    sequences, _ = tokenize(texts, model.tokenizer, 512)
-    wanted = np.zeros((len(texts), 32), np.float32)
-    for indices, vectors in embed(model[0].model, sequences, pooling):
-        wanted[indices] = vectors
-    assert_close(model.encode(texts, batch_size=16), wanted)
+    task = Embedding(model.tokenizer, Runner(model[0].model), SentenceSettings(), 512, pooling=pooling)
+    assert_close(model.encode(texts, batch_size=16), task.compute(task.tokenize(texts)))
 
 
 @pytest.mark.slow

@@ -181,7 +181,7 @@ def test_bad_models_and_options() -> None:
 def test_a_replaced_reader_is_refused() -> None:
     _, fast, tokenizer = made("XLMRoberta")
     fast.classifier = torch.nn.Linear(32, 3)
-    with pytest.raises(TypeError, match=r"must take packed batches, got a XLMRobertaFor.*: classifier was replaced"):
+    with pytest.raises(ValueError, match=r"must take packed batches, got a XLMRobertaFor.*: classifier was replaced"):
         task_of(fast, tokenizer)
 
 

@@ -13,8 +13,12 @@ from transformers import BertConfig, BertForSequenceClassification, BertModel
 
 from erniem_fast import GraphedEncoder, PackedBatch, batch_invariant, join_projections, padding_free
 from erniem_fast.fusion import as_one
-from erniem_fast.inference.embed import embed, tokenize
+from erniem_fast.inference.embedding import Embedding
 from erniem_fast.inference.graphs import Captured, in_bucket
+from erniem_fast.inference.runner import Runner
+from erniem_fast.inference.settings import SentenceSettings
+from erniem_fast.inference.texts import TextTokens
+from erniem_fast.inference.tokens import Row
 
 VOCABULARY, MAX_TOKENS = 97, 64
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 80}
@@ -57,9 +61,8 @@ def test_vectors_are_those_of_each_sequence_alone(name: str) -> None:
     plain, fast = make(name)
     sequences = [row.numpy().astype(np.int32) for row in rows_of([5, 0, 30, 1, 5, MAX_TOKENS, 0, 2])]
     for pooling in ("mean", "cls"):
-        out = np.zeros((len(sequences), 32), dtype=np.float32)
-        for indices, vectors in embed(fast, sequences, pooling, 37):
-            out[indices] = vectors
+        task = Embedding(Letters(True), Runner(fast, 37), SentenceSettings(), MAX_TOKENS, pooling=pooling)
+        out = task.compute([Row(sequence) for sequence in sequences])
         for sequence, vector in zip(sequences, out, strict=True):
             expected = torch.zeros(32)
             if len(sequence):
@@ -72,8 +75,6 @@ def test_vectors_are_those_of_each_sequence_alone(name: str) -> None:
 def test_what_is_no_padding_free_encoder_is_refused() -> None:
     config = BertConfig(vocab_size=VOCABULARY, **KINDS["Bert"])
     for model in (BertModel(config), padding_free(BertForSequenceClassification(config))):
-        with pytest.raises(TypeError, match=rf"padding_free has changed, got .*{type(model).__name__}"):
-            list(embed(model.eval(), []))
         with pytest.raises(TypeError, match=rf"padding_free has changed, got .*{type(model).__name__}"):
             GraphedEncoder(model)
 
@@ -90,9 +91,10 @@ class Letters:
 
 def test_cut_texts_keep_what_closes_them() -> None:
     for closing, expected in ((True, [0, *b"abc", 1]), (False, [0, *b"abcd"])):
-        sequences, truncated = tokenize(["abcdefg", "ab"], Letters(closing), 5)
-        assert (sequences[0].tolist(), truncated) == (expected, 1)
-        assert sequences[1].tolist() == [0, *b"ab", *([1] if closing else [])]
+        tokens = TextTokens(Letters(closing), 5)
+        long, short = tokens.tokenize(["abcdefg", "ab"])
+        assert (long.ids.tolist(), tokens.truncated) == (expected, 1)
+        assert short.ids.tolist() == [0, *b"ab", *([1] if closing else [])]
 
 
 # Graphs

@@ -102,10 +102,10 @@ def test_xlm_answers_with_a_fast_tokenizer() -> None:
 def test_heads_of_xlm_that_find_no_answers_are_refused() -> None:
     pytest.importorskip("sacremoses")
     _, simple, slow = make("XLM", "ForQuestionAnsweringSimple")
-    with pytest.raises(TypeError, match=r"tokenizer must give the characters .* got the slow .*XLMTokenizer"):
+    with pytest.raises(ValueError, match=r"tokenizer must give the characters .* got the slow .*XLMTokenizer"):
         question_answering(simple, slow)
     _, beams, _ = make("XLM", "ForQuestionAnswering")
-    with pytest.raises(TypeError, match=r"got a XLMForQuestionAnswering: its beam .* XLMForQuestionAnsweringSimple"):
+    with pytest.raises(ValueError, match=r"got a XLMForQuestionAnswering: its beam .* XLMForQuestionAnsweringSimple"):
         question_answering(beams, slow)
 
 

@@ -77,3 +77,18 @@ def test_sums_of_half_precision_are_float32(name: str, dtype: torch.dtype) -> No
 def test_a_batch_without_tokens() -> None:
     found = pool(batch_of([0, 0]), torch.empty(0, HIDDEN), None, FORMULAS, torch.tensor([0, 3]))
     assert torch.equal(found, torch.zeros(2, len(FORMULAS) * HIDDEN))
+
+
+@pytest.mark.parametrize("lengths", [(3, 0, 5, 1), (0,), (4, 4)], ids=str)
+def test_means_and_first_rows_of_a_batch(lengths: tuple[int, ...]) -> None:
+    """Rows behind the last offset, which buckets leave, belong to no sequence."""
+    batch = PackedBatch.from_sequences([torch.arange(length) for length in lengths])
+    rows = torch.randn(sum(lengths) + 2, 6, dtype=torch.float64)
+    expected = [part.mean(0) if len(part) else torch.zeros(6) for part in rows[: sum(lengths)].split(lengths)]
+    torch.testing.assert_close(batch.mean(rows).double(), torch.stack(expected).double(), rtol=1e-6, atol=1e-6)
+    first = [part[0] if len(part) else torch.zeros(6) for part in rows[: sum(lengths)].split(lengths)]
+    assert torch.equal(batch.first(rows), torch.stack(first).double())
+    rows = rows.float().requires_grad_()
+    batch.mean(rows).sum().backward()
+    weights = torch.cat([torch.full((length,), 1 / length) for length in lengths if length] + [torch.zeros(2)])
+    torch.testing.assert_close(rows.grad, weights[:, None].expand(-1, 6))

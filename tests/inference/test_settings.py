@@ -14,7 +14,6 @@ from helpers.sentence_folders import change_json, save_encoder
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from erniem_fast import Encoder
 from erniem_fast.inference.settings import Normalize, SentenceSettings, prepare, prompt_length, read_settings
@@ -242,17 +241,12 @@ def test_lowercase_leaves_special_tokens(family: str, encoders: Callable[[str], 
     assert plain.tokenizer(words)["input_ids"] == module.tokenizer(words)["input_ids"]
 
 
-def scores_of(folder: Path, pairs: list[tuple[str, str]]) -> np.ndarray:
-    """Scores of pairs by the folder's activation and transformers' own model."""
-    found = read_settings(str(folder))
-    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    inputs = tokenizer(
-        *zip(*pairs, strict=True), padding=True, truncation=True, max_length=found.max_seq_length, return_tensors="pt"
-    )
-    with torch.inference_mode():
-        scores = found.score_activation(model.config.num_labels)(model(**inputs).logits)
-    return scores.squeeze(-1).numpy()
+def scores_of(folder: Path, pairs: list[tuple[str, str]], labels: int) -> np.ndarray:
+    encoder = Encoder.from_pretrained(str(folder), dtype="float32", batch_tokens=200)
+    if labels == 1:
+        return np.array(list(encoder.stream(pairs, "rerank")))
+    found = [{one["label"]: one["score"] for one in all_} for all_ in encoder.classify(pairs, top_k=None)]
+    return np.array([[one[f"LABEL_{label}"] for label in range(labels)] for one in found])
 
 
 OLD_KEYS: dict[str, Callable[[str], dict[str, Any]]] = {
@@ -261,40 +255,32 @@ OLD_KEYS: dict[str, Callable[[str], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("form", ["now", *OLD_KEYS])
-@pytest.mark.parametrize(
-    ("labels", "function"),
-    [(1, None), (1, nn.Identity()), pytest.param(3, nn.Softmax(-1), marks=slow), (3, None)],
-    ids=str,
-)
+CROSS_ENCODERS = [
+    ("now", 1, None), ("version 3", 1, nn.Identity()), ("version 5", 3, None),
+    *(pytest.param(form, 3, nn.Softmax(-1), marks=slow) for form in ("now", *OLD_KEYS)),
+    *(pytest.param(form, 1, nn.Tanh(), marks=slow) for form in ("now", *OLD_KEYS)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("form", "labels", "function"), CROSS_ENCODERS, ids=str)
 def test_the_activation_of_a_cross_encoder(
     form: str, labels: int, function: nn.Module | None, tmp_path: Path, texts: list[str]
 ) -> None:
-    base, folder = (
-        save_family(tmp_path / "base", "Bert", "ForSequenceClassification", num_labels=labels),
-        tmp_path / "it",
-    )
+    base = save_family(tmp_path / "base", "Bert", "ForSequenceClassification", num_labels=labels)
+    folder = tmp_path / "saved"
     model = CrossEncoder(str(base), max_length=MAX, activation_fn=function, device="cpu")
     if form == "now":
         model.save(str(folder), create_model_card=False)
     else:
         model.model.save_pretrained(folder)
         model.tokenizer.save_pretrained(folder)
-        change_json(
-            folder / "config.json",
-            **OLD_KEYS[form](f"{type(model.activation_fn).__module__}.{type(model.activation_fn).__name__}"),
-        )
+        cls = type(model.activation_fn)
+        change_json(folder / "config.json", **OLD_KEYS[form](f"{cls.__module__}.{cls.__name__}"))
     pairs = [*zip(texts, reversed(texts), strict=True)]
     expected = CrossEncoder(str(folder), device="cpu").predict(pairs)
     assert np.ptp(expected) > 1e-3
-    np.testing.assert_allclose(scores_of(folder, pairs), expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(scores_of(folder, pairs, labels), expected, rtol=0, atol=1e-5)
     found = read_settings(str(folder))
     assert found.model_type == "CrossEncoder"
     assert found.max_seq_length == MAX
     assert type(found.activation) is type(model.activation_fn)
-
-
-def test_the_activation_of_a_plain_classifier() -> None:
-    assert isinstance(SentenceSettings().score_activation(1), nn.Sigmoid)
-    assert isinstance(SentenceSettings().score_activation(2), nn.Identity)
-    assert SentenceSettings(activation=nn.Tanh()).score_activation(1).__class__ is nn.Tanh

@@ -16,7 +16,7 @@ from transformers import pipeline
 import erniem_fast
 from erniem_fast import PackedBatch, validation, zero_shot_classification
 from erniem_fast.cli.verify import sample
-from erniem_fast.inference import zero_shot
+from erniem_fast.inference import runs, zero_shot
 from erniem_fast.inference.runner import Runner
 from erniem_fast.inference.zero_shot import ZeroShot
 
@@ -178,6 +178,25 @@ def test_the_pairs_need_not_fit_into_memory() -> None:
     zero_shot_classification(fast, TOKENIZER, batch_tokens=150)(TEXTS, LABELS)
     assert max(tokens) <= 150
     assert len(tokens) > 3
+
+
+def test_results_come_a_window_at_a_time_and_the_bar_ends(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, fast = models()
+    classify = zero_shot_classification(fast, TOKENIZER)
+    expected = classify(TEXTS, LABELS)
+    assert capsys.readouterr().err == ""
+    calls: list[int] = []
+    compute = ZeroShot.compute
+    monkeypatch.setattr(ZeroShot, "compute", lambda self, tokens: calls.append(len(tokens)) or compute(self, tokens))
+    monkeypatch.setattr(runs, "TOKENS_PER_WINDOW", 400)
+    assert_same(classify(TEXTS, LABELS, progress=True), expected)
+    assert sum(calls) == len(TEXTS)
+    assert len(calls) > 3
+    shown = capsys.readouterr().err
+    assert "Tokenizing: 100%" in shown
+    assert "Classifying: 100%" in shown
 
 
 BAD: dict[str, tuple[Callable[[Any], Any], type[Exception], str]] = {
