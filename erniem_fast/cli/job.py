@@ -267,20 +267,34 @@ class _Lane:
 
     def tokenize(self, items: Sequence[Any], first: int = 0) -> list[Any]:
         numbers = [self._numbers.popleft() for _ in items]
-        before = getattr(self._task, "truncated", 0)
         try:
-            found = self._task.tokenize(items, first)
+            found, cut = self._tokenize(items, first)
         except ValueError as error:
             place = PLACE.match(str(error))
             if place is None:
                 raise
             problem = str(error)[place.end() :]
             raise self._source.error(f"record {numbers[int(place[1]) - first]} {problem}") from error
-        cut = getattr(self._task, "truncated", 0) - before
-        # Cut texts are the longest: no other needs to be asked.
-        longest = set(sorted(range(len(found)), key=lambda place: -self.size(found[place]))[:cut]) if cut else set()
-        self._cut.extend(place in longest for place in range(len(found)))
+        self._cut.extend(self._which_are_cut(items, found, cut))
         return found
+
+    def _tokenize(self, items: Sequence[Any], first: int) -> tuple[list[Any], int]:
+        """Tokens of items, and how many of them were cut."""
+        before = getattr(self._task, "truncated", 0)
+        found = self._task.tokenize(items, first)
+        return found, getattr(self._task, "truncated", 0) - before
+
+    def _which_are_cut(self, items: Sequence[Any], found: Sequence[Any], cut: int) -> list[bool]:
+        """True for each item that was cut. These are the longest."""
+        sizes = [self.size(tokens) for tokens in found]
+        least = sorted(sizes)[-cut] if cut else max(sizes, default=0) + 1
+        if sum(size >= least for size in sizes) == cut:
+            return [size >= least for size in sizes]
+        # Others are as long without a cut.
+        return [
+            size > least or (size == least and self._tokenize([item], 0)[1] > 0)
+            for item, size in zip(items, sizes, strict=True)
+        ]
 
     def compute(self, tokens: Sequence[Any]) -> Any:
         return self._task.compute(tokens)

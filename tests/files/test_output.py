@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import resource
 import stat
 import sys
 from collections.abc import Iterator, Mapping
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.limits import room_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
@@ -90,7 +90,7 @@ def begin(out: Path, vectors: np.ndarray, say: Any = print, error: BaseException
 # What is written
 
 
-@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("ending", [".npy", *(pytest.param(ending, marks=pytest.mark.slow) for ending in ENDINGS[1:])])
 @given(
     rows=st.lists(st.tuples(*[st.floats(width=32, allow_nan=False, allow_infinity=False)] * 3), min_size=1),
     stops=st.lists(st.integers(0, 4), max_size=3),
@@ -394,17 +394,6 @@ def test_results_that_were_added_are_kept_from_time_to_time(
 
 
 # Disks that are full
-
-
-@contextmanager
-def room_for(size: int) -> Iterator[None]:
-    """No file may have more bytes than these."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
