@@ -32,7 +32,7 @@ BENCHMARKS: dict[str, tuple[Benchmark, ...]] = {
     "serving": serving.BENCHMARKS,
     "smoke": ops.BENCHMARKS,
     "kernels": ops.BENCHMARKS,
-    "models": models.ON_GPUS,
+    "models": (*models.ON_GPUS, *serving.ON_GPUS),
 }
 """Benchmarks of each part; those of a CPU measure in float32, serving in bfloat16, too; those of a GPU in 16 bits."""
 SECONDS = {"cpu": 900.0, "families": 1200.0, "serving": 720.0, "smoke": 60.0, "kernels": 420.0, "models": 420.0}
@@ -114,7 +114,8 @@ def measure(part: str, options: argparse.Namespace) -> int:
     about = {"suite": part, "tiny": options.tiny, "providers": options.provider, "only": options.only}
     about |= describe(chosen[0].setting.device)
     if part == "serving":
-        about["versions"] |= serving.versions()
+        further = serving.describe()
+        about |= further | {"versions": about["versions"] | further["versions"]}
     file = _file(part, options, about)
     if file is None:
         return 1

@@ -41,7 +41,7 @@ def _lines(model: nn.Module) -> Iterator[str]:
         if isinstance(module, PackedEncoder):
             yield from _explain_encoder(title, module, module.reason_not_packed({}), _layers(module))
         elif isinstance(module, modeling.ErnieMModel):
-            yield from _explain_encoder(title, module, None, [_of_ernie_m(layer) for layer in module.encoder.layers])
+            yield from _explain_encoder(title, module, None, _of_ernie_m(module.encoder.layers))
         elif isinstance(module, PackedMaskedLM):
             rows = "labelled tokens" if module.loss_only else "real tokens"
             yield f"{title}: projects {rows} only"
@@ -73,12 +73,8 @@ def _layers(encoder: PackedEncoder) -> list[tuple[LayerParts | None, str | None]
     return found
 
 
-def _of_ernie_m(layer: Any) -> tuple[LayerParts | None, str | None]:
-    parts: LayerParts = layer.parts()
-    attention = layer.self_attn
-    if fusion.is_plain(attention, modeling.ErnieMAttention) and fusion.may_bypass(attention.self_attn):
-        parts = parts._replace(attention=attention.self_attn.parts(), out=attention.out_proj)  # type: ignore[operator]
-    return parts, None
+def _of_ernie_m(layers: Any) -> list[tuple[LayerParts | None, str | None]]:
+    return [(layer.parts(), None) for layer in layers]
 
 
 def _say_parts(parts: LayerParts | None, names: dict[int, str]) -> str:

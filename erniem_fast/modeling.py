@@ -75,8 +75,12 @@ class ErnieMEncoderLayer(modules.ErnieMEncoderLayer):
     attention_class = ErnieMAttention
 
     def parts(self) -> LayerParts:
+        attention: Any = self.self_attn
+        out = None
+        if fusion.is_plain(attention, ErnieMAttention) and fusion.is_plain(attention.self_attn, ErnieMSelfAttention):
+            attention, out = attention.self_attn.parts(), attention.out_proj
         return LayerParts(
-            self.self_attn, None, self.dropout1, self.norm1, self.linear1, self.activation, self.dropout, self.linear2,
+            attention, out, self.dropout1, self.norm1, self.linear1, self.activation, self.dropout, self.linear2,
             self.dropout2, self.norm2, self.layer_index,
         )  # fmt: skip
 

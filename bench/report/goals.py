@@ -126,6 +126,16 @@ def _invariant(rows: Rows) -> float:
     return max(100 * (_over(one, other) - 1) for one, other in found)
 
 
+def _strings(field: str, scale: float = 1.0) -> Value:
+    """A field of `Encoder.encode` on a GPU."""
+    return lambda rows: scale * rows.find(operation="engine", layers=BASE_LAYERS, provider="Encoder.encode")[field]
+
+
+def _outside(rows: Rows) -> float:
+    """Percent of the time from strings to vectors in which the model does nothing."""
+    return 100 * (1 - 1 / _strings("ratio")(rows))
+
+
 def _activations(provider: str) -> Value:
     """Percent of a peer's activation memory."""
 
@@ -272,6 +282,8 @@ GOALS = {
         Goal("The same against flattened input, varlen_attn, compiled", 1.15, True, _peer("XLM-R", BATCHES, FLATTENED)),
         Goal("4 k tokens against varlen_attn, compiled", 1.25, True, _peer("inference", "pairs-4k", VARLEN)),
         Goal("One sequence of 32 to 128 tokens, CUDA graphs", 0.35, False, _latency, " ms"),
+        Goal("Strings to vectors, base", 2.0, True, _strings("real_tokens_per_s", 1e-6), " M tokens/s"),
+        Goal("The same, time outside of the model", 10, False, _outside, " %"),
         Goal("Batch-invariant mode, 64 k tokens, slower by", 20, False, _invariant, " %"),
         Goal("Training step, 64 k tokens, against eager autocast", 4, True, _peer("training", MIX, "padded")),
         Goal("The same against padded SDPA, compiled", 1.3, True, _peer("training", MIX, SDPA)),

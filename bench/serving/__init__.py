@@ -2,8 +2,9 @@
 
 from .forward import FORWARD
 from .server import SERVER
-from .setup import SETUP, add_options, versions
-from .texts import ENGINE, PIPELINES, SENTENCES
+from .setup import SETUP, add_options, describe
+from .texts import ENGINE, GPU_ENGINE, PIPELINES, SENTENCES
 
 BENCHMARKS = (FORWARD, ENGINE, SENTENCES, PIPELINES, SERVER)
-__all__ = ["BENCHMARKS", "SETUP", "add_options", "versions"]
+ON_GPUS = (GPU_ENGINE,)
+__all__ = ["BENCHMARKS", "ON_GPUS", "SETUP", "add_options", "describe"]

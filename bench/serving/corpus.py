@@ -45,9 +45,7 @@ def corpus(folder: Path | None) -> Corpus:
     lines = (path.read_text(encoding="utf-8").splitlines() for path in sorted(folder.glob("tatoeba/tatoeba.*-eng.*")))
     sentences = sorted({line for found in lines for line in found if line.strip()})
     if not contexts or not sentences:
-        raise FileNotFoundError(
-            f"--texts must name a folder with xquad/xquad.*.json and tatoeba/tatoeba.*, got {folder}"
-        )
+        raise FileNotFoundError(f"expected a folder with xquad/xquad.*.json and tatoeba/tatoeba.*, got {folder}")
     return Corpus(contexts, questions, sentences, "XQuAD and Tatoeba")
 
 

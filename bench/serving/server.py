@@ -35,7 +35,7 @@ PROGRAM = Path(__file__).with_name("load.py")
 ADDRESS = re.compile(r"http://127\.0\.0\.1:\d+")
 CLIENTS = (32, 128)
 """Clients that ask at once; the capacity is what the server answers to the better of these numbers."""
-LEVELS = {0.1: 20.0, 0.5: 20.0, 0.8: 60.0, 1.0: 20.0}
+LEVELS = {0.1: 20.0, 0.5: 15.0, 0.8: 60.0, 1.0: 15.0}
 """Seconds of open loop by share of the capacity."""
 CAPACITY_SECONDS, TINY_SECONDS, START_SECONDS = 8.0, 1.0, 120.0
 SEED = 13

@@ -2,12 +2,13 @@
 
 import argparse
 import json
+import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import sentencepiece as spm
 import torch
@@ -15,14 +16,15 @@ from transformers import XLMRobertaTokenizerFast
 
 from bench.engine.registry import Needs
 from bench.engine.shapes import Setting, Shape
+from erniem_fast.inference.precision import auto_dtype
+
+from .corpus import corpus
 
 PACKAGES = ("openvino", "onnxruntime", "sentence-transformers", "optimum-intel", "optimum-onnx", "tokenizers")
 VERSIONS = """
-import json, platform
-from importlib.metadata import PackageNotFoundError, version
-def of(name):
-    try: return version(name)
-    except PackageNotFoundError: return None
+import json
+from importlib.metadata import distributions
+print(json.dumps({one.name: one.version for one in distributions()}))
 """
 
 
@@ -45,25 +47,44 @@ SETUP = Setup()
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Options of the part."""
     group = parser.add_argument_group("serving")
-    group.add_argument("--texts", type=Path, metavar="DIR", help="folder with xquad/xquad.*.json and tatoeba/tatoeba.*")
     group.add_argument(
-        "--peer-python", metavar="FILE", help="Python of an environment with sentence-transformers[onnx,openvino]"
+        "--texts", type=_texts, metavar="DIR", help="folder with xquad/xquad.*.json and tatoeba/tatoeba.*"
     )
+    group.add_argument(
+        "--peer-python", type=_python, metavar="FILE",
+        help="Python of an environment with sentence-transformers[onnx,openvino]",
+    )  # fmt: skip
 
 
-def versions() -> dict[str, str | None]:
-    """Versions of the peers' packages, here and, named "peers' ...", in the environment of their own."""
-    found: dict[str, str | None] = {}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
+def _texts(name: str) -> Path:
+    try:
+        corpus(Path(name))
+    except FileNotFoundError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return Path(name)
+
+
+def _python(name: str) -> str:
+    if shutil.which(name) is None:
+        raise argparse.ArgumentTypeError(f"{name!r} is not a program; expected one such as peers/bin/python")
+    return name
+
+
+def describe() -> dict[str, Any]:
+    """What the part's figures depend on beside the machine: texts, and versions of the peers' packages.
+
+    Those of the environment of their own are named "peers' ...".
+    """
+    versions = {name: found for name, found in _versions(sys.executable).items() if name in PACKAGES}
     if SETUP.peer_python is not None:
-        names = ("torch", "transformers", *PACKAGES)
-        code = f"{VERSIONS}print(json.dumps({{name: of(name) for name in {names!r}}}))"
-        done = subprocess.run([SETUP.peer_python, "-c", code], capture_output=True, text=True, check=True)
-        found |= {f"peers' {name}": value for name, value in json.loads(done.stdout).items()}
+        theirs = _versions(SETUP.peer_python)
+        versions |= {f"peers' {name}": theirs.get(name) for name in ("torch", "transformers", *PACKAGES)}
+    return {"texts": corpus(SETUP.texts).source, "versions": dict.fromkeys(PACKAGES) | versions}
+
+
+def _versions(python: str) -> dict[str, str | None]:
+    done = subprocess.run([python, "-c", VERSIONS], capture_output=True, text=True, check=True)
+    found: dict[str, str | None] = json.loads(done.stdout)
     return found
 
 
@@ -78,10 +99,9 @@ def needs_package(name: str, further: Needs | None = None) -> Needs:
     return needs
 
 
-@cache
 def multiplies_bfloat16() -> bool:
-    """True if the processor has matrix units for bfloat16."""
-    return torch.cpu._is_amx_tile_supported()
+    """True if `dtype="auto"` takes bfloat16 on this processor."""
+    return auto_dtype(torch.device("cpu")) == torch.bfloat16
 
 
 def needs_matrix_units(shape: Shape, setting: Setting) -> str | None:

@@ -14,6 +14,7 @@ from bench.engine.environment import ROOT
 from bench.engine.registry import Benchmark, Needs, Prepared
 from bench.engine.shapes import FORWARD, Setting, Shape, Sizes
 from bench.engine.work import Work
+from bench.models.families import needs_gpu
 from bench.models.work import encoder_work
 from erniem_fast import ErnieMTokenizer, PackedBatch, modeling, reference
 from erniem_fast.inference.engine import Encoder
@@ -125,18 +126,20 @@ def texts_shape(number: int, sizes: Sizes = SIZES, **priority: int) -> Shape:
 
 
 TINY_SHAPE = texts_shape(40, TINY_SIZES)
+GPU_SHAPE = texts_shape(100_000, Sizes(vocab_size=16002, num_layers=12), bfloat16=4)
 BARE = "bare forwards"
 OURS = "Encoder.encode"
 ENGINE = Benchmark(
     "engine", partial(TextInputs, ernie_m), (texts_shape(20_000, bfloat16=1, float32=1),), (TINY_SHAPE,),
-    baseline=BARE, rounds=4,
+    baseline=BARE, rounds=3,
 )  # fmt: skip
+GPU_ENGINE = Benchmark("engine", partial(TextInputs, ernie_m), (GPU_SHAPE,), (TINY_SHAPE,), baseline=BARE, rounds=4)
 SENTENCES = Benchmark(
     "sentences", partial(TextInputs, xlm_roberta), (texts_shape(20_000, bfloat16=1, float32=1),), (TINY_SHAPE,),
     baseline=OURS, rounds=2,
 )  # fmt: skip
 PIPELINES = Benchmark(
-    "pipeline", partial(TextInputs, xlm_roberta), (texts_shape(2_000, bfloat16=1, float32=1),), (TINY_SHAPE,),
+    "pipeline", partial(TextInputs, xlm_roberta), (texts_shape(1_000, bfloat16=1, float32=1),), (TINY_SHAPE,),
     baseline=OURS, rounds=2,
 )  # fmt: skip
 
@@ -149,7 +152,7 @@ def needs_own_dtype(shape: Shape, setting: Setting) -> str | None:
 
 
 def _engine(inputs: TextInputs) -> Encoder:
-    return Encoder.from_pretrained(str(inputs.folder), dtype=inputs.setting.dtype, device="cpu")
+    return Encoder.from_pretrained(str(inputs.folder), dtype=inputs.setting.dtype, device=inputs.setting.device)
 
 
 def _ours(inputs: TextInputs) -> Prepared:
@@ -158,10 +161,10 @@ def _ours(inputs: TextInputs) -> Prepared:
 
 for _benchmark in (ENGINE, SENTENCES, PIPELINES):
     _benchmark.provider(OURS, ("cpu",), needs=needs_own_dtype)(_ours)
+GPU_ENGINE.provider(OURS, needs=needs_gpu)(_ours)
 
 
-@ENGINE.provider(BARE, ("cpu",), note="the model alone on the batches that the engine makes", needs=needs_own_dtype)
-def _(inputs: TextInputs) -> Prepared:
+def _bare(inputs: TextInputs) -> Prepared:
     engine = _engine(inputs)
     batches: list[PackedBatch] = []
     hook = engine.encoder.register_forward_pre_hook(lambda _, arguments: batches.append(arguments[0]))
@@ -176,10 +179,15 @@ def _(inputs: TextInputs) -> Prepared:
     return Prepared(run, None)
 
 
+BARE_NOTE = "the model alone on the batches that the engine makes"
+ENGINE.provider(BARE, ("cpu",), BARE_NOTE, needs_own_dtype)(_bare)
+GPU_ENGINE.provider(BARE, note=BARE_NOTE, needs=needs_gpu)(_bare)
+
+
 def needs_peer_python(shape: Shape, setting: Setting) -> str | None:
     """Reason why a backend of sentence-transformers is left out, or None."""
     return (
-        "not installed: --peer-python names no environment"
+        "is not installed: --peer-python names no environment"
         if SETUP.peer_python is None
         else needs_own_dtype(shape, setting)
     )

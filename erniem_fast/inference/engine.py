@@ -15,7 +15,7 @@ import torch
 from .classification import Classification, Reranking
 from .embedding import Embedding, TokenEmbeddings
 from .extraction import Extraction
-from .loading import load_config, load_model, load_tokenizer
+from .loading import inner_folder, load_config, load_model, load_tokenizer
 from .precision import auto_dtype
 from .progress import progress_bar
 from .projections import join_projections
@@ -103,7 +103,7 @@ class Encoder:
         place = _check_device(device)
         kind = _check_dtype(dtype)
         settings = read_settings(name)
-        folder = f"{name}/{settings.model_folder}" if settings.model_folder else name
+        folder = inner_folder(name, settings.model_folder)
         config = load_config(folder, any_family=True)
         tokenizer = load_tokenizer(folder, config)
         prepare(tokenizer, settings)

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub import snapshot_download
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils import cached_file
 
@@ -95,6 +96,20 @@ def load_config(name: str, any_family: bool = False) -> Any:
         if kind == MODEL_TYPE:
             return ErnieMConfig.from_pretrained(name, local_files_only=not _on_hub(name))
         return AutoConfig.from_pretrained(name, local_files_only=not _on_hub(name), trust_remote_code=False)
+
+
+def inner_folder(name: str, folder: str) -> str:
+    """Path of a folder within a checkpoint, which is fetched from the Hub if need be; "": the checkpoint itself.
+
+    Raises:
+        CheckpointError: it can't be fetched.
+    """
+    if not folder:
+        return name
+    if not _on_hub(name):
+        return str(Path(name) / folder)
+    with _as_checkpoint_error(f"model {name!r}: its folder {folder} can't be fetched"):
+        return str(Path(snapshot_download(name, allow_patterns=f"{folder}/*")) / folder)
 
 
 def has_tokenizer(name: str) -> bool:

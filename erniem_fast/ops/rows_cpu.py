@@ -11,6 +11,7 @@ of oneDNN's tiles.
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import onednn
@@ -27,7 +28,7 @@ IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {"gelu": torch.ops.aten.gelu_,
 
 def computes_plainly(*tensors: Tensor) -> bool:
     """True if nothing but values is asked for: no gradients, tangents, batching, tracing, or modes that look on."""
-    return not (
+    if (
         torch.is_grad_enabled()
         or torch.compiler.is_compiling()
         or torch._C._get_tracing_state() is not None
@@ -35,22 +36,24 @@ def computes_plainly(*tensors: Tensor) -> bool:
         or torch.autograd.forward_ad._current_level >= 0
         or torch._C._len_torch_dispatch_stack()
         or torch._C._len_torch_function_stack()
-        or any(type(tensor) not in (Tensor, nn.Parameter) for tensor in tensors)
-    )
+    ):
+        return False
+    for tensor in tensors:  # noqa: SIM110  (a generator takes as long as the checks)
+        if type(tensor) is not nn.Parameter and type(tensor) is not Tensor:
+            return False
+    return True
 
 
 def takes(x: Tensor, *parameters: Tensor | None) -> bool:
     """True if the functions of this file compute linear layers of these operands; None: a bias that is not there."""
+    dtype = x.dtype
+    if not x.is_cpu or dtype not in DTYPES or x.dim() != 2 or x.shape[0] == 0 or torch.is_autocast_enabled("cpu"):
+        return False
     given = [parameter for parameter in parameters if parameter is not None]
-    return (
-        x.device.type == "cpu"
-        and x.dtype in DTYPES
-        and x.dim() == 2
-        and x.shape[0] > 0
-        and all(one.dtype == x.dtype and one.device == x.device and one.is_contiguous() for one in given)
-        and not torch.is_autocast_enabled("cpu")
-        and computes_plainly(x, *given)
-    )
+    for one in given:
+        if one.dtype != dtype or not one.is_cpu or not one.is_contiguous():
+            return False
+    return computes_plainly(x, *given)
 
 
 def linear(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Tensor:
@@ -102,12 +105,12 @@ def add_mlp(
     out = x.new_empty(_filled_rows(x), weight2.shape[0])
     fused = onednn.is_available(x.dtype)
     sizes = MLP_SIZES[x.dtype]
-    buffer = x.new_empty(0 if fused else min(len(out), sizes[-1]), weight1.shape[0])
+    buffer = None if fused else x.new_empty(min(out.shape[0], sizes[-1]), weight1.shape[0])
     for rows, piece in _pieces(x, sizes):
-        if fused:
+        if buffer is None:
             inner = onednn.activated_linear(piece, weight1, bias1, activation)
         else:
-            inner = buffer[: len(piece)]
+            inner = buffer[: piece.shape[0]]
             _multiply(piece, weight1, bias1, None, inner)
             IN_PLACE[activation](inner)
         _multiply(inner, weight2, bias2, None if residual is None else residual[rows], out[rows])
@@ -135,18 +138,19 @@ def _pieces(x: Tensor, sizes: tuple[int, ...]) -> Iterator[tuple[slice, Tensor]]
     begin, total = 0, x.shape[0]
     while begin < total:
         size = next((size for size in sizes if size <= total - begin), sizes[-1])
-        piece = x[begin : begin + size]
-        missing = 0 if x.dtype == torch.float32 else filled(len(piece)) - len(piece)
+        piece = x if size >= total else x[begin : begin + size]
+        rows = min(size, total - begin)
+        missing = 0 if x.dtype == torch.float32 else filled(rows) - rows
         if missing:
-            piece = torch.cat((piece, piece.new_zeros(missing, x.shape[1])))
-        yield slice(begin, begin + len(piece)), piece
-        begin += len(piece)
+            piece = F.pad(piece, (0, 0, 0, missing))
+        yield slice(begin, begin + rows + missing), piece
+        begin += rows
 
 
 def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, out: Tensor) -> None:
     """Write x weight^T + bias + residual; the rows of `out` beyond the residual's are whatever they are."""
     if residual is not None:
-        held = out[: len(residual)]
+        held = out[: residual.shape[0]]
         torch.add(residual, bias, out=held) if bias is not None else held.copy_(residual)
         out.addmm_(x, weight.t())
     elif bias is not None:

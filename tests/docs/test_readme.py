@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from helpers.blocks import blocks
 from helpers.paths import ROOT
 
@@ -15,8 +16,10 @@ README = ROOT / "README.md"
 
 def test_code_runs(run_page: Callable[[Path], str]) -> None:
     printed = run_page(README)
-    lines = printed.splitlines()
+    *lines, first, second = printed.splitlines()
     assert len(lines) == 2
+    products = [list(map(float, row.strip("[] ").split())) for row in (first, second)]
+    assert [products[0][0], products[1][1]] == pytest.approx([1, 1], abs=1e-5), "vectors of length 1"
     for line in lines:
         label, score, text = line.split(maxsplit=2)
         assert label in ("travel", "economy", "sport")

@@ -64,7 +64,8 @@ class FakeTask:
         if self.name == "encode":
             return np.stack([vector_of(row.ids, normalize, dim) for row in tokens])
         if self.name == "token_embeddings":
-            return [np.stack([vector_of([token], False) for token in row.ids]) for row in tokens]
+            wide = self.encoder.width // DIM
+            return [np.stack([np.tile(vector_of([token], False), wide) for token in row.ids]) for row in tokens]
         scores = [vector_of(row.ids, dim=3) for row in tokens]
         if self.name == "rerank":
             return [float(score[0]) for score in scores]
@@ -82,10 +83,11 @@ class FakeEncoder:
         calls: token ids of each call of the model.
         gate: cleared, calls of the model wait until it is set.
         entered: set by each call.
+        width: numbers in the vector of a token.
     """
 
     def __init__(self, labels: tuple[str, ...] = LABELS) -> None:
-        self.labels = labels
+        self.labels, self.width = labels, DIM
         self.calls: list[list[list[int]]] = []
         self.gate, self.entered = threading.Event(), threading.Event()
         self.gate.set()

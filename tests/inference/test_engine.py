@@ -1,5 +1,7 @@
 """Encoder: vectors of texts, whatever their number, order and form."""
 
+import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -215,6 +217,26 @@ def test_bad_checkpoints(folder: str, tmp_path: Path) -> None:
     for device in ("tpu", "cuda:99", "meta"):
         with pytest.raises(ValueError, match=f"device must be .*, got '{device}'"):
             Encoder.from_pretrained(folder, device=device)
+
+
+def test_a_model_in_a_folder_of_a_name_on_the_hub(folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    repository, revision = tmp_path / "models--someone--old", "0" * 40
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(revision)
+    snapshot = repository / "snapshots" / revision
+    shutil.copytree(folder, snapshot / "0_Transformer")
+    modules = [
+        {"idx": place, "name": str(place), "path": f"{place}_{kind}", "type": f"sentence_transformers.models.{kind}"}
+        for place, kind in enumerate(("Transformer", "Pooling"))
+    ]
+    (snapshot / "modules.json").write_text(json.dumps(modules))
+    (snapshot / "1_Pooling").mkdir()
+    pooling = {"word_embedding_dimension": 32, "pooling_mode_cls_token": True}
+    (snapshot / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    vector = Encoder.from_pretrained("someone/old", dtype="float32").encode("Guten Tag")
+    np.testing.assert_allclose(vector, states_alone(folder, ["Guten Tag"])[0][0].numpy(), atol=1e-5, rtol=0)
 
 
 def test_weights_that_are_not_finite_are_an_error(folder: str) -> None:

@@ -25,6 +25,8 @@ from .schemas import (
 from .service import Service
 
 JSON = "application/json"
+PIECE = 128 * 1024
+"""Bytes of an answer that are handed over at once."""
 
 
 def given(**options: Any) -> dict[str, Any]:
@@ -127,8 +129,10 @@ def _text_or_pair(item: Any) -> Any:
 
 
 async def _nested(values: list[np.ndarray]) -> AsyncIterator[bytes]:
-    """Write arrays as one list of JSON, one at a time: those of long texts take megabytes each."""
+    """Write arrays as one list of JSON, in pieces: those of long texts take megabytes, and a reader may be slow."""
     for place, value in enumerate(values):
-        yield (b"," if place else b"[") + dump_floats(value)
+        written = (b"," if place else b"[") + dump_floats(value)
+        for start in range(0, len(written), PIECE):
+            yield written[start : start + PIECE]
         await asyncio.sleep(0)  # other requests first
     yield b"]"

@@ -43,5 +43,5 @@ def test_without_a_folder_the_texts_are_those_of_the_checkout() -> None:
 
 
 def test_a_folder_without_texts_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=f"--texts must name a folder with xquad.*got {tmp_path}"):
+    with pytest.raises(FileNotFoundError, match=f"expected a folder with xquad.*got {tmp_path}"):
         corpus.draw(1, tmp_path)

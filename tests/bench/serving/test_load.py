@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from helpers.paths import ROOT
 
+from bench.serving import server
 from bench.serving.server import PROGRAM, Answers, Server, row
 
 pytest.importorskip("aiohttp")
@@ -23,11 +24,17 @@ class Slow(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     asked: list[Any]
+    under_way: list[int]
+    lock = threading.Lock()
 
     def do_POST(self) -> None:
         found = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.asked.append(found)
+        with self.lock:
+            self.asked.append(found)
+            self.under_way.append(self.under_way[-1] + 1)
         time.sleep(0.2)
+        with self.lock:
+            self.under_way.append(self.under_way[-1] - 1)
         self.send_response(429 if found["inputs"] == "bad" else 200)
         self.send_header("Content-Length", "2")
         self.end_headers()
@@ -39,12 +46,12 @@ class Slow(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def address() -> Iterator[str]:
-    Slow.asked = []
-    with ThreadingHTTPServer(("127.0.0.1", 0), Slow) as server:
-        thread = threading.Thread(target=server.serve_forever)
+    Slow.asked, Slow.under_way = [], [0]
+    with ThreadingHTTPServer(("127.0.0.1", 0), Slow) as slow:
+        thread = threading.Thread(target=slow.serve_forever)
         thread.start()
-        yield f"http://127.0.0.1:{server.server_address[1]}/embed"
-        server.shutdown()
+        yield f"http://127.0.0.1:{slow.server_address[1]}/embed"
+        slow.shutdown()
         thread.join()
 
 
@@ -57,7 +64,8 @@ def process() -> Iterator[Any]:
 
 def test_open_loop_sends_while_earlier_requests_wait(address: str, process: Any) -> None:
     answers = Server(process, address, ["one", "bad"]).answers(1.0, rate=40.0)
-    assert 15 < len(answers.latency_s) < 80, "5 requests a second if it waited for answers"
+    assert max(Slow.under_way) > 1
+    assert 15 < len(answers.latency_s) < 80
     assert [one["inputs"] for one in Slow.asked].count("one") == -(-len(Slow.asked) // 2)
     assert answers.failures == {"429": len(Slow.asked) // 2}
     assert answers.latency_s.min() >= 0.2
@@ -79,6 +87,7 @@ def test_arrivals_are_the_same_every_time(address: str) -> None:
 
 def test_closed_loop_has_so_many_requests_under_way(address: str, process: Any) -> None:
     answers = Server(process, address, ["one"]).answers(0.5, clients=3)
+    assert max(Slow.under_way) == 3
     assert 3 <= len(answers.latency_s) <= 9
     assert answers.failures == {}
     assert answers.answered_per_s == len(answers.latency_s) / answers.seconds
@@ -106,3 +115,14 @@ def test_the_programs_of_other_processes_import_nothing_of_this_project() -> Non
         assert "bench." not in text.replace("bench.run", "")
         assert "erniem_fast" not in text
     assert Path(PROGRAM).exists()
+
+
+def test_a_latency_counts_from_when_a_request_was_due(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, process: Any
+) -> None:
+    told = {"requests": [[0.0, 0.5, 1.0, 200], [1.0, 1.0, 1.5, "TimeoutError"]], "seconds": 2.0, "cpu_seconds": 0.5}
+    (tmp_path / "load.py").write_text(f"print({json.dumps(told)!r})", encoding="utf-8")
+    monkeypatch.setattr(server, "PROGRAM", tmp_path / "load.py")
+    answers = Server(process, "", []).answers(2.0, rate=1.0)
+    assert (answers.latency_s.tolist(), answers.late_s.tolist()) == ([1.0, 0.5], [0.5, 0.0])
+    assert (answers.failures, answers.answered_per_s, answers.generator_cores) == ({"TimeoutError": 1}, 0.5, 0.25)

@@ -13,7 +13,7 @@ import torch
 from helpers.benchmarks import CEILINGS
 from helpers.paths import ROOT
 
-from bench import suite
+from bench import run, suite
 from bench.engine.measure import measure
 from bench.engine.registry import Case
 from bench.engine.shapes import Setting
@@ -39,6 +39,19 @@ def test_a_peer_that_is_missing_is_skipped_with_the_reason(monkeypatch: pytest.M
     assert measured.skipped[0]["reason"] == "aiohttp is not installed"
     needs = texts.SENTENCES.providers["sentence-transformers, onnx"].refusal(texts.TINY_SHAPE, TINY)
     assert needs == "is not installed: --peer-python names no environment"
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [("--texts", "nowhere", "expected a folder with xquad"), ("--peer-python", "nothing", "is not a program")],
+)
+def test_a_wrong_option_is_named_at_once(
+    option: str, value: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        run.main(["serving", "--tiny", option, value])
+    assert f"argument {option}: " in (error := capsys.readouterr().err)
+    assert message in error
 
 
 def test_the_dtype_is_the_processors_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,7 +143,9 @@ def test_a_dry_run(tmp_path: Path) -> None:
     timed = {row["provider"] for row in content["rows"]}
     assert {"padding-free", "padded", texts.BARE, texts.OURS, texts.PIPELINE, "128 clients", level(0.8)} <= timed
     assert {one["provider"] for one in content["skipped"]} >= {"sentence-transformers, onnx", "openvino"} - timed
+    assert content["texts"] == "the checkout's texts, repeated"
     assert "openvino" in content["versions"]
+    assert content["versions"]["onnxruntime"]
     served = [row for row in content["rows"] if row["operation"] == "server"]
     assert all(row["failures"] == {} and row["time_s"] <= row["p99_s"] <= row["max_s"] for row in served)
     assert next(row["ratio"] for row in served if row["provider"] == level(0.1)) > 1

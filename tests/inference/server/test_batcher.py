@@ -141,6 +141,7 @@ def test_an_idle_model_waits_for_those_that_arrive(encoder: Any) -> None:
     batcher, task = Batcher(64, max_wait=30.0), encoder.task("encode")
     with batcher.arriving():
         futures = [submit(batcher, task, "a")]
+        assert not encoder.entered.wait(0.1)  # a model that does not wait has it at once
         futures.append(submit(batcher, task, "b"))
     for future in futures:
         results(future)

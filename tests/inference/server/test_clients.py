@@ -1,6 +1,12 @@
 """Other people's clients, over a real connection."""
 
+import json
+import socket
+import time
+import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -12,6 +18,7 @@ from huggingface_hub import InferenceClient
 from huggingface_hub.errors import HfHubHTTPError
 
 TEXTS = ["one text", "another", "今日は"]
+END = b"\r\n0\r\n\r\n"
 EXPECTED = np.stack([vector_of(ids_of(text)) for text in TEXTS])
 
 
@@ -19,6 +26,15 @@ EXPECTED = np.stack([vector_of(ids_of(text)) for text in TEXTS])
 def live() -> Iterator[tuple[str, Any]]:
     with live_server(FakeEncoder(labels=()), api_key="secret") as found:
         yield found
+
+
+@pytest.fixture
+def live_encoder() -> Iterator[tuple[str, Any, Any]]:
+    """Address, app and encoder of a server that waits for nobody."""
+    encoder = FakeEncoder()
+    with live_server(encoder, read_seconds=30, write_seconds=0.3) as (url, app):
+        yield url, app, encoder
+        encoder.gate.set()
 
 
 def test_openai(live: tuple[str, Any]) -> None:
@@ -57,3 +73,112 @@ def test_inference_client(live: tuple[str, Any]) -> None:
     assert scores == pytest.approx((EXPECTED[1:] @ EXPECTED[0]).tolist(), abs=1e-6)
     with pytest.raises(HfHubHTTPError, match="413"):
         client.feature_extraction(["a"] * 33)
+
+
+class Caller:
+    """A client on a bare connection."""
+
+    def __init__(self, url: str, receive_buffer: int | None = None) -> None:
+        self.socket = socket.socket()
+        if receive_buffer:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        self.socket.settimeout(30)
+        host, port = url.removeprefix("http://").split(":")
+        self.socket.connect((host, int(port)))
+
+    def ask(self, path: str, body: Any, part: int | None = None) -> None:
+        """Send a request, or the first bytes of its body."""
+        content = json.dumps(body).encode()
+        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(content)}"
+        self.socket.sendall(head.encode() + b"\r\n\r\n" + content[:part])
+
+    def read(self) -> bool:
+        """Read until an answer in chunks ends, or the connection: True if the answer did."""
+        last = b""
+        with suppress(ConnectionError):
+            while not last.endswith(END) and (piece := self.socket.recv(1_000_000)):
+                last = (last + piece)[-len(END) :]
+        return last.endswith(END)
+
+
+def wait_until(condition: Any) -> None:
+    """Wait for what another thread does."""
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def embed(url: str, text: str) -> int:
+    content = json.dumps({"inputs": text}).encode()
+    request = urllib.request.Request(f"{url}/embed", content, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=30) as response:
+        return response.status
+
+
+def test_a_caller_that_hangs_up(live_encoder: tuple[str, Any, Any]) -> None:
+    url, app, encoder = live_encoder
+    encoder.gate.clear()
+    encoder.calls.clear()
+    with ThreadPoolExecutor(1) as thread:
+        encoder.entered.clear()
+        first = thread.submit(embed, url, "first")
+        assert encoder.entered.wait(30)
+        gone = Caller(url)
+        gone.ask("/embed", {"inputs": "gone"})
+        wait_until(lambda: app.state.service.batcher.queue_size)
+        gone.socket.close()
+        wait_until(lambda: app.state.traffic.in_work == 1)
+        encoder.gate.set()
+        assert first.result(30) == 200
+    assert embed(url, "next") == 200
+    assert encoder.calls == [[ids_of("first")], [ids_of("next")]]
+
+
+def test_a_caller_that_leaves_in_the_middle_of_its_body(live_encoder: tuple[str, Any, Any]) -> None:
+    url, app, _ = live_encoder
+    caller = Caller(url)
+    caller.ask("/embed", {"inputs": "a"}, part=5)
+    wait_until(lambda: app.state.traffic.in_work)
+    caller.socket.close()
+    wait_until(lambda: not app.state.traffic.in_work)
+    assert embed(url, "next") == 200
+
+
+def test_a_caller_that_never_reads(live_encoder: tuple[str, Any, Any]) -> None:
+    url, app, encoder = live_encoder
+    encoder.width = 200_000
+    caller = Caller(url, receive_buffer=4096)
+    caller.ask("/embed_all", {"inputs": "a b c"})
+    wait_until(lambda: app.state.traffic.in_work)
+    assert embed(url, "next") == 200
+    wait_until(lambda: not app.state.traffic.in_work)
+    assert not caller.read()
+
+
+@pytest.mark.slow
+def test_a_caller_that_reads_slowly(live_encoder: tuple[str, Any, Any]) -> None:
+    url, app, encoder = live_encoder
+    encoder.width = 200_000
+    caller = Caller(url, receive_buffer=4096)
+    caller.ask("/embed_all", {"inputs": "a b c"})
+    assert embed(url, "next") == 200
+    assert caller.read()
+    wait_until(lambda: not app.state.traffic.in_work)
+
+
+def test_each_of_many_callers_gets_its_own(live_encoder: tuple[str, Any, Any]) -> None:
+    url, _, encoder = live_encoder
+    count = 64
+    encoder.calls.clear()
+
+    def ask(number: int) -> bool:
+        content = json.dumps({"inputs": [f"caller {number}", "shared"]}).encode()
+        request = urllib.request.Request(f"{url}/embed", content, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=30) as response:
+            found = np.array(json.loads(response.read()), np.float32)
+        return np.array_equal(found, [vector_of(ids_of(f"caller {number}")), vector_of(ids_of("shared"))])
+
+    with ThreadPoolExecutor(16) as threads:
+        assert all(threads.map(ask, range(count)))
+    assert sum(map(len, encoder.calls)) == 2 * count
