@@ -15,7 +15,7 @@ import sys
 import time
 import zlib
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import BinaryIO
 
@@ -181,24 +181,26 @@ def open_source(name: str, kind: str | None = None) -> Iterator[Source]:
                 f"INPUT {name!r}: the ending {ending} is not read; expected one of "
                 f"{', '.join(f'.{known}' for known in ACCEPTED)}, each also with {GZIP}, no ending, or - for stdin"
             )
-    with ExitStack() as stack:
-        try:
-            file = stack.enter_context(_open(name))
-        except (OSError, ValueError) as error:  # ValueError: a path with NUL
-            raise InputError(f"INPUT {name!r}: {getattr(error, 'strerror', error)}; {ACCEPTED[kind]}") from error
-        yield Source(name, kind, file, zipped)
+    try:
+        file = _open(name)
+    except (OSError, ValueError) as error:  # ValueError: a path with NUL
+        raise InputError(f"INPUT {name!r}: {getattr(error, 'strerror', error)}; {ACCEPTED[kind]}") from error
+    source = Source(name, kind, file, zipped)
+    # Closing a pipe would wait for a thread that reads it, and that may wait for ever.
+    with nullcontext() if source.identity is None else file:
+        yield source
 
 
-def _open(name: str) -> AbstractContextManager[BinaryIO]:
+def _open(name: str) -> BinaryIO:
     if name != STANDARD_STREAM:
         return open(name, "rb")
     if sys.stdin is None:
         raise OSError(errno.EBADF, "stdin is closed")
     try:
-        # Not sys.stdin, whose lock another thread that waits for input would hold when Python ends.
+        # Not sys.stdin itself, which Python closes at its end.
         return open(sys.stdin.fileno(), "rb", closefd=False)
     except io.UnsupportedOperation:
-        return nullcontext(sys.stdin.buffer)
+        return sys.stdin.buffer
 
 
 def _ending(name: str) -> tuple[str, bool]:
