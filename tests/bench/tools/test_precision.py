@@ -1,23 +1,30 @@
 """The tool that measures the error of bfloat16 and int8."""
 
-import re
+import json
+from pathlib import Path
 
 import pytest
 import torch
 
 
 @pytest.mark.slow
-def test_a_dry_run(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run(tmp_path: Path) -> None:
+    from bench.report.texts import precision as table
     from bench.tools import precision
 
     before = torch.get_num_threads()
     try:
-        assert precision.main(["--tiny", "--layers", "2", "--threads", "1"]) == 0
+        options = ["--tiny", "--layers", "2", "--threads", "1", "--output", str(tmp_path)]
+        assert precision.main(options) == 0
     finally:
         torch.set_num_threads(before)
-    printed = capsys.readouterr().out
-    assert "96 texts" in printed
-    found = dict(re.findall(r"^(\w+) +cosine least ([\d.]+)", printed, re.M))
-    assert found.pop("float32") == "1.00000"
-    assert all(0.99 < float(cosine) <= 1 for cosine in found.values())
-    assert set(found) == {"bfloat16", "int8"}
+    (path,) = tmp_path.iterdir()
+    rows = json.loads(path.read_text())["rows"]
+    assert {row["provider"] for row in rows} == {"float32", "bfloat16", "int8"}
+    assert len(rows) == 9
+    for row in rows:
+        if row["provider"] == "float32":
+            assert row["least_cosine"] == pytest.approx(1, abs=1e-12)
+        else:
+            assert 0.99 < row["least_cosine"] <= row["mean_cosine"] < 1
+    assert "| 8 lines of Tatoeba | int8 |" in table(tmp_path)
