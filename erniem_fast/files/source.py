@@ -70,12 +70,14 @@ class Source:
             self.file.seek(0)
 
     def error(self, problem: str, number: int | None = None) -> InputError:
-        """The error of this input.
+        """The error of this input: that it has changed, if it has.
 
         Args:
             problem: what is wrong.
             number: of the line, or of the row of a Parquet file.
         """
+        if self._has_changed():  # a line may be half written
+            return self._changed()
         where = "" if number is None else f"{'row' if self.kind == 'parquet' else 'line'} {number} "
         return InputError(f"INPUT {self.name!r}: {where}{problem}; {ACCEPTED[self.kind]}")
 
@@ -147,19 +149,23 @@ class Source:
 
     def check_unchanged(self) -> None:
         """Raise an InputError if the file is not what it was when it was opened."""
+        if self._has_changed():
+            raise self._changed()
+
+    def _has_changed(self) -> bool:
         if self._status is None:
-            return
+            return False
         try:
-            same = all(
-                _mark(status) == _mark(self._status) for status in (os.stat(self.name), os.fstat(self._raw.fileno()))
-            )
+            now = (os.stat(self.name), os.fstat(self._raw.fileno()))
         except OSError:
-            same = False
-        if not same:
-            raise InputError(
-                f"INPUT {self.name!r}: changed while it was read, so nothing was put in place; "
-                f"expected a file that stays as it is"
-            )
+            return True
+        return any(_mark(status) != _mark(self._status) for status in now)
+
+    def _changed(self) -> InputError:
+        return InputError(
+            f"INPUT {self.name!r}: changed while it was read, so nothing was put in place; "
+            f"expected a file that stays as it is"
+        )
 
 
 @contextmanager
