@@ -90,6 +90,12 @@ class Arrangement:
         """Sequences that share one batched product."""
         return list(group_sequences(self.cu_seqlens, self.max_seqlen, self.num_heads, self.total_tokens))
 
+    @property
+    def is_one_sequence(self) -> bool:
+        """True if one sequence holds all rows."""
+        rows = self.groups[0].rows if len(self.groups) == 1 else None
+        return isinstance(rows, slice) and rows == slice(0, self.total_tokens)
+
     @cached_property
     def sequences(self) -> attention_cpu.Sequences:
         """Sequences one by one, on a CPU."""
@@ -196,15 +202,14 @@ def _forward(
     total = qkv.shape[0]
     if total == 0:
         return qkv.new_empty(0, num_heads, head_dim)
-    shared, arrangement = arrangement, arrangement or Arrangement(cu_seqlens, max_seqlen, num_heads, total)
-    if not p and prefix_lens is None and not causal and attention_cpu.takes(qkv):
+    if arrangement is None:  # the operation for torch.compile, whose result is one and contiguous in every mode
+        arrangement = Arrangement(cu_seqlens, max_seqlen, num_heads, total)
+    elif not p and prefix_lens is None and not causal and attention_cpu.takes(qkv):
         return attention_cpu.attention_cpu(qkv, arrangement.sequences)
-    groups = arrangement.groups
-    alone = len(groups) == 1 and isinstance(groups[0].rows, slice) and groups[0].rows == slice(0, total)
-    if alone and shared is not None:  # a result of the operation for torch.compile is contiguous
-        return _attend(qkv, groups[0], prefix_lens, causal, p, seed, site)[0].transpose(0, 1).to(qkv.dtype)
+    elif arrangement.is_one_sequence:
+        return _attend(qkv, arrangement.groups[0], prefix_lens, causal, p, seed, site)[0].transpose(0, 1).to(qkv.dtype)
     out = qkv.new_zeros(total + 1, num_heads, head_dim)
-    for group in groups:
+    for group in arrangement.groups:
         _put(out, group, _attend(qkv, group, prefix_lens, causal, p, seed, site))
     return out[:total]
 
