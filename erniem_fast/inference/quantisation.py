@@ -55,6 +55,9 @@ class Int8Linear(nn.Module):
             rows = F.pad(rows, (0, 0, 0, missing))
         out: Tensor = torch.ops.quantized.linear_dynamic(rows, self.packed, reduce_range=not _has_vnni())
         out = out[: out.shape[0] - missing] if missing else out
+        sums = rows.sum(1, keepdim=True)[: len(out)]
+        if not sums.isfinite().all():  # which 8 bits do not hold: a NaN became a number
+            out = out + 0 * sums
         return out.view(*x.shape[:-1], self.out_features).to(x.dtype)
 
     def extra_repr(self) -> str:

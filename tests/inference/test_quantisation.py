@@ -38,6 +38,18 @@ def test_a_layer_in_int8(shape: tuple[int, ...], biased: bool) -> None:
         assert not torch.equal(found, expected)
 
 
+@pytest.mark.parametrize("rows", [2, 70])
+def test_values_that_are_not_finite_stay_so(rows: int) -> None:
+    layer, x = Int8Linear(nn.Linear(8, 8)), torch.randn(rows, 8)
+    x[1, 3] = float("nan")
+    with torch.inference_mode():
+        found = layer(x)
+    assert found[1].isnan().all()
+    assert found[0].isfinite().all()
+    x[1, 3] = float("-inf")
+    assert not layer(x)[1].isfinite().any()
+
+
 def test_rows_that_are_filled_up_change_nothing() -> None:
     layer, x = Int8Linear(nn.Linear(8, 8)), torch.randn(600, 8)
     x[0] = torch.linspace(-6, 6, 8)  # the range of every batch below
