@@ -50,14 +50,16 @@ class Int8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x weight^T + bias: (..., in_features) to (..., out_features) of x's dtype."""
         rows = x.reshape(-1, self.in_features).float()
+        sums = rows.sum(1, keepdim=True)
+        is_finite = bool(sums.isfinite().all())
+        if not is_finite:  # 8 bits hold no NaN: it would become a number
+            rows = rows.nan_to_num(0, 0, 0)
         missing = -len(rows) % (32 if len(rows) <= 512 else 128)
         if missing:  # oneDNN compiles a product for each number of rows
             rows = F.pad(rows, (0, 0, 0, missing))
         out: Tensor = torch.ops.quantized.linear_dynamic(rows, self.packed, reduce_range=not _has_vnni())
         out = out[: out.shape[0] - missing] if missing else out
-        sums = rows.sum(1, keepdim=True)[: len(out)]
-        if not sums.isfinite().all():  # which 8 bits do not hold: a NaN became a number
-            out = out + 0 * sums
+        out = out if is_finite else out + 0 * sums
         return out.view(*x.shape[:-1], self.out_features).to(x.dtype)
 
     def extra_repr(self) -> str:

@@ -38,16 +38,18 @@ def test_a_layer_in_int8(shape: tuple[int, ...], biased: bool) -> None:
         assert not torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("rows", [2, 70])
-def test_values_that_are_not_finite_stay_so(rows: int) -> None:
-    layer, x = Int8Linear(nn.Linear(8, 8)), torch.randn(rows, 8)
-    x[1, 3] = float("nan")
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+@pytest.mark.parametrize("rows", [1, 70])
+def test_a_value_that_is_not_finite_spoils_its_row_alone(rows: int, value: float) -> None:
+    layer, x = Int8Linear(nn.Linear(8, 8)), torch.randn(rows, 2, 8)
     with torch.inference_mode():
+        x[-1, 1, 3] = 0
+        expected = layer(x)
+        x[-1, 1, 3] = value
         found = layer(x)
-    assert found[1].isnan().all()
-    assert found[0].isfinite().all()
-    x[1, 3] = float("-inf")
-    assert not layer(x)[1].isfinite().any()
+    assert found[-1, 1].isnan().all()
+    found[-1, 1] = expected[-1, 1]
+    assert torch.equal(found, expected)
 
 
 def test_rows_that_are_filled_up_change_nothing() -> None:
