@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..encoder import PackedModelOutput
+from ..fusion import has_global_hooks
 from ..modeling import ErnieMModel
 from ..packed import PackedEncoder
 from ..packing import PackedBatch
@@ -66,9 +67,10 @@ class Runner:
         self.batch_tokens = budget(self.encoder) if batch_tokens is None else int(batch_tokens)
         self.on_tokens: Callable[[int], None] | None = None
         self._graphed: GraphedEncoder | None = None
+        self._has_room_for_graphs = True
 
     def encode(self, batch: PackedBatch) -> PackedModelOutput:
-        """Run the encoder alone; on a GPU a small batch replays a CUDA graph."""
+        """Run the encoder alone; on a GPU a small batch replays a CUDA graph, until memory has run out once."""
         if self.device.type == "cuda" and batch.total_tokens <= GRAPH_TOKENS and self._can_be_graphed():
             self._graphed = self._graphed or GraphedEncoder(self.encoder)
             return self._graphed(batch)
@@ -111,7 +113,7 @@ class Runner:
                 try:
                     under_way.append(self._start([rows[index] for index in indices], indices, compute))
                 except Exception as error:
-                    if not _is_out_of_memory(error) or len(indices) == 1:
+                    if not _is_out_of_memory(error) or (len(indices) == 1 and self._graphed is None):
                         raise
                     shortage = str(error)
                 else:
@@ -154,12 +156,24 @@ class Runner:
     def _halve(self, tokens: int, shortage: str) -> None:
         self.batch_tokens = max(1, min(self.batch_tokens, tokens) // 2)
         logger.warning("Out of memory: batches have at most %d tokens from now on (%s)", self.batch_tokens, shortage)
+        self._graphed, self._has_room_for_graphs = None, False
         if self.device.type == "cuda":
-            self._graphed = None
             torch.cuda.empty_cache()
 
     def _can_be_graphed(self) -> bool:
-        return not any(part._forward_hooks or part._forward_pre_hooks for part in self.encoder.modules())
+        """True if a graph does what calling the encoder's modules does, now and later."""
+        if not self._has_room_for_graphs or has_global_hooks():
+            return False
+        for part in self.encoder.modules():
+            # An adapter may be changed, or switched off, at any time.
+            if (
+                part._forward_hooks
+                or part._forward_pre_hooks
+                or "forward" in vars(part)
+                or "base_layer" in part._modules
+            ):
+                return False
+        return True
 
 
 class _Plan:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from erniem_fast import ErnieMConfig, ErnieMModel, PackedBatch
@@ -110,6 +111,41 @@ def test_a_row_that_never_fits_is_an_error(model: ErnieMModel) -> None:
     runner = Runner(model, 64)
     with pytest.raises(torch.OutOfMemoryError):
         runner.run(rows_of([3, 30, 5]), Small(20, ERRORS[0]))
+
+
+def test_graphs_make_room_for_a_row(model: ErnieMModel) -> None:
+    runner = Runner(model, 64)
+    graphs: Any = object()
+    runner._graphed = graphs
+
+    def compute(batch: PackedBatch) -> torch.Tensor:
+        if runner._graphed is graphs:
+            raise ERRORS[0]
+        return sums(batch)
+
+    assert runner._can_be_graphed()
+    (result,) = runner.run(rows_of([30]), compute)
+    assert result.tolist() == pytest.approx([1, 30])
+    assert not runner._can_be_graphed()
+
+
+def test_what_a_graph_would_leave_out_is_not_graphed() -> None:
+    def runner(change: Any = None) -> Any:
+        model: Any = ErnieMModel(ErnieMConfig(**SIZES), add_pooling_layer=False).eval()
+        layer = model.encoder.layers[0]
+        if change == "hook":
+            layer.linear1.register_forward_pre_hook(lambda module, inputs: None)
+        elif change == "forward":
+            layer.norm1.forward = nn.LayerNorm(32).forward
+        elif change == "adapter":
+            model = get_peft_model(model, LoraConfig(target_modules=["q_proj"])).eval()
+        return Runner(model)
+
+    assert runner()._can_be_graphed()
+    assert not any(runner(change)._can_be_graphed() for change in ("hook", "forward", "adapter"))
+    handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
+    assert not runner()._can_be_graphed()
+    handle.remove()
 
 
 def test_other_errors_are_not_tried_again(model: ErnieMModel) -> None:
