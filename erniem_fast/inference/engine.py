@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .arguments import check_whole
 from .classification import Classification, Reranking
 from .embedding import Embedding, TokenEmbeddings
 from .extraction import Extraction
@@ -157,6 +158,8 @@ class Encoder:
         Returns:
             {"index": place of the document, "score": ...}, the best first.
         """
+        if top_k is not None:
+            check_whole("top_k", top_k, 1)
         scores = self._all("rerank", [(query, text) for text in documents], False, progress, options)
         order = sorted(range(len(scores)), key=lambda place: -scores[place])
         return [{"index": place, "score": scores[place]} for place in order[:top_k]]
@@ -196,7 +199,8 @@ class Encoder:
             options: of the task, as of the method of its name.
 
         Raises:
-            TypeError, ValueError: an argument or item that is not as described; results of items before it come first.
+            TypeError, ValueError: an argument or item that is not as described; results of the windows before that item
+                come first.
         """
         for results in self._windows(self.task(task, **options), items, progress):
             yield from results
@@ -210,7 +214,8 @@ class Encoder:
         if name not in TASKS:
             raise ValueError(f"task must be one of {', '.join(TASKS)}, got {name!r}")
         head, make = TASKS[name]
-        if head is not None and head not in type(self.model).__name__:
+        whole = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        if head is not None and head not in type(whole).__name__:
             held = ", ".join(self.architectures)
             raise ValueError(f"{name} needs a model with a head for {head}; the architectures of this one: {held}")
         made: AnyTask = make(self, **options)

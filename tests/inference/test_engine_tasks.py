@@ -1,5 +1,6 @@
 """The tasks of `Encoder`: what the callables and the pipelines give, from a folder; heads that a folder lacks."""
 
+import copy
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from helpers.golden_tokenizer import build
 from helpers.sentence_folders import change_json
 from helpers.task_models import MIXED, labels
 from helpers.xquad import ROWS
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from erniem_fast import Encoder, information_extraction, question_answering, zero_shot_classification
@@ -52,6 +54,19 @@ def test_classify(make: Any) -> None:
     assert list(encoder.stream(iter(MIXED), "classify")) == [pytest.approx(row) for row in found]
 
 
+@pytest.mark.parametrize("kind", [None, "SEQ_CLS"])
+def test_adapters_of_any_kind_are_called(make: Any, kind: str | None) -> None:
+    encoder = make(SEQUENCES, **NLI)
+    config = LoraConfig(target_modules=["query", "dense"], init_lora_weights=False, task_type=kind)
+    adapted = get_peft_model(copy.deepcopy(encoder.model), config).eval()
+    pipe = pipeline("text-classification", adapted, tokenizer=encoder.tokenizer, device="cpu")
+    expected = pipe(MIXED, truncation=True)
+    found = Encoder(adapted, encoder.tokenizer).classify(MIXED)
+    assert [row["score"] for row in found] == pytest.approx([row["score"] for row in expected], abs=1e-5)
+    plain = [row["score"] for row in encoder.classify(MIXED)]
+    assert plain != pytest.approx([row["score"] for row in found], abs=1e-3)
+
+
 def test_rerank(make: Any) -> None:
     encoder = make(SEQUENCES, "XLMRoberta", num_labels=1)
     found = encoder.rerank("a", MIXED)
@@ -61,6 +76,8 @@ def test_rerank(make: Any) -> None:
     assert [row["score"] for row in found] == pytest.approx([scores[row["index"]] for row in found])
     assert encoder.rerank("a", MIXED, top_k=2) == found[:2]
     assert encoder.rerank("a", []) == []
+    with pytest.raises(ValueError, match="top_k must be a whole number of at least 1, got -1"):
+        encoder.rerank("a", MIXED, top_k=-1)
 
 
 def test_settings_of_a_cross_encoder_s_folder(tmp_path: Path) -> None:
