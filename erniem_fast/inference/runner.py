@@ -1,10 +1,10 @@
 """A model that runs rows of token ids in batches of at most so many tokens, however much memory there is."""
 
 import logging
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ GPU_TOKENS = 128 * 1024
 LEAST_TOKENS = 512
 GRAPH_TOKENS = 4096
 """A batch of more tokens keeps a GPU busy for longer than its kernels take to launch."""
+MEMORY = Path("/proc/meminfo")
 BATCHES_UNDER_WAY = 2
 """Batches on a GPU at once, so that one is packed and its results are fetched while the other is computed."""
 
@@ -275,9 +276,12 @@ def _free_bytes(device: torch.device) -> int | None:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # no such call on this system
+        lines = MEMORY.read_text(encoding="ascii").splitlines()
+    except OSError:  # no such file on this system
         return None
+    # What the system gives for files that it has read counts, too: it takes that back.
+    kilobytes = next((line.split()[1] for line in lines if line.startswith("MemAvailable:")), None)
+    return None if kilobytes is None else int(kilobytes) * 1024
 
 
 def _is_out_of_memory(error: Exception) -> bool:

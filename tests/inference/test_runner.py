@@ -3,6 +3,7 @@
 import gc
 import weakref
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -202,6 +203,15 @@ def test_the_budget_follows_the_free_memory(model: ErnieMModel, monkeypatch: pyt
     assert budgets[-1] == runner_module.CPU_TOKENS
     assert budgets == sorted(budgets)
     assert budgets[2] == pytest.approx(2 * budgets[1], rel=0.01)
+
+
+def test_memory_that_holds_files_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory, cpu = tmp_path / "meminfo", torch.device("cpu")
+    memory.write_text("MemTotal:  9000 kB\nMemFree:  20 kB\nMemAvailable:    7000 kB\n")
+    monkeypatch.setattr(runner_module, "MEMORY", memory)
+    assert runner_module._free_bytes(cpu) == 7000 * 1024
+    memory.unlink()
+    assert runner_module._free_bytes(cpu) is None
 
 
 def test_bad_arguments(model: ErnieMModel) -> None:
