@@ -69,11 +69,13 @@ class Small:
 
     def __init__(self, tokens: int, error: Exception) -> None:
         self.tokens, self.error, self.failed = tokens, error, 0
+        self.lengths: list[int] = []
 
     def __call__(self, batch: PackedBatch) -> torch.Tensor:
         if batch.total_tokens > self.tokens:
             self.failed += 1
             raise self.error
+        self.lengths += batch.lengths.tolist()
         return sums(batch)
 
 
@@ -94,6 +96,7 @@ def test_rows_that_did_not_fit_are_computed_again(
     results = runner.run(rows_of(lengths), compute)
     for number, (length, result) in enumerate(zip(lengths, results, strict=True), 1):
         assert result is None if not length else result.tolist() == pytest.approx([number, number * length])
+    assert compute.lengths == sorted(compute.lengths, reverse=True)
     assert (runner.batch_tokens < 1000) == (sum(lengths) > room)
     assert runner.batch_tokens >= 1
 
