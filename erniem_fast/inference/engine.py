@@ -7,6 +7,7 @@ for label in encoder.stream(lines, task="classify"):
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sized
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from .settings import SentenceSettings, prepare, read_settings
 from .stream import stream
 from .tagging import Tagging
 from .task import AnyTask
+from .texts import find_prompt
 from .zero_shot import ZeroShot
 
 MANY_ITEMS = 1024
@@ -139,7 +141,10 @@ class Encoder:
         return np.concatenate(found) if found else np.zeros((0, task.dim), dtype=np.float32)
 
     def classify(self, texts: Any, *, progress: bool | None = None, **options: Any) -> Any:
-        """Label texts or pairs of texts; options and results: see `classification.Classification`."""
+        """Label texts or pairs of texts; results and options: see `classification.Classification`.
+
+        `prompt` and `prompt_name` as in `encode`; the default prompt is a CrossEncoder's.
+        """
         return self._all("classify", texts, isinstance(texts, str), progress, options)
 
     def rerank(
@@ -153,7 +158,7 @@ class Encoder:
             documents: any number of texts.
             top_k: most documents in the result; None: all.
             progress: show a progress bar on stderr; None: for many documents.
-            options: see `classification.Reranking`.
+            options: see `classification.Reranking`; `prompt` and `prompt_name` as in `encode`, before the query.
 
         Returns:
             {"index": place of the document, "score": ...}, the best first.
@@ -289,7 +294,18 @@ def _head(task: Any) -> Any:
 def _scored(task: Any) -> Any:
     """What makes a task whose scores may be those of a CrossEncoder's folder."""
     make = _head(task)
-    return lambda encoder, **options: make(encoder, **({"activation": encoder.settings.activation} | options))
+
+    def made(encoder: Encoder, *, prompt: str | None = None, prompt_name: str | None = None, **options: Any) -> AnyTask:
+        settings = encoder.settings
+        if settings.model_type != "CrossEncoder":  # whose prompts are those of vectors
+            settings = replace(settings, default_prompt_name=None)
+        found: AnyTask = make(
+            encoder, prompt=find_prompt(settings, prompt, prompt_name),
+            **({"activation": settings.activation} | options),
+        )  # fmt: skip
+        return found
+
+    return made
 
 
 TASKS: dict[str, tuple[str | None, Any]] = {

@@ -69,6 +69,12 @@ def test_items_are_read_as_they_are_needed() -> None:
         assert read <= given + 2 * BATCHES_PER_WINDOW * ITEMS_PER_CALL + ITEMS_PER_CALL
 
 
+def test_items_without_tokens_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("erniem_fast.inference.stream.ITEMS_PER_WINDOW", 300)
+    task = Squares()
+    assert [len(found) for found in stream(task, [0] * 700, 100)] == [300, 300, 100]
+
+
 def test_an_error_comes_after_the_results_before_it() -> None:
     found = stream(Squares(), [1] * ITEMS_PER_CALL + [2, -1], ITEMS_PER_CALL)
     assert next(found) == [1] * ITEMS_PER_CALL
