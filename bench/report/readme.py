@@ -6,7 +6,7 @@ from pathlib import Path
 from bench.engine.environment import ROOT
 
 from .tables import details, summary
-from .texts import embedders, formats, zero_shot
+from .texts import embedders, formats, precision, zero_shot
 
 START, END = "<!-- bench:start -->", "<!-- bench:end -->"
 DOCS = ROOT / "docs"
@@ -14,6 +14,7 @@ PAGES: dict[Path, Callable[[Path], str]] = {
     ROOT / "README.md": summary,
     DOCS / "benchmarks.md": details,
     DOCS / "quantisation.md": formats,
+    DOCS / "cpu.md": precision,
     DOCS / "sentence_embeddings.md": embedders,
     DOCS / "zero_shot.md": zero_shot,
 }

@@ -1,4 +1,4 @@
-"""Tables of `bench.tools.texts` and `zero_shot`, whose rows are real text through whole models, for pages of docs/."""
+"""Tables of tools whose rows are real text through whole models, for pages of docs/."""
 
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,30 @@ def formats(folder: Path) -> str:
 def embedders(folder: Path) -> str:
     """Part of docs/sentence_embeddings.md."""
     return _part(folder, "texts", "sentence-transformers", ["first module", "texts/s", "time to ours"], _embedder)
+
+
+def precision(folder: Path) -> str:
+    """Part of docs/cpu.md."""
+    file = ResultFile.newest(folder, "precision")
+    if file is None:
+        return NOT_MEASURED.format("precision")
+    rows = [row for row in file.content["rows"] if row["provider"] != "float32"]
+    head = ["text", "", "least cosine", "mean cosine", "greatest difference, of float32's greatest value",
+            "times as fast as float32"]  # fmt: skip
+    random = "random weights" if file.content["checkpoint"] is None else f"weights of {file.content['checkpoint']}"
+    model = f"{rows[0]['layers']} layers of {rows[0]['hidden_size']}, {random}."
+    return "\n\n".join(
+        [
+            markdown(head, map(_precision, rows)),
+            f"{Result(file.path, file.content).describe('../bench/results')} {model}",
+        ]
+    )
+
+
+def _precision(row: dict[str, Any]) -> list[str]:
+    what = f"{row['texts']} {row['operation']}".replace(" the ", " of the ")
+    cosines = [f"{row[name]:.5f}" for name in ("least_cosine", "mean_cosine")]
+    return [what, row["provider"], *cosines, f"{row['greatest_difference']:.1%}", f"{1 / row['ratio']:.2f}"]
 
 
 def zero_shot(folder: Path) -> str:

@@ -123,15 +123,17 @@ class Job:
         self._check_distinct()
         with open_source(self.source, self.kind) as source:
             columns = tuple(work.columns.values())
-            records = read_records(source, columns, self.id_column)
-            first = next(records, None)
-            if first is None:
-                raise source.error("holds no records")
-            form = work.formats[ending](self._names(first, work.fields) | dict(work.fields), self.out)
+            fields: dict[str, Any] = {}  # known with the first record, which may be long in coming
+            form = work.formats[ending](fields, self.out)
             job = self._identity(source, work, ending)
             with open_output(self.out, form, job, self.restart, say_on_stderr) as output:
                 if output.placed:
                     return
+                records = read_records(source, columns, self.id_column)
+                first = next(records, None)
+                if first is None:
+                    raise source.error("holds no records")
+                fields |= self._names(first, work.fields) | dict(work.fields)
                 known = output.settings
                 total = known["records"] if known else count_records(source, columns, self.id_column)
                 encoder = self._load(known)

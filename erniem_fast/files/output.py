@@ -18,7 +18,16 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .atomic import ACCEPTED_OUT, STANDARD_STREAM, closing, keep_owner_and_mode, naming, replaceable, whole_file
+from .atomic import (
+    ACCEPTED_OUT,
+    STANDARD_STREAM,
+    closing,
+    keep_owner_and_mode,
+    naming,
+    remove_abandoned,
+    replaceable,
+    whole_file,
+)
 from .errors import InputError
 from .formats import Format, JsonLines, Result
 from .partial import COMPLETE, DATA, drop_manifest, hold, read_manifest, sync_folder, write_manifest
@@ -172,6 +181,7 @@ def open_output(
     target = Path(os.path.realpath(out))
     with naming(f"--out {out!r}", ACCEPTED_OUT):
         replaced = replaceable(target)
+        remove_abandoned(target.parent)
     with hold(out, target) as folder:
         if restart:
             drop_manifest(folder)

@@ -15,7 +15,7 @@ import sys
 import time
 import zlib
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import BinaryIO
 
@@ -70,12 +70,14 @@ class Source:
             self.file.seek(0)
 
     def error(self, problem: str, number: int | None = None) -> InputError:
-        """The error of this input.
+        """The error of this input: that it has changed, if it has.
 
         Args:
             problem: what is wrong.
             number: of the line, or of the row of a Parquet file.
         """
+        if self._has_changed():  # a line may be half written
+            return self._changed()
         where = "" if number is None else f"{'row' if self.kind == 'parquet' else 'line'} {number} "
         return InputError(f"INPUT {self.name!r}: {where}{problem}; {ACCEPTED[self.kind]}")
 
@@ -147,19 +149,23 @@ class Source:
 
     def check_unchanged(self) -> None:
         """Raise an InputError if the file is not what it was when it was opened."""
+        if self._has_changed():
+            raise self._changed()
+
+    def _has_changed(self) -> bool:
         if self._status is None:
-            return
+            return False
         try:
-            same = all(
-                _mark(status) == _mark(self._status) for status in (os.stat(self.name), os.fstat(self._raw.fileno()))
-            )
+            now = (os.stat(self.name), os.fstat(self._raw.fileno()))
         except OSError:
-            same = False
-        if not same:
-            raise InputError(
-                f"INPUT {self.name!r}: changed while it was read, so nothing was put in place; "
-                f"expected a file that stays as it is"
-            )
+            return True
+        return any(_mark(status) != _mark(self._status) for status in now)
+
+    def _changed(self) -> InputError:
+        return InputError(
+            f"INPUT {self.name!r}: changed while it was read, so nothing was put in place; "
+            f"expected a file that stays as it is"
+        )
 
 
 @contextmanager
@@ -181,24 +187,26 @@ def open_source(name: str, kind: str | None = None) -> Iterator[Source]:
                 f"INPUT {name!r}: the ending {ending} is not read; expected one of "
                 f"{', '.join(f'.{known}' for known in ACCEPTED)}, each also with {GZIP}, no ending, or - for stdin"
             )
-    with ExitStack() as stack:
-        try:
-            file = stack.enter_context(_open(name))
-        except (OSError, ValueError) as error:  # ValueError: a path with NUL
-            raise InputError(f"INPUT {name!r}: {getattr(error, 'strerror', error)}; {ACCEPTED[kind]}") from error
-        yield Source(name, kind, file, zipped)
+    try:
+        file = _open(name)
+    except (OSError, ValueError) as error:  # ValueError: a path with NUL
+        raise InputError(f"INPUT {name!r}: {getattr(error, 'strerror', error)}; {ACCEPTED[kind]}") from error
+    source = Source(name, kind, file, zipped)
+    # Closing a pipe would wait for a thread that reads it, and that may wait for ever.
+    with nullcontext() if source.identity is None else file:
+        yield source
 
 
-def _open(name: str) -> AbstractContextManager[BinaryIO]:
+def _open(name: str) -> BinaryIO:
     if name != STANDARD_STREAM:
         return open(name, "rb")
     if sys.stdin is None:
         raise OSError(errno.EBADF, "stdin is closed")
     try:
-        # Not sys.stdin, whose lock another thread that waits for input would hold when Python ends.
+        # Not sys.stdin itself, which Python closes at its end.
         return open(sys.stdin.fileno(), "rb", closefd=False)
     except io.UnsupportedOperation:
-        return nullcontext(sys.stdin.buffer)
+        return sys.stdin.buffer
 
 
 def _ending(name: str) -> tuple[str, bool]:

@@ -21,8 +21,8 @@ SECONDS_TO_STOP = 0.1
 def stream(task: AnyTask, items: Iterable[Any], batch_tokens: int, begin: int = 0) -> Iterator[Any]:
     """Results of items, a window at a time, in order of arrival.
 
-    A thread reads and tokenizes the next window while the model computes one. It took no longer than the same work in
-    processes, since tokenizers leave Python's lock alone, and needs no copies.
+    A thread reads and tokenizes the next window while the model computes one. A process in its place took as long on
+    20,000 short texts, with ErnieM's tokenizer and with XLM-R's of Rust.
 
     Args:
         task: what to do with each item.

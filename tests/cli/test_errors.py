@@ -146,9 +146,10 @@ def test_a_process_whose_stderr_cannot_be_written(checkpoint, texts, tmp_path, r
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("sent", [b"", b"a text\n"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_signal_to_a_process(checkpoint, texts, tmp_path, number):
-    """While it waits for more texts, which come from a pipe that stays open."""
+def test_a_signal_to_a_process(checkpoint, texts, tmp_path, number, sent):
+    """While it waits for texts from a pipe that stays open: for the first one, or for more, in another thread."""
     folder = tmp_path / "out"
     folder.mkdir()
     process = subprocess.Popen(
@@ -157,13 +158,18 @@ def test_a_signal_to_a_process(checkpoint, texts, tmp_path, number):
         stdin=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
+    errors = b""
     try:
+        process.stdin.write(sent)
+        process.stdin.flush()
         while not list(folder.iterdir()):
             assert process.poll() is None
             time.sleep(0.05)
+        while sent and b"Encoding" not in errors:
+            errors += os.read(process.stderr.fileno(), 1000)
         process.send_signal(number)
-        process.wait()
-        errors = process.stderr.read()
+        process.wait(60)
+        errors += process.stderr.read()
     finally:
         process.kill()
         process.communicate()

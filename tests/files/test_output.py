@@ -20,6 +20,7 @@ from pyarrow import parquet
 from safetensors.numpy import load_file
 
 from erniem_fast.files import output as module
+from erniem_fast.files import partial
 from erniem_fast.files.errors import InputError
 from erniem_fast.files.formats import (
     RECORD_FORMATS,
@@ -332,6 +333,55 @@ def test_another_run_on_the_same_output_is_refused(tmp_path: Path, vectors: np.n
                 with pytest.raises(InputError, match="another run is writing it"), make(name, restart=restart):
                     raise AssertionError("opened")
         output.add(results(vectors))
+    np.testing.assert_array_equal(np.load(out), vectors)
+
+
+def test_a_run_that_was_killed_behind_its_last_step_is_not_repeated(
+    tmp_path: Path, vectors: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for ending, rewritten in ((".npy", False), (".parquet", False), (".npy", True)):
+        out, said = tmp_path / f"v{ending}", []
+
+        def killed(folder: Path) -> None:
+            raise Stop
+
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "drop_manifest", killed)
+            with stopping(), make(out) as output:
+                output.begin({})
+                output.add(results(vectors))
+        np.testing.assert_array_equal(load(out), vectors)
+        assert out.with_name(f"{out.name}.partial").exists()
+        if rewritten:
+            out.write_bytes(out.read_bytes()[::-1])
+        with make(out, say=said.append) as output:
+            assert output.placed is not rewritten
+            if rewritten:
+                output.add(results(vectors))
+        assert said == ([] if rewritten else [f"{out} is complete already"])
+        np.testing.assert_array_equal(load(out), vectors)
+        assert os.listdir(tmp_path) == [out.name]
+        out.unlink()
+
+
+def test_a_run_begins_while_another_removes_its_folder(
+    tmp_path: Path, vectors: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, lock, removed = tmp_path / "v.npy", partial.lock, []
+
+    def late(descriptor: int) -> None:
+        if not removed:
+            removed.append(True)
+            partial._remove(tmp_path / "v.npy.partial")
+        lock(descriptor)
+
+    monkeypatch.setattr(partial, "lock", late)
+    with make(out) as output:
+        output.begin({})
+        with pytest.raises(InputError, match="another run is writing it"), make(out):
+            raise AssertionError("opened")
+        output.add(results(vectors))
+    assert removed
     np.testing.assert_array_equal(np.load(out), vectors)
 
 

@@ -261,6 +261,16 @@ def test_a_file_that_changes(tmp_path: Path, change: Callable[[Path], object]) -
             source.check_unchanged()
 
 
+def test_a_line_that_is_still_being_written_is_a_change(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_bytes(b'{"text": "a"}\n')
+    with open_source(str(path)) as source:
+        with path.open("ab") as file:
+            file.write(b'{"text": "b')
+        with pytest.raises(InputError, match="changed while it was read"):
+            list(read_records(source, ("text",)))
+
+
 def test_a_file_is_known_again_until_it_changes(tmp_path: Path) -> None:
     path = write(tmp_path / "t.txt", [{"text": text} for text in TEXTS])
     (tmp_path / "link.txt").symlink_to(path)
