@@ -99,7 +99,8 @@ def make_pipeline_router(service: Service, routes: Routes) -> APIRouter:
     async def texts(body: dict[str, Any], task: str, **options: Any) -> tuple[bool, list[Any]]:
         """Results of a body's texts, and whether it holds several."""
         inputs = _read(TextsRequest, body).inputs
-        found = await service.run(task, [inputs] if isinstance(inputs, str) else inputs, "inputs", **options)
+        listed, side = [inputs] if isinstance(inputs, str) else inputs, service.side(None, "right")
+        found = await service.run(task, listed, "inputs", side, **options)
         return isinstance(inputs, list), found.values
 
     async def zero_shot(body: dict[str, Any]) -> Any:

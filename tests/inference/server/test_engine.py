@@ -129,6 +129,16 @@ def test_a_server_that_must_not_cut(load: Callable[[str], Encoder]) -> None:
         assert client.post("/rerank", json={"query": TEXTS[0], "texts": TEXTS}).status_code == 413
 
 
+@pytest.mark.slow
+def test_a_server_that_must_not_cut_for_inference_client_either(load: Callable[[str], Encoder]) -> None:
+    with TestClient(create_app(load("labels"), ServerSettings("labels", auto_truncate=False))) as client:
+        for parameters in ({"top_k": 1}, {"candidate_labels": ["sport"]}):
+            assert client.post("/", json={"inputs": TEXTS[0], "parameters": parameters}).status_code == 200
+            response = client.post("/", json={"inputs": TEXTS, "parameters": parameters})
+            assert response.status_code == 413
+            assert "must have at most" in response.json()["error"]
+
+
 def test_more_labels_than_a_call_takes(load: Callable[[str], Encoder]) -> None:
     with TestClient(create_app(load("labels"), ServerSettings("labels", max_batch_tokens=100))) as client:
         body: dict[str, Any] = {"inputs": "a", "parameters": {"candidate_labels": ["b"]}}
