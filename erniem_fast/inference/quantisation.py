@@ -50,16 +50,11 @@ class Int8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x weight^T + bias: (..., in_features) to (..., out_features) of x's dtype."""
         rows = x.reshape(-1, self.in_features).float()
-        sums = rows.sum(1, keepdim=True)
-        is_finite = bool(sums.isfinite().all())
-        if not is_finite:  # 8 bits hold no NaN: it would become a number
-            rows = rows.nan_to_num(0, 0, 0)
         missing = -len(rows) % (32 if len(rows) <= 512 else 128)
         if missing:  # oneDNN compiles a product for each number of rows
             rows = F.pad(rows, (0, 0, 0, missing))
         out: Tensor = torch.ops.quantized.linear_dynamic(rows, self.packed, reduce_range=not _has_vnni())
         out = out[: out.shape[0] - missing] if missing else out
-        out = out if is_finite else out + 0 * sums
         return out.view(*x.shape[:-1], self.out_features).to(x.dtype)
 
     def extra_repr(self) -> str:
@@ -100,7 +95,8 @@ def quantise_int8(model: M) -> M:
         The model.
 
     Raises:
-        ValueError: the model is not in float32 on the CPU, holds no such layer, or this build of torch has no oneDNN.
+        ValueError: the model is not in float32 on the CPU, holds no such layer or weights that are not finite, or this
+            build of torch has no oneDNN.
     """
     if ENGINE not in torch.backends.quantized.supported_engines:
         raise ValueError("dtype 'int8' needs a torch that is built with oneDNN for this processor")
@@ -112,6 +108,9 @@ def quantise_int8(model: M) -> M:
             raise ValueError(
                 f"dtype 'int8' starts from float32 on the CPU, got {linear.weight.dtype} on {linear.weight.device}"
             )
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():  # 8 bits hold no NaN: it would become a number in the next layer
+            raise ValueError(f"dtype 'int8' needs finite weights, got NaN or infinity in {name}")
     quantised = {id(linear): Int8Linear(linear) for linear in layers}
     for module in list(model.modules()):
         for name, child in module.named_children():
