@@ -142,7 +142,7 @@ BAD = {
         (b'{"text": "a\\u0000"}', "line 1 holds a NUL character"),
         (b'{"text": "a\\ud83d"}', "line 1 holds a lone surrogate, '\\ud83d'"),
         (b'{"text": "a", "id": "\\ud83d"}', "line 1 holds a lone surrogate"),
-        (b'{"text": "a", "id": [1]}', "line 1 has 'id' of type list, not a string or an integer"),
+        (b'{"text": "a", "id": [1]}', "line 1 has 'id' (--id-column) of type list, not a string or an integer"),
         (b'{"text": "a", "id": true}', "line 1 has 'id' of type bool"),
         (b'{"text": "a"}\n{"text": "\xff"}\n', "line 2 is not UTF-8"),
     ],
