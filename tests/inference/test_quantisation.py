@@ -38,6 +38,14 @@ def test_a_layer_in_int8(shape: tuple[int, ...], biased: bool) -> None:
         assert not torch.equal(found, expected)
 
 
+def test_weights_keep_eight_bits() -> None:
+    """Of activations that are exact in 8 bits, 0 and 1."""
+    linear = nn.Linear(24, 40)
+    with torch.inference_mode():
+        error = (Int8Linear(linear)(torch.eye(24)) - linear(torch.eye(24))).abs()
+    assert (error <= 0.505 * linear.weight.detach().abs().amax(1) / 127 + 1e-6).all()
+
+
 def test_rows_that_are_filled_up_change_nothing() -> None:
     layer, x = Int8Linear(nn.Linear(8, 8)), torch.randn(600, 8)
     x[0] = torch.linspace(-6, 6, 8)  # the range of every batch below
