@@ -208,7 +208,7 @@ class Encoder:
             options: of the task, as of the method of its name.
 
         Raises:
-            TypeError, ValueError: an argument or item that is not as described. What reading an item raises comes behind
+            TypeError, ValueError: an argument or item that is not as described. What reading one raises comes behind
                 the results of the windows before it; those of its own window are lost.
         """
         for results in self._windows(self.task(task, **options), items, progress):
