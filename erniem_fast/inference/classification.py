@@ -58,14 +58,18 @@ class SequenceScores:
     name = "texts"
     accepted = "a str or a pair of two"
 
-    def __init__(self, model: Any, tokenizer: Any, runner: Runner, max_tokens: int | None = None) -> None:
+    def __init__(
+        self, model: Any, tokenizer: Any, runner: Runner, max_tokens: int | None = None, prompt: str = ""
+    ) -> None:
         check_head(model, ErnieMForSequenceClassification, tokenizer)
         check_eval(model)
+        check_text("prompt", prompt)
         self.model, self.tokenizer, self.runner = model, tokenizer, runner
         self._template = template_of(model, tokenizer)
         if max_tokens is not None:
             check_whole("max_tokens", max_tokens, self._template.pair.size + 1)
         self._max_tokens = limit(model, tokenizer, max_tokens)
+        self.prompt = prompt
         self.truncated = 0
 
     def tokenize(self, items: Sequence[Any], first: int = 0) -> list[Read]:
@@ -90,7 +94,7 @@ class SequenceScores:
         return found
 
     def texts_of(self, name: str, item: Any) -> tuple[str, ...]:
-        """The texts of an item, checked: one or two."""
+        """The texts of an item, checked: one or two, with the prompt."""
         is_pair = isinstance(item, tuple | list) and len(item) == 2
         if not is_pair and not isinstance(item, str):
             got = f"{len(item)} texts" if isinstance(item, tuple | list) else type(item).__name__
@@ -98,7 +102,7 @@ class SequenceScores:
         texts = tuple(item) if is_pair else (item,)
         for place, text in enumerate(texts):
             check_text(f"{name}[{place}]" if is_pair else name, text)
-        return texts
+        return (self.prompt + texts[0], *texts[1:])
 
     def size(self, tokens: Read) -> int:
         """Tokens that the model computes for an item."""
@@ -133,6 +137,7 @@ class Classification(SequenceScores):
             None: as the pipeline does, by the configuration's `problem_type`; else sigmoid for a single label, softmax
             for several.
         max_tokens: most tokens of a row; None: what model and tokenizer take.
+        prompt: text that is put before each text, or the first of each pair.
 
     Raises:
         TypeError: another class of model or tokenizer.
@@ -148,8 +153,9 @@ class Classification(SequenceScores):
         top_k: int | None = 1,
         activation: str | Activation | None = None,
         max_tokens: int | None = None,
+        prompt: str = "",
     ) -> None:
-        super().__init__(model, tokenizer, runner, max_tokens)
+        super().__init__(model, tokenizer, runner, max_tokens, prompt)
         if top_k is not None:
             check_whole("top_k", top_k, 1)
         self.top_k = top_k
@@ -181,6 +187,7 @@ class Reranking(SequenceScores):
         runner: of the model.
         activation: as in `Classification`; None: sigmoid.
         max_tokens: most tokens of a row; None: what model and tokenizer take.
+        prompt: text that is put before each query.
 
     Raises:
         TypeError: another class of model or tokenizer.
@@ -198,8 +205,9 @@ class Reranking(SequenceScores):
         *,
         activation: str | Activation | None = None,
         max_tokens: int | None = None,
+        prompt: str = "",
     ) -> None:
-        super().__init__(model, tokenizer, runner, max_tokens)
+        super().__init__(model, tokenizer, runner, max_tokens, prompt)
         if model.config.num_labels != 1:
             raise ValueError(
                 f"model must have one label to rank documents by, got {model.config.num_labels}; "

@@ -45,7 +45,7 @@ class Embedding(TextTokens):
         super().__init__(tokenizer, max_tokens, settings, **tokens)
         self.runner = runner
         poolings = settings.pooling if pooling is None else (pooling,) if isinstance(pooling, str) else tuple(pooling)
-        for name in poolings:
+        for name in poolings or ("none",):
             if name not in POOLINGS:
                 raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, got {name!r}")
         if truncate_dim is not None:

@@ -8,6 +8,7 @@ for label in encoder.stream(lines, task="classify"):
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sized
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from .settings import SentenceSettings, prepare, read_settings
 from .stream import stream
 from .tagging import Tagging
 from .task import AnyTask
+from .texts import find_prompt
 from .zero_shot import ZeroShot
 
 MANY_ITEMS = 1024
@@ -142,7 +144,10 @@ class Encoder:
         return np.concatenate(found) if found else np.zeros((0, task.dim), dtype=np.float32)
 
     def classify(self, texts: Any, *, progress: bool | None = None, **options: Any) -> Any:
-        """Label texts or pairs of texts; options and results: see `classification.Classification`."""
+        """Label texts or pairs of texts; results and options: see `classification.Classification`.
+
+        `prompt` and `prompt_name` as in `encode`; the default prompt is a CrossEncoder's.
+        """
         return self._all("classify", texts, isinstance(texts, str), progress, options)
 
     def rerank(
@@ -156,7 +161,7 @@ class Encoder:
             documents: any number of texts.
             top_k: most documents in the result; None: all.
             progress: show a progress bar on stderr; None: for many documents.
-            options: see `classification.Reranking`.
+            options: see `classification.Reranking`; `prompt` and `prompt_name` as in `encode`, before the query.
 
         Returns:
             {"index": place of the document, "score": ...}, the best first.
@@ -208,8 +213,8 @@ class Encoder:
             options: of the task, as of the method of its name.
 
         Raises:
-            TypeError, ValueError: an argument or item that is not as described. What reading one raises comes behind
-                the results of the windows before it; those of its own window are lost.
+            TypeError, ValueError: an argument or item that is not as described; results of the windows before that item
+                come first.
         """
         for results in self._windows(self.task(task, **options), items, progress):
             yield from results
@@ -223,7 +228,8 @@ class Encoder:
         if name not in TASKS:
             raise ValueError(f"task must be one of {', '.join(TASKS)}, got {name!r}")
         head, make = TASKS[name]
-        if head is not None and head not in type(self.model).__name__:
+        whole = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        if head is not None and head not in type(whole).__name__:
             held = ", ".join(self.architectures)
             raise ValueError(f"{name} needs a model with a head for {head}; the architectures of this one: {held}")
         try:
@@ -303,7 +309,18 @@ def _head(task: Any) -> Any:
 def _scored(task: Any) -> Any:
     """What makes a task whose scores may be those of a CrossEncoder's folder."""
     make = _head(task)
-    return lambda encoder, **options: make(encoder, **({"activation": encoder.settings.activation} | options))
+
+    def made(encoder: Encoder, *, prompt: str | None = None, prompt_name: str | None = None, **options: Any) -> AnyTask:
+        settings = encoder.settings
+        if settings.model_type != "CrossEncoder":  # whose prompts are those of vectors
+            settings = replace(settings, default_prompt_name=None)
+        found: AnyTask = make(
+            encoder, prompt=find_prompt(settings, prompt, prompt_name),
+            **({"activation": settings.activation} | options),
+        )  # fmt: skip
+        return found
+
+    return made
 
 
 TASKS: dict[str, tuple[str | None, Any]] = {

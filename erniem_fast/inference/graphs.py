@@ -203,7 +203,8 @@ class GraphedEncoder:
             torch.cuda.empty_cache()
             before = torch.cuda.memory_reserved()
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+            # Other threads, with engines on other GPUs, go on allocating.
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
                 self._run(batch, *room)
             self._pool = graph.pool()
             self.reserved_bytes += torch.cuda.memory_reserved() - before

@@ -95,7 +95,8 @@ def quantise_int8(model: M) -> M:
         The model.
 
     Raises:
-        ValueError: the model is not in float32 on the CPU, holds no such layer, or this build of torch has no oneDNN.
+        ValueError: the model is not in float32 on the CPU, holds no such layer or weights that are not finite, or this
+            build of torch has no oneDNN.
     """
     if ENGINE not in torch.backends.quantized.supported_engines:
         raise ValueError("dtype 'int8' needs a torch that is built with oneDNN for this processor")
@@ -107,6 +108,9 @@ def quantise_int8(model: M) -> M:
             raise ValueError(
                 f"dtype 'int8' starts from float32 on the CPU, got {linear.weight.dtype} on {linear.weight.device}"
             )
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():  # 8 bits hold no NaN: it would become a number in the next layer
+            raise ValueError(f"dtype 'int8' needs finite weights, got NaN or infinity in {name}")
     quantised = {id(linear): Int8Linear(linear) for linear in layers}
     for module in list(model.modules()):
         for name, child in module.named_children():

@@ -1,10 +1,10 @@
 """A model that runs rows of token ids in batches of at most so many tokens, however much memory there is."""
 
 import logging
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..encoder import PackedModelOutput
+from ..fusion import has_global_hooks
 from ..modeling import ErnieMModel
 from ..packed import PackedEncoder
 from ..packing import PackedBatch
@@ -27,6 +28,7 @@ GPU_TOKENS = 128 * 1024
 LEAST_TOKENS = 512
 GRAPH_TOKENS = 4096
 """A batch of more tokens keeps a GPU busy for longer than its kernels take to launch."""
+MEMORY = Path("/proc/meminfo")
 BATCHES_UNDER_WAY = 2
 """Batches on a GPU at once, so that one is packed and its results are fetched while the other is computed."""
 
@@ -66,9 +68,10 @@ class Runner:
         self.batch_tokens = budget(self.encoder) if batch_tokens is None else int(batch_tokens)
         self.on_tokens: Callable[[int], None] | None = None
         self._graphed: GraphedEncoder | None = None
+        self._has_room_for_graphs = True
 
     def encode(self, batch: PackedBatch) -> PackedModelOutput:
-        """Run the encoder alone; on a GPU a small batch replays a CUDA graph."""
+        """Run the encoder alone; on a GPU a small batch replays a CUDA graph, until memory has run out once."""
         if self.device.type == "cuda" and batch.total_tokens <= GRAPH_TOKENS and self._can_be_graphed():
             self._graphed = self._graphed or GraphedEncoder(self.encoder)
             return self._graphed(batch)
@@ -111,7 +114,7 @@ class Runner:
                 try:
                     under_way.append(self._start([rows[index] for index in indices], indices, compute))
                 except Exception as error:
-                    if not _is_out_of_memory(error) or len(indices) == 1:
+                    if not _is_out_of_memory(error) or (len(indices) == 1 and self._graphed is None):
                         raise
                     shortage = str(error)
                 else:
@@ -154,12 +157,24 @@ class Runner:
     def _halve(self, tokens: int, shortage: str) -> None:
         self.batch_tokens = max(1, min(self.batch_tokens, tokens) // 2)
         logger.warning("Out of memory: batches have at most %d tokens from now on (%s)", self.batch_tokens, shortage)
+        self._graphed, self._has_room_for_graphs = None, False
         if self.device.type == "cuda":
-            self._graphed = None
             torch.cuda.empty_cache()
 
     def _can_be_graphed(self) -> bool:
-        return not any(part._forward_hooks or part._forward_pre_hooks for part in self.encoder.modules())
+        """True if a graph does what calling the encoder's modules does, now and later."""
+        if not self._has_room_for_graphs or has_global_hooks():
+            return False
+        for part in self.encoder.modules():
+            # An adapter may be changed, or switched off, at any time.
+            if (
+                part._forward_hooks
+                or part._forward_pre_hooks
+                or "forward" in vars(part)
+                or "base_layer" in part._modules
+            ):
+                return False
+        return True
 
 
 class _Plan:
@@ -261,9 +276,12 @@ def _free_bytes(device: torch.device) -> int | None:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # no such call on this system
+        lines = MEMORY.read_text(encoding="ascii").splitlines()
+    except OSError:  # no such file on this system
         return None
+    # What the system gives for files that it has read counts, too: it takes that back.
+    kilobytes = next((line.split()[1] for line in lines if line.startswith("MemAvailable:")), None)
+    return None if kilobytes is None else int(kilobytes) * 1024
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -3,7 +3,7 @@
 import queue
 import threading
 from collections.abc import Iterable, Iterator
-from itertools import count, islice
+from itertools import count, islice, takewhile
 from typing import Any, TypeVar
 
 from .task import AnyTask
@@ -36,7 +36,9 @@ def stream(task: AnyTask, items: Iterable[Any], batch_tokens: int, begin: int = 
     Raises:
         Whatever reading or tokenizing an item raises, after the results of those in the windows before it.
     """
-    for window in prefetch(windows(task, items, batch_tokens, begin)):
+    stop = threading.Event()
+    rest = takewhile(lambda _: not stop.is_set(), items)
+    for window in prefetch(windows(task, rest, batch_tokens, begin), stop):
         yield task.compute(window)
 
 
@@ -60,10 +62,9 @@ def windows(task: AnyTask, items: Iterable[Any], batch_tokens: int, begin: int =
         yield window
 
 
-def prefetch(iterable: Iterable[T]) -> Iterator[T]:
-    """Iterate in another thread, one element ahead."""
+def prefetch(iterable: Iterable[T], stop: threading.Event) -> Iterator[T]:
+    """Iterate in another thread, one element ahead; `stop` is set once no more elements are asked for."""
     found: queue.Queue[tuple[bool, Any]] = queue.Queue(maxsize=1)
-    stop = threading.Event()
 
     def put(is_last: bool, value: Any) -> bool:
         while not stop.is_set():

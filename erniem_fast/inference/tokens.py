@@ -6,8 +6,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from .progress import progress_bar
-
 TEXTS_PER_CALL = 256
 
 
@@ -37,31 +35,26 @@ class Tokens(NamedTuple):
     offsets: np.ndarray
 
 
-def tokenize_in_chunks(
-    texts: Sequence[str], tokenizer: Any, progress: bool, **options: Any
-) -> Iterator[tuple[list[str], Any]]:
+def tokenize_in_chunks(texts: Sequence[str], tokenizer: Any, **options: Any) -> Iterator[tuple[list[str], Any]]:
     """Tokenize texts, each alone and uncut.
 
     Args:
         texts: any number of texts.
         tokenizer: the model's tokenizer.
-        progress: show a progress bar on stderr.
         options: further arguments of the tokenizer.
 
     Yields:
         Some of the texts, in order, and what the tokenizer gives for them.
     """
-    with progress_bar(len(texts), "Tokenizing", " texts", progress) as bar:
-        for start in range(0, len(texts), TEXTS_PER_CALL):
-            chunk = list(texts[start : start + TEXTS_PER_CALL])
-            # verbose: the tokenizer would warn of long texts, which are cut or read in windows later.
-            yield chunk, tokenizer(chunk, return_attention_mask=False, verbose=False, **options)
-            bar.update(len(chunk))
+    for start in range(0, len(texts), TEXTS_PER_CALL):
+        chunk = list(texts[start : start + TEXTS_PER_CALL])
+        # verbose: the tokenizer would warn of long texts, which are cut or read in windows later.
+        yield chunk, tokenizer(chunk, return_attention_mask=False, verbose=False, **options)
 
 
 def ids_of(texts: Iterable[str], tokenizer: Any) -> dict[str, np.ndarray]:
     """(length,) int32 token ids of each different text, without special tokens."""
-    chunks = tokenize_in_chunks(list(dict.fromkeys(texts)), tokenizer, progress=False, add_special_tokens=False)
+    chunks = tokenize_in_chunks(list(dict.fromkeys(texts)), tokenizer, add_special_tokens=False)
     return {
         text: np.array(ids, np.int32)
         for chunk, found in chunks
@@ -72,7 +65,7 @@ def ids_of(texts: Iterable[str], tokenizer: Any) -> dict[str, np.ndarray]:
 def tokens_of(texts: Iterable[str], tokenizer: Any) -> dict[str, Tokens]:
     """Tokens of each different text, with their places in it; the tokenizer must give offsets."""
     chunks = tokenize_in_chunks(
-        list(dict.fromkeys(texts)), tokenizer, progress=False, add_special_tokens=False, return_offsets_mapping=True
+        list(dict.fromkeys(texts)), tokenizer, add_special_tokens=False, return_offsets_mapping=True
     )
     return {
         text: Tokens(text, np.array(ids, np.int32), np.array(offsets, np.int32).reshape(-1, 2))

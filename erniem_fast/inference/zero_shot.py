@@ -12,6 +12,7 @@ Sources: Yin et al., arXiv 1909.00161; the zero-shot-classification pipeline of 
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from string import Formatter
 from typing import Any, NamedTuple, TypedDict, overload
 
 import numpy as np
@@ -297,12 +298,15 @@ def fill_template(template: str, labels: Sequence[str]) -> list[str]:
     if twice:
         raise ValueError(f"candidate_labels must differ from each other, got {twice[0]!r:.80} more than once")
     try:
+        places = [place for _, *place in Formatter().parse(template) if place[0] is not None]
+        # Anything else could ask for a width of gigabytes, or for what a str holds.
+        if not all(name in ("", "0") and not spec and conversion is None for name, spec, conversion in places):
+            raise ValueError("a place is {} or {0}")
         filled = [template.format(label) for label in labels]
-        has_place = template.format("a") != template.format("b")
-    except (ValueError, LookupError, AttributeError) as error:
+    except (ValueError, LookupError) as error:
         raise ValueError(
             f"hypothesis_template must hold {{}} once for the label, got {template!r:.80} ({error})"
         ) from error
-    if not has_place:
+    if not places:
         raise ValueError(f"hypothesis_template must hold {{}} in the place of the label, got {template!r:.80}")
     return filled

@@ -196,6 +196,7 @@ def test_a_head_that_is_not_there_is_named(encoder: Encoder, name: str) -> None:
         (lambda encoder: encoder.encode(3), TypeError, "items must be any number of them, such as a list, got int"),
         (lambda encoder: encoder.encode({"a": 1}), TypeError, "items must be any number of them, .* got dict"),
         (lambda encoder: encoder.encode(["a"], pooling="sum"), ValueError, "pooling must be one of .*, got 'sum'"),
+        (lambda encoder: encoder.encode(["a"], pooling=[]), ValueError, "pooling must be one of .*, got 'none'"),
         (lambda encoder: encoder.encode(["a"], truncate_dim=0), ValueError, "truncate_dim must be a whole number"),
         (lambda encoder: encoder.encode(["a"], truncation="up"), ValueError, "truncation must be one of"),
         (lambda encoder: encoder.encode(["a"], prompt_name="query"), ValueError, "prompt_name must be .* got 'query'"),

@@ -1,5 +1,6 @@
 """The tasks of `Encoder`: what the callables and the pipelines give, from a folder; heads that a folder lacks."""
 
+import copy
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from helpers.golden_tokenizer import build
 from helpers.sentence_folders import change_json
 from helpers.task_models import MIXED, labels
 from helpers.xquad import ROWS
+from peft import LoraConfig, get_peft_model
+from sentence_transformers import CrossEncoder
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from erniem_fast import Encoder, information_extraction, question_answering, zero_shot_classification
@@ -68,6 +71,19 @@ def test_bad_arguments_of_rerank(
         make(SEQUENCES, "XLMRoberta", num_labels=1).rerank(query, documents, top_k=top_k)
 
 
+@pytest.mark.parametrize("kind", [None, "SEQ_CLS"])
+def test_adapters_of_any_kind_are_called(make: Any, kind: str | None) -> None:
+    encoder = make(SEQUENCES, **NLI)
+    config = LoraConfig(target_modules=["query", "dense"], init_lora_weights=False, task_type=kind)
+    adapted = get_peft_model(copy.deepcopy(encoder.model), config).eval()
+    pipe = pipeline("text-classification", adapted, tokenizer=encoder.tokenizer, device="cpu")
+    expected = pipe(MIXED, truncation=True)
+    found = Encoder(adapted, encoder.tokenizer).classify(MIXED)
+    assert [row["score"] for row in found] == pytest.approx([row["score"] for row in expected], abs=1e-5)
+    plain = [row["score"] for row in encoder.classify(MIXED)]
+    assert plain != pytest.approx([row["score"] for row in found], abs=1e-3)
+
+
 def test_rerank(make: Any) -> None:
     encoder = make(SEQUENCES, "XLMRoberta", num_labels=1)
     found = encoder.rerank("a", MIXED)
@@ -77,6 +93,8 @@ def test_rerank(make: Any) -> None:
     assert [row["score"] for row in found] == pytest.approx([scores[row["index"]] for row in found])
     assert encoder.rerank("a", MIXED, top_k=2) == found[:2]
     assert encoder.rerank("a", []) == []
+    with pytest.raises(ValueError, match="top_k must be a whole number of at least 1, got -1"):
+        encoder.rerank("a", MIXED, top_k=-1)
 
 
 def test_settings_of_a_cross_encoder_s_folder(tmp_path: Path) -> None:
@@ -97,6 +115,26 @@ def test_settings_of_a_cross_encoder_s_folder(tmp_path: Path) -> None:
     assert [label["score"] for label in labels] == pytest.approx(np.tanh(logits).tolist(), abs=1e-5)
     raw = encoder.classify([(MIXED[0], text) for text in MIXED if text], activation="none")
     assert [label["score"] for label in raw] == pytest.approx(logits, abs=1e-4)
+
+
+def test_prompts_of_a_cross_encoder(tmp_path: Path) -> None:
+    """Before the first text of a pair, the default one where none is named, as sentence-transformers."""
+    base = family_folders.save_family(tmp_path / "base", "Bert", SEQUENCES, 64, num_labels=1)
+    plain = CrossEncoder(str(base), device="cpu", prompts={"a": "Find: ", "b": "Ask for "}, default_prompt_name="a")
+    folder = str(tmp_path / "folder")
+    plain.save_pretrained(folder)
+    encoder = Encoder.from_pretrained(folder, dtype="float32", device="cpu")
+    pairs = [(MIXED[0], text) for text in MIXED if text]
+    found = {}
+    for name in (None, "b"):
+        expected = plain.predict(pairs, prompt_name=name).tolist()
+        found[name] = [row["score"] for row in encoder.classify(pairs, prompt_name=name)]
+        assert found[name] == pytest.approx(expected, abs=1e-5)
+        ranks = encoder.rerank(MIXED[0], [text for _, text in pairs], prompt_name=name)
+        assert [row["score"] for row in ranks] == pytest.approx(sorted(expected, reverse=True), abs=1e-5)
+    assert found[None] != pytest.approx(found["b"], abs=1e-4)
+    with pytest.raises(ValueError, match="prompt_name must be one of the folder's prompts"):
+        encoder.classify(pairs, prompt_name="c")
 
 
 def test_zero_shot(make: Any) -> None:

@@ -38,6 +38,18 @@ def test_a_layer_in_int8(shape: tuple[int, ...], biased: bool) -> None:
         assert not torch.equal(found, expected)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+@pytest.mark.parametrize("part", ["v_proj", "norm1"])
+def test_weights_that_are_not_finite_are_refused(part: str, value: float) -> None:
+    """Else the layer behind would make numbers of them."""
+    model = families()["ErnieM"].eval()
+    (weight, *_) = (weight for name, weight in model.named_parameters() if f"{part}.weight" in name)
+    with torch.no_grad():
+        weight[3] = value
+    with pytest.raises(ValueError, match=rf"dtype 'int8' needs finite weights, got NaN or infinity in .*{part}.weight"):
+        quantise_int8(model)
+
+
 def test_weights_keep_eight_bits() -> None:
     """Of activations that are exact in 8 bits, 0 and 1."""
     linear = nn.Linear(24, 40)

@@ -3,6 +3,7 @@
 import gc
 import weakref
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from erniem_fast import ErnieMConfig, ErnieMModel, PackedBatch
@@ -67,11 +69,13 @@ class Small:
 
     def __init__(self, tokens: int, error: Exception) -> None:
         self.tokens, self.error, self.failed = tokens, error, 0
+        self.lengths: list[int] = []
 
     def __call__(self, batch: PackedBatch) -> torch.Tensor:
         if batch.total_tokens > self.tokens:
             self.failed += 1
             raise self.error
+        self.lengths += batch.lengths.tolist()
         return sums(batch)
 
 
@@ -92,6 +96,7 @@ def test_rows_that_did_not_fit_are_computed_again(
     results = runner.run(rows_of(lengths), compute)
     for number, (length, result) in enumerate(zip(lengths, results, strict=True), 1):
         assert result is None if not length else result.tolist() == pytest.approx([number, number * length])
+    assert compute.lengths == sorted(compute.lengths, reverse=True)
     assert (runner.batch_tokens < 1000) == (sum(lengths) > room)
     assert runner.batch_tokens >= 1
 
@@ -110,6 +115,41 @@ def test_a_row_that_never_fits_is_an_error(model: ErnieMModel) -> None:
     runner = Runner(model, 64)
     with pytest.raises(torch.OutOfMemoryError):
         runner.run(rows_of([3, 30, 5]), Small(20, ERRORS[0]))
+
+
+def test_graphs_make_room_for_a_row(model: ErnieMModel) -> None:
+    runner = Runner(model, 64)
+    graphs: Any = object()
+    runner._graphed = graphs
+
+    def compute(batch: PackedBatch) -> torch.Tensor:
+        if runner._graphed is graphs:
+            raise ERRORS[0]
+        return sums(batch)
+
+    assert runner._can_be_graphed()
+    (result,) = runner.run(rows_of([30]), compute)
+    assert result.tolist() == pytest.approx([1, 30])
+    assert not runner._can_be_graphed()
+
+
+def test_what_a_graph_would_leave_out_is_not_graphed() -> None:
+    def runner(change: Any = None) -> Any:
+        model: Any = ErnieMModel(ErnieMConfig(**SIZES), add_pooling_layer=False).eval()
+        layer = model.encoder.layers[0]
+        if change == "hook":
+            layer.linear1.register_forward_pre_hook(lambda module, inputs: None)
+        elif change == "forward":
+            layer.norm1.forward = nn.LayerNorm(32).forward
+        elif change == "adapter":
+            model = get_peft_model(model, LoraConfig(target_modules=["q_proj"])).eval()
+        return Runner(model)
+
+    assert runner()._can_be_graphed()
+    assert not any(runner(change)._can_be_graphed() for change in ("hook", "forward", "adapter"))
+    handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
+    assert not runner()._can_be_graphed()
+    handle.remove()
 
 
 def test_other_errors_are_not_tried_again(model: ErnieMModel) -> None:
@@ -166,6 +206,15 @@ def test_the_budget_follows_the_free_memory(model: ErnieMModel, monkeypatch: pyt
     assert budgets[-1] == runner_module.CPU_TOKENS
     assert budgets == sorted(budgets)
     assert budgets[2] == pytest.approx(2 * budgets[1], rel=0.01)
+
+
+def test_memory_that_holds_files_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory, cpu = tmp_path / "meminfo", torch.device("cpu")
+    memory.write_text("MemTotal:  9000 kB\nMemFree:  20 kB\nMemAvailable:    7000 kB\n")
+    monkeypatch.setattr(runner_module, "MEMORY", memory)
+    assert runner_module._free_bytes(cpu) == 7000 * 1024
+    memory.unlink()
+    assert runner_module._free_bytes(cpu) is None
 
 
 def test_bad_arguments(model: ErnieMModel) -> None:

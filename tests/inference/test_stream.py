@@ -69,6 +69,12 @@ def test_items_are_read_as_they_are_needed() -> None:
         assert read <= given + 2 * BATCHES_PER_WINDOW * ITEMS_PER_CALL + ITEMS_PER_CALL
 
 
+def test_items_without_tokens_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("erniem_fast.inference.stream.ITEMS_PER_WINDOW", 300)
+    task = Squares()
+    assert [len(found) for found in stream(task, [0] * 700, 100)] == [300, 300, 100]
+
+
 def test_an_error_comes_after_the_results_before_it() -> None:
     found = stream(Squares(), [1] * ITEMS_PER_CALL + [2, -1], ITEMS_PER_CALL)
     assert next(found) == [1] * ITEMS_PER_CALL
@@ -87,7 +93,7 @@ def test_an_error_of_the_reader_is_raised() -> None:
 
 def test_a_reader_that_stops_early_leaves_no_thread() -> None:
     before = threading.active_count()
-    endless: Any = prefetch(iter(int, 1))
+    endless: Any = prefetch(iter(int, 1), threading.Event())
     assert [next(endless), next(endless)] == [0, 0]
     assert threading.active_count() == before + 1
     endless.close()
@@ -95,3 +101,22 @@ def test_a_reader_that_stops_early_leaves_no_thread() -> None:
         if thread.name == "erniem-fast-tokenize":
             thread.join(timeout=60)
     assert threading.active_count() == before
+
+
+def test_what_nobody_asks_for_is_not_tokenized() -> None:
+    """A window may hold hours of tokens, and the next stream shares the tokenizer."""
+    task, goes_on = Squares(), threading.Event()
+
+    def items() -> Iterator[int]:
+        yield from [100] * ITEMS_PER_CALL
+        assert goes_on.wait(60)
+        yield from [1] * (10 * ITEMS_PER_CALL)
+
+    found = stream(task, items(), 1)
+    next(found)
+    found.close()
+    goes_on.set()
+    for thread in threading.enumerate():
+        if thread.name == "erniem-fast-tokenize":
+            thread.join(timeout=60)
+    assert sum(length for _, length in task.firsts) == ITEMS_PER_CALL

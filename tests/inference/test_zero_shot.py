@@ -218,6 +218,12 @@ BAD: dict[str, tuple[Callable[[Any], Any], type[Exception], str]] = {
     "a template that is cut": (
         lambda classify: classify("a", ["x"], hypothesis_template="About {"), ValueError, "hypothesis_template",
     ),
+    "a template with a width": (
+        lambda classify: classify("a", ["x"], hypothesis_template="About {:>9}."), ValueError, "a place is {} or {0}",
+    ),
+    "a template with an attribute": (
+        lambda classify: classify("a", ["x"], hypothesis_template="{0.__doc__}"), ValueError, "a place is {} or {0}",
+    ),
     "no texts": (lambda classify: classify(None, ["x"]), TypeError, "sequences must be a str, .* got NoneType"),
     "no list of labels": (lambda classify: classify("a", None), TypeError, "candidate_labels must be .* got NoneType"),
     "a lone surrogate": (lambda classify: classify(["a", "\ud800"], ["x"]), ValueError, r"sequences\[1\] holds a lone"),

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.overrides import TorchFunctionMode
 
 from erniem_fast import ops
 from erniem_fast.ops import onednn, rows_cpu
@@ -117,6 +118,33 @@ def test_float64_and_gradients_are_computed_as_before() -> None:
         assert torch.equal(found, expected)
 
 
+@torch.no_grad()
+def test_modes_see_the_operations_that_they_wait_for() -> None:
+    """As flop counters and batch invariance do."""
+    seen = []
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(function)
+            return function(*args, **(kwargs or {}))
+
+    x, weight1, bias1, weight2, bias2 = operands()
+    expected = ops.mlp(x, weight1, bias1, weight2, bias2)
+    with Watch():
+        found = ops.mlp(x, weight1, bias1, weight2, bias2)
+    torch.testing.assert_close(found, expected)
+    assert seen.count(F.linear) == 2
+
+
+@torch.no_grad()
+def test_weights_that_are_not_contiguous() -> None:
+    x, weight1, bias1, weight2, bias2 = operands()
+    turned = weight1.t().contiguous().t()
+    assert rows_cpu.takes(x, weight1)
+    assert not rows_cpu.takes(x, turned)
+    torch.testing.assert_close(ops.mlp(x, turned, bias1, weight2, bias2), ops.mlp(x, weight1, bias1, weight2, bias2))
+
+
 @pytest.mark.filterwarnings("ignore:.*TracerWarning|.*torch.jit.trace|Converting a tensor")
 @torch.no_grad()
 def test_what_looks_at_more_than_values_sees_plain_operations() -> None:
@@ -133,6 +161,7 @@ def test_what_looks_at_more_than_values_sees_plain_operations() -> None:
                                (torch.ones_like(x),))  # fmt: skip
     torch.testing.assert_close(tangent, wanted)
     with torch.autocast("cpu", torch.bfloat16):
+        assert not rows_cpu.takes(x, weight1)
         assert F.linear(x, weight1).dtype == torch.bfloat16
         torch.testing.assert_close(run(x), expected, rtol=0.02, atol=0.1)
     traced = torch.jit.trace(run, (x,))

@@ -198,7 +198,7 @@ class Batcher:
     def _choose(self) -> tuple[list[_Share], bool]:
         """Items for a call, the most urgent first, and whether it has no room for more."""
         limit = self.max_batch_tokens
-        if self._tokens:
+        if self._tokens and self._seconds:  # a coarse clock may see no time pass
             limit = min(limit, max(MIN_TOKENS_PER_CALL, int(SECONDS_PER_CALL * self._tokens / self._seconds)))
         shares: list[_Share] = []
         total, is_full = 0, False
@@ -222,7 +222,7 @@ class Batcher:
             results = list(task.compute(tokens))
             if len(results) != len(tokens):
                 raise RuntimeError(f"the model gave {len(results)} results for {len(tokens)} items")
-        except Exception as error:
+        except BaseException as error:  # a panic of Rust is no Exception, and would end the thread
             if len(shares) > 1:
                 for share in shares:
                     self._compute([share])
@@ -242,13 +242,13 @@ class Batcher:
             if len(request.results) == len(request.sizes):
                 self._finish(request, None)
 
-    def _finish(self, request: _Request, error: Exception | None) -> None:
+    def _finish(self, request: _Request, error: BaseException | None) -> None:
         with self._changed:
             self._waiting = [other for other in self._waiting if other is not request]
         _settle(request, error)
 
 
-def _settle(request: _Request, error: Exception | None) -> None:
+def _settle(request: _Request, error: BaseException | None) -> None:
     """Give a caller its results, or the error; a caller that is gone gets nothing."""
     with suppress(InvalidStateError):
         if error is not None:

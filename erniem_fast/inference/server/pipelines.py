@@ -21,11 +21,12 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import Field, ValidationError
 from starlette.responses import Response
 
-from .errors import empty
+from .errors import empty, too_large
 from .info import kind
 from .routes import Routes, given, json_response
 from .schemas import Body, EmbedRequest, Listed, PredictRequest, RerankRequest, SimilarityRequest, Texts
 from .service import Service
+from .settings import ServerSettings
 
 B = TypeVar("B", bound=Body)
 Count = Annotated[int, Field(ge=1)]
@@ -98,13 +99,15 @@ def make_pipeline_router(service: Service, routes: Routes) -> APIRouter:
     async def texts(body: dict[str, Any], task: str, **options: Any) -> tuple[bool, list[Any]]:
         """Results of a body's texts, and whether it holds several."""
         inputs = _read(TextsRequest, body).inputs
-        found = await service.run(task, [inputs] if isinstance(inputs, str) else inputs, "inputs", **options)
+        listed, side = [inputs] if isinstance(inputs, str) else inputs, service.side(None, "right")
+        found = await service.run(task, listed, "inputs", side, **options)
         return isinstance(inputs, list), found.values
 
     async def zero_shot(body: dict[str, Any]) -> Any:
         asked = _parameters(ZeroShotParameters, body)
         if not asked.candidate_labels:
             raise empty("candidate_labels")
+        _check_hypotheses(asked, service.settings)
         several, found = await texts(body, "zero_shot", **given(**dict(asked)))
         results = [
             [{"label": label, "score": score} for label, score in zip(one["labels"], one["scores"], strict=True)]
@@ -158,6 +161,24 @@ def make_pipeline_router(service: Service, routes: Routes) -> APIRouter:
         return await routes.embed(_read(EmbedRequest, body))
 
     return router
+
+
+def _check_hypotheses(asked: ZeroShotParameters, settings: ServerSettings) -> None:
+    """Refuse labels whose hypotheses no call of the model takes, before they are written: they may be gigabytes.
+
+    Raises:
+        RequestError: 413.
+    """
+    labels, template = asked.candidate_labels, asked.hypothesis_template or ""
+    labels = labels.split(",") if isinstance(labels, str) else labels
+    if len(labels) > settings.max_batch_tokens:
+        raise too_large(f"candidate_labels has {len(labels)} labels; expected at most {settings.max_batch_tokens}")
+    characters = len(labels) * len(template) + template.count("{") * sum(map(len, labels))
+    if characters > settings.payload_limit:
+        raise too_large(
+            f"candidate_labels and hypothesis_template make {characters} characters; "
+            f"expected at most {settings.payload_limit}"
+        )
 
 
 def _read(model: type[B], body: Any, *place: str) -> B:

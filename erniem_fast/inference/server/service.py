@@ -7,6 +7,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,7 +38,7 @@ CUT_AT_EITHER_SIDE = ("encode", "token_embeddings")
 """Tasks with the option `truncation`; the others cut at the end, or read long texts in windows."""
 TEXT = re.compile(r"texts\[(\d+)\]")
 """How errors of the engine begin that are about one of the texts."""
-MANY_TASKS = 256
+MANY_TASKS = 64
 """Tasks that are kept: one for each combination of options that clients ask for."""
 
 
@@ -74,7 +75,7 @@ class Service:
         metrics.queue_size.set_function(lambda: self.batcher.queue_size)
         self._threads = ThreadPoolExecutor(settings.tokenization_workers, thread_name_prefix="tokenize")
         self._tasks: OrderedDict[Any, AnyTask] = OrderedDict()
-        self.dim: int = self._task("encode", {}).dim  # type: ignore[attr-defined]
+        self.dim: int = encoder.task("encode").dim  # type: ignore[attr-defined]
         self.lacking: dict[str, str] = {}
         for name, options in PROBES.items():
             try:
@@ -84,7 +85,7 @@ class Service:
 
     async def warm_up(self) -> None:
         """Run the model, so that the first request finds it ready."""
-        task = self._task("encode", {})
+        task = await self._task("encode", {})
         await self._in_thread(lambda: task.compute(task.tokenize([WARM_UP] * 8)))
 
     async def run(
@@ -115,12 +116,10 @@ class Service:
         started = time.perf_counter()
         if truncate == "left" and name in CUT_AT_EITHER_SIDE:
             options["truncation"] = truncate
-        try:
-            task = self._task(name, options)
-            # A task of its own counts the texts of this request that were cut.
-            counting = task if "truncation" in options or truncate == "right" else self.encoder.task(name, **options)
-        except (ValueError, TypeError) as error:
-            raise invalid(str(error)) from error
+        task = await self._task(name, options)
+        # A task of its own counts the texts of this request that were cut.
+        counts = "truncation" not in options and truncate != "right"
+        counting = await self._new_task(name, options) if counts else task
         with self.batcher.arriving():
             tokens = await self._in_thread(self._tokenize, counting, items, argument, truncate)
             if counting is not task:
@@ -158,10 +157,8 @@ class Service:
             RequestError: 400, 413 or 422.
         """
         self.check_batch(texts, "inputs")
-        try:
-            prompt = self._task("encode", {"prompt_name": prompt_name} if prompt_name else {}).prompt  # type: ignore[attr-defined]
-        except ValueError as error:
-            raise invalid(str(error)) from error
+        task: Any = await self._task("encode", {"prompt_name": prompt_name} if prompt_name else {})
+        prompt = task.prompt
         return await self._in_thread(
             lambda: [_tokens(self.encoder.tokenizer, prompt + text if prompt_name else text, special) for text in texts]
         )
@@ -216,15 +213,31 @@ class Service:
         except (ValueError, TypeError) as error:
             raise RequestError(422, "Tokenizer", " ".join(str(error).split())) from error
 
-    def _task(self, name: str, options: dict[str, Any]) -> AnyTask:
-        """A task, the same one for the same options: only then are requests put together."""
+    async def _task(self, name: str, options: dict[str, Any]) -> AnyTask:
+        """A task, the same one for the same options: only then are requests put together.
+
+        Raises:
+            RequestError: 422.
+        """
         key = (name, repr(sorted(options.items())))
         if key not in self._tasks:
-            self._tasks[key] = self.encoder.task(name, **options)
+            made = await self._new_task(name, options)
+            self._tasks.setdefault(key, made)  # another request may have come first
             if len(self._tasks) > MANY_TASKS:
                 self._tasks.popitem(last=False)
         self._tasks.move_to_end(key)
         return self._tasks[key]
+
+    async def _new_task(self, name: str, options: dict[str, Any]) -> AnyTask:
+        """Make a task in a thread: it tokenizes labels, names and prompts."""
+        made: AnyTask
+        try:
+            made = await asyncio.get_running_loop().run_in_executor(
+                self._threads, partial(self.encoder.task, name, **options)
+            )
+        except (ValueError, TypeError) as error:
+            raise invalid(str(error)) from error
+        return made
 
     def _tokenize(self, task: AnyTask, items: Sequence[Any], argument: str, truncate: str | None) -> list[Any]:
         places = [place for place, item in enumerate(items) if not isinstance(item, list)]

@@ -174,6 +174,26 @@ def test_a_failure_reaches_its_caller_alone(batcher: Batcher, encoder: Any) -> N
     assert len(results(submit(batcher, task, "next"))) == 1
 
 
+def test_what_is_no_exception_does_not_end_the_thread(batcher: Batcher, encoder: Any) -> None:
+    class Panic(BaseException):
+        """As pyo3's, of tokenizers."""
+
+    broken, task = encoder.task("encode"), encoder.task("encode")
+
+    def panic(tokens: Any) -> Any:
+        raise Panic("in Rust")
+
+    broken.compute = panic
+    with pytest.raises(Panic):
+        results(submit(batcher, broken, "a"))
+    assert len(results(submit(batcher, task, "next"))) == 1
+
+
+def test_a_clock_that_sees_no_time_pass(batcher: Batcher, encoder: Any) -> None:
+    batcher.learn(Call(1, 10, 0.0))
+    assert len(results(submit(batcher, encoder.task("encode"), "next"))) == 1
+
+
 def test_a_model_that_gives_too_few_results_fails(batcher: Batcher, encoder: Any) -> None:
     task = encoder.task("encode")
     task.compute = lambda tokens: []

@@ -1,5 +1,6 @@
 """The server on checkpoints: what it gives equals what the engine gives, for every task."""
 
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,16 @@ def test_a_server_that_must_not_cut(load: Callable[[str], Encoder]) -> None:
         assert client.post("/rerank", json={"query": TEXTS[0], "texts": TEXTS}).status_code == 413
 
 
+@pytest.mark.slow
+def test_a_server_that_must_not_cut_for_inference_client_either(load: Callable[[str], Encoder]) -> None:
+    with TestClient(create_app(load("labels"), ServerSettings("labels", auto_truncate=False))) as client:
+        for parameters in ({"top_k": 1}, {"candidate_labels": ["sport"]}):
+            assert client.post("/", json={"inputs": TEXTS[0], "parameters": parameters}).status_code == 200
+            response = client.post("/", json={"inputs": TEXTS, "parameters": parameters})
+            assert response.status_code == 413
+            assert "must have at most" in response.json()["error"]
+
+
 def test_more_labels_than_a_call_takes(load: Callable[[str], Encoder]) -> None:
     with TestClient(create_app(load("labels"), ServerSettings("labels", max_batch_tokens=100))) as client:
         body: dict[str, Any] = {"inputs": "a", "parameters": {"candidate_labels": ["b"]}}
@@ -142,6 +153,31 @@ def test_more_labels_than_a_call_takes(load: Callable[[str], Encoder]) -> None:
         response = client.post("/", json=body)
         assert response.status_code == 422
         assert "parameters.candidate_labels" in response.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "template", "status"),
+    [
+        (["b"], "{:>3000000000}", 422),
+        (["b"], "{0.__class__}", 422),
+        (["b"] * 20000, "{}", 413),
+        ([str(number) for number in range(1000)], "{} " + "a" * 10000, 413),
+        ("b" * 10000, "{0}" * 1000, 413),
+    ],
+    ids=["a width", "an attribute", "many labels", "a long template", "a long label in many places"],
+)
+def test_hypotheses_of_gigabytes_are_never_written(
+    load: Callable[[str], Encoder], labels: Any, template: str, status: int
+) -> None:
+    with TestClient(create_app(load("labels"), ServerSettings("labels"))) as client:
+        parameters = {"candidate_labels": labels, "hypothesis_template": template}
+        tracemalloc.start()
+        response = client.post("/", json={"inputs": "a", "parameters": parameters})
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert response.status_code == status, response.text
+        assert response.json()["error"].split()[0] in ("candidate_labels", "hypothesis_template")
+        assert most < 5_000_000
 
 
 def test_inference_client_knows_every_task(load: Callable[[str], Encoder]) -> None:
