@@ -206,7 +206,7 @@ def _checked_name(source: Source, value: object, name: str, number: int) -> str 
         return value
     if isinstance(value, str):
         return _text(source, value, name, number)
-    raise source.error(f"has {name!r} of type {type(value).__name__}, not a string or an integer", number)
+    raise source.error(f"has {name!r} (--id-column) of type {type(value).__name__}, not a string or an integer", number)
 
 
 def _listing(names: list[str]) -> str:

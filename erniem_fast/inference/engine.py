@@ -6,6 +6,7 @@ for label in encoder.stream(lines, task="classify"):
     ...
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import replace
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .arguments import check_whole
+from .arguments import check_text, check_whole
 from .classification import Classification, Reranking
 from .embedding import Embedding, TokenEmbeddings
 from .extraction import Extraction
@@ -33,6 +34,8 @@ from .zero_shot import ZeroShot
 
 MANY_ITEMS = 1024
 """More items than these show a progress bar unless told otherwise."""
+UNKNOWN_OPTION = re.compile(r"unexpected keyword argument ('\w+')")
+"""How Python refuses an option that a task does not have; it names a class that the caller has never seen."""
 DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
 
 
@@ -162,9 +165,15 @@ class Encoder:
 
         Returns:
             {"index": place of the document, "score": ...}, the best first.
+
+        Raises:
+            TypeError, ValueError: an argument that is not as described.
         """
+        check_text("query", query)
         if top_k is not None:
             check_whole("top_k", top_k, 1)
+        if isinstance(documents, str):
+            raise TypeError("documents must be any number of texts, such as a list, got str")
         scores = self._all("rerank", [(query, text) for text in documents], False, progress, options)
         order = sorted(range(len(scores)), key=lambda place: -scores[place])
         return [{"index": place, "score": scores[place]} for place in order[:top_k]]
@@ -223,7 +232,13 @@ class Encoder:
         if head is not None and head not in type(whole).__name__:
             held = ", ".join(self.architectures)
             raise ValueError(f"{name} needs a model with a head for {head}; the architectures of this one: {held}")
-        made: AnyTask = make(self, **options)
+        try:
+            made: AnyTask = make(self, **options)
+        except TypeError as error:
+            unknown = UNKNOWN_OPTION.search(str(error))
+            if unknown is None:
+                raise
+            raise TypeError(f"{name} has no option {unknown[1]}") from error
         return made
 
     def _all(self, name: str, items: Any, is_single: bool, progress: bool | None, options: dict[str, Any]) -> Any:
@@ -234,7 +249,7 @@ class Encoder:
 
     def _windows(self, task: AnyTask, items: Iterable[Any], progress: bool | None) -> Iterator[Any]:
         if not isinstance(items, Iterable) or isinstance(items, str | bytes | Mapping):
-            raise TypeError(f"items must be a str, or any number of them, got {type(items).__name__}")
+            raise TypeError(f"items must be any number of them, such as a list, got {type(items).__name__}")
         total = len(items) if isinstance(items, Sized) else None
         shown = (total or 0) > MANY_ITEMS if progress is None else progress
         with progress_bar(total, "Computing", " texts", shown) as bar:

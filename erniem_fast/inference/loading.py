@@ -18,7 +18,7 @@ import torch
 import transformers
 from huggingface_hub import snapshot_download
 from transformers import AutoConfig, AutoModel, AutoTokenizer
-from transformers.utils import cached_file
+from transformers.utils import cached_file, logging
 
 from .. import modeling
 from ..auto_map import MODEL_TYPE
@@ -175,7 +175,7 @@ def load(name: str, cls: Any, dtype: torch.dtype | str, **options: Any) -> Loade
     Raises:
         CheckpointError: the weights can't be read.
     """
-    with _as_checkpoint_error(f"model {name!r}: the weights can't be read"):
+    with _as_checkpoint_error(f"model {name!r}: the weights can't be read"), _without_reports():
         model, info = cls.from_pretrained(
             name,
             dtype=dtype,
@@ -334,3 +334,14 @@ def _as_checkpoint_error(what: str) -> Iterator[None]:
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise CheckpointError(f"{what} ({reason}); expected {CHECKPOINT}") from error
+
+
+@contextmanager
+def _without_reports() -> Iterator[None]:
+    """Keep transformers from printing a table of weights left over, such as a pooler's, which `Loaded` tells."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)

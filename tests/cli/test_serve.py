@@ -134,5 +134,8 @@ def test_a_request_that_does_not_end_is_given_up(start: Callable[..., tuple], ho
             pass
         process.send_signal(signal.SIGINT)
     assert process.wait(60) == 1
-    assert "1 requests were not finished" in process.stderr.read()
+    said = process.stderr.read()
+    assert "1 requests were not finished" in said
+    assert how == "a second signal" or "Traceback" not in said
+    assert connection.recv(65536).startswith(b"HTTP/1.1 503")
     connection.close()

@@ -142,8 +142,8 @@ BAD = {
         (b'{"text": "a\\u0000"}', "line 1 holds a NUL character"),
         (b'{"text": "a\\ud83d"}', "line 1 holds a lone surrogate, '\\ud83d'"),
         (b'{"text": "a", "id": "\\ud83d"}', "line 1 holds a lone surrogate"),
-        (b'{"text": "a", "id": [1]}', "line 1 has 'id' of type list, not a string or an integer"),
-        (b'{"text": "a", "id": true}', "line 1 has 'id' of type bool"),
+        (b'{"text": "a", "id": [1]}', "line 1 has 'id' (--id-column) of type list, not a string or an integer"),
+        (b'{"text": "a", "id": true}', "line 1 has 'id' (--id-column) of type bool"),
         (b'{"text": "a"}\n{"text": "\xff"}\n', "line 2 is not UTF-8"),
     ],
     "csv": [
@@ -185,7 +185,7 @@ def test_columns_of_parquet_that_hold_no_texts(tmp_path: Path) -> None:
     for columns, message in ((["text"], "a column 'text' of type int64"), (["gone"], "no column 'gone'")):
         with pytest.raises(InputError, match=message):
             read(path, *columns)
-    with pytest.raises(InputError, match="row 1 has 'id' of type float"):
+    with pytest.raises(InputError, match=r"row 1 has 'id' \(--id-column\) of type float"):
         read(path, "good")
     with pytest.raises(InputError, match="row 2 holds a NUL character"):
         read(write(path, [{"text": "a"}, {"text": "\0"}]))

@@ -55,6 +55,22 @@ def test_classify(make: Any) -> None:
     assert list(encoder.stream(iter(MIXED), "classify")) == [pytest.approx(row) for row in found]
 
 
+@pytest.mark.parametrize(
+    ("query", "documents", "top_k", "error", "message"),
+    [
+        ("a", "bc", None, TypeError, "documents must be any number of texts, .* got str"),
+        (3, ["b"], None, TypeError, "query must be a str, got int"),
+        ("a", ["b"], 0, ValueError, "top_k must be a whole number of at least 1, got 0"),
+        ("a", ["b", "c"], -1, ValueError, "top_k must be .* got -1"),
+    ],
+)
+def test_bad_arguments_of_rerank(
+    make: Any, query: Any, documents: Any, top_k: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        make(SEQUENCES, "XLMRoberta", num_labels=1).rerank(query, documents, top_k=top_k)
+
+
 @pytest.mark.parametrize("kind", [None, "SEQ_CLS"])
 def test_adapters_of_any_kind_are_called(make: Any, kind: str | None) -> None:
     encoder = make(SEQUENCES, **NLI)

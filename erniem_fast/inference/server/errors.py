@@ -115,6 +115,8 @@ def add_handlers(app: FastAPI) -> None:
         if error.status_code in (404, 405):
             problem = "no such route" if error.status_code == 404 else "another method is expected"
             message = f"{request.method} {request.url.path}: {problem}"
+        elif error.status_code == 400:
+            message = "the body can't be read: it is not UTF-8, nested too deeply, or holds a number that is too long"
         response = answer(RequestError(error.status_code, kind, message), request.url.path)
         response.headers.update(error.headers or {})
         return response

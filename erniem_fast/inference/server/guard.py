@@ -83,6 +83,12 @@ class Guard:
                 await self._work(scope, receive, watched_send)
         except RequestError as error:
             await answer(error, scope["path"], close=error.status in (408, 413))(scope, receive, watched_send)
+        except asyncio.CancelledError:
+            # The server stops, and the time for requests in work is over.
+            if not self.traffic.draining:
+                raise
+            if status == HUNG_UP:  # no answer has begun
+                await answer(stopping(), scope["path"], close=True)(scope, receive, watched_send)
         except TimeoutError:
             # The reader takes nothing; without the rest of its answer the server closes the connection.
             status = HUNG_UP

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -35,6 +36,8 @@ PROBES: dict[str, dict[str, Any]] = {
 """Options with which a checkpoint is asked if it can do a task."""
 CUT_AT_EITHER_SIDE = ("encode", "token_embeddings")
 """Tasks with the option `truncation`; the others cut at the end, or read long texts in windows."""
+TEXT = re.compile(r"texts\[(\d+)\]")
+"""How errors of the engine begin that are about one of the texts."""
 MANY_TASKS = 64
 """Tasks that are kept: one for each combination of options that clients ask for."""
 
@@ -237,7 +240,14 @@ class Service:
         return made
 
     def _tokenize(self, task: AnyTask, items: Sequence[Any], argument: str, truncate: str | None) -> list[Any]:
-        found = iter(task.tokenize([item for item in items if not isinstance(item, list)]))
+        places = [place for place, item in enumerate(items) if not isinstance(item, list)]
+        try:
+            found = iter(task.tokenize([items[place] for place in places]))
+        except ValueError as error:
+            text = TEXT.match(str(error))
+            if text is None or argument not in ("inputs", "input"):
+                raise
+            raise ValueError(f"{argument}[{places[int(text[1])]}]{str(error)[text.end() :]}") from error
         return [self._row(item, argument, truncate) if isinstance(item, list) else next(found) for item in items]
 
     def _check_uncut(self, task: AnyTask, argument: str, truncate: str | None) -> None:

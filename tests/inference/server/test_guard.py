@@ -86,6 +86,30 @@ def test_draining_finishes_what_is_in_work(client: TestClient) -> None:
     assert client.app.state.traffic.in_work == 0
 
 
+@pytest.mark.parametrize("arrived", [True, False])
+def test_what_a_stop_ends_is_told_so(serve: Callable[..., TestClient], arrived: bool) -> None:
+    app = serve().app
+    app.state.service.encoder.gate.clear()
+
+    async def run() -> Client:
+        asking = Client()
+        task = asking.start(app)
+        if arrived:
+            asking.send_body()
+        while not app.state.traffic.in_work:
+            await asyncio.sleep(0.001)
+        app.state.traffic.draining = True
+        task.cancel()  # as uvicorn does when the time is over
+        await task
+        return asking
+
+    found = asyncio.run(run())
+    app.state.service.encoder.gate.set()
+    assert found.status == 503
+    assert b"the server stops" in found.answers[1]["body"]
+    assert app.state.traffic.in_work == 0
+
+
 @pytest.mark.parametrize("header", [None, "secret", "Bearer wrong", "Bearer ", "Basic secret", "Bearer sécret"])
 def test_a_wrong_key_is_refused(serve: Callable[..., TestClient], header: str | None) -> None:
     client = serve(api_key="secret")
