@@ -8,7 +8,7 @@ import typer
 
 from .. import modeling
 from ..export import check_packages, export_onnx, onnx_difference
-from ..inference.loading import load_config, load_encoder, load_head, load_tokenizer
+from ..inference.loading import CheckpointError, load_config, load_encoder, load_head, load_tokenizer
 from ..inference.progress import progress_bar
 from ..inference.texts import TextTokens
 from .errors import InputError
@@ -61,7 +61,7 @@ def _load(name: str, config: Any) -> Any:
         return load_head(name, getattr(modeling, named), config, torch.float32, CPU)
     try:
         return load_encoder(name, torch.float32, CPU, pooler=True)
-    except InputError:
+    except CheckpointError:
         return load_encoder(name, torch.float32, CPU)
 
 

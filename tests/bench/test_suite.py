@@ -33,7 +33,7 @@ CUDA_ONLY = {
     "transformers, varlen_attn, compiled",
 }  # fmt: skip
 FORWARD_ONLY = {"matrix products", "epilogue", "padding-free, batch-invariant"}
-NOT_COMPARED = {"XLM-R, sdpa", "matrix products"}
+NOT_COMPARED = {"XLM-R, sdpa", "matrix products", "bare forwards"}
 
 
 @pytest.fixture
@@ -105,7 +105,9 @@ def test_the_dry_run_goes_through_every_provider(part: str, dry_runs: dict[str, 
 
 @pytest.mark.slow
 def test_models_say_what_their_figures_depend_on(dry_runs: dict[str, dict[str, Any]]) -> None:
-    for row in dry_runs["models"]["rows"]:
+    rows = [row for row in dry_runs["models"]["rows"] if row["operation"] != "engine"]
+    assert len(rows) > 20
+    for row in rows:
         trains = row["operation"].startswith("training")
         assert row["optimizer"] == ({"training": False, "training+AdamW": True}[row["operation"]] if trains else None)
         assert (row["weights_dtype"], row["autocast"]) == (("float32", "bfloat16") if trains else ("bfloat16", None))
