@@ -155,21 +155,15 @@ class Job:
     ) -> None:  # fmt: skip
         """Compute the records, a shard at a time."""
         lane = _Lane(work, task, source, output.records)
-        runner, tokens = encoder.runner, 0
-        with progress_bar(total, work.description, " texts", True, output.records) as bar:
-
-            def count(done: int) -> None:
-                nonlocal tokens
-                tokens += done
-                bar.set_postfix_str(f"{tokens / max(bar.format_dict['elapsed'], 1e-9):,.0f} tokens/s", refresh=False)
-                bar.update(0)
+        runner = encoder.runner
+        bars = progress_bar(total, work.description, " texts", True, output.records)
+        with bars as bar, runner.showing_rate(bar):
 
             def add(results: list[Result], notes: Mapping[str, int]) -> None:
                 source.check_unchanged()
                 output.add(results, notes)
                 bar.update(len(results))
 
-            runner.on_tokens = count
             with naming_options():
                 for found in stream(lane, lane.items(records), runner.batch_tokens, output.shards):
                     add(*lane.results(found))

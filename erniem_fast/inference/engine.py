@@ -252,23 +252,10 @@ class Encoder:
             raise TypeError(f"items must be any number of them, such as a list, got {type(items).__name__}")
         total = len(items) if isinstance(items, Sized) else None
         shown = (total or 0) > MANY_ITEMS if progress is None else progress
-        with progress_bar(total, "Computing", " texts", shown) as bar:
-            tokens = 0
-
-            def count(done: int) -> None:
-                nonlocal tokens
-                tokens += done
-                rate = tokens / max(bar.format_dict["elapsed"], 1e-9)
-                bar.set_postfix_str(f"{rate:,.0f} tokens/s", refresh=False)
-                bar.update(0)
-
-            self.runner.on_tokens = count if shown else None
-            try:
-                for results in stream(task, items, self.runner.batch_tokens):
-                    bar.update(len(results))
-                    yield results
-            finally:
-                self.runner.on_tokens = None
+        with progress_bar(total, "Computing", " texts", shown) as bar, self.runner.showing_rate(bar):
+            for results in stream(task, items, self.runner.batch_tokens):
+                bar.update(len(results))
+                yield results
 
 
 def _check_dtype(dtype: torch.dtype | str) -> str:

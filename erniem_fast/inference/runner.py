@@ -3,6 +3,7 @@
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,23 @@ class Runner:
                 todo.give_back(indices)
             while under_way:
                 yield finish()
+
+    @contextmanager
+    def showing_rate(self, bar: Any) -> Iterator[None]:
+        """Show the tokens of a second on a progress bar, anew with each batch that is done."""
+        tokens = 0
+
+        def count(done: int) -> None:
+            nonlocal tokens
+            tokens += done
+            bar.set_postfix_str(f"{tokens / max(bar.format_dict['elapsed'], 1e-9):,.0f} tokens/s", refresh=False)
+            bar.update(0)
+
+        self.on_tokens = None if bar.disable else count
+        try:
+            yield
+        finally:
+            self.on_tokens = None
 
     def run(self, rows: Sequence[Row], compute: Callable[[PackedBatch], Any]) -> list[Any]:
         """Compute rows to one result each, in order; None for an empty one. `compute` gives a tensor with a line each.
