@@ -39,7 +39,7 @@ LAYERS = [
     "array_pickle", "paddle_ernie_m", "paddle_ernie", "paddle",
     "files.__init__", "files.errors", "files.atomic", "files.source", "files.records", "files.formats", "files.partial",
     "files.output",
-    "cli.__init__", "cli.errors", "cli.folders", "cli.options", "cli.job", "cli.verify",
+    "cli.__init__", "cli.errors", "cli.folders", "cli.options", "cli.job", "cli.on_files", "cli.verify",
     "cli.demo", "cli.convert", "cli.export", "cli.extract", "cli.warm_up", "cli.embed",
     "cli.zero_shot", "cli.classify", "cli.tag", "cli.answer", "cli.serve", "cli.main",
 ]  # fmt: skip

@@ -5,26 +5,15 @@ from typing import Annotated
 import typer
 
 from ..inference.question_answering import MAX_ANSWER_LEN
-from .job import Job, Work
-from .options import (
-    BatchTokensOption,
-    DeviceOption,
-    DtypeOption,
-    FormatOption,
-    IdColumnOption,
-    InputArgument,
-    ModelOption,
-    RecordsOutOption,
-    RestartOption,
-    parse_count,
-)
+from .job import Work
+from .on_files import on_files
+from .options import parse_count
 
 NO_ANSWER = {"score": 0.0, "start": 0, "end": 0, "answer": ""}
 
 
+@on_files("answer")
 def answer_command(
-    source: InputArgument,
-    model: ModelOption,
     question_column: Annotated[str, typer.Option(metavar="NAME", help="Column with the questions.")] = "question",
     context_column: Annotated[str, typer.Option(metavar="NAME", help="Column with their contexts.")] = "context",
     max_answer_len: Annotated[str, typer.Option(metavar="N", help="Most tokens of an answer.")] = str(MAX_ANSWER_LEN),
@@ -32,14 +21,7 @@ def answer_command(
         bool,
         typer.Option("--handle-impossible-answer", help="Give an empty answer where the model finds none."),
     ] = False,
-    out: RecordsOutOption = "-",
-    id_column: IdColumnOption = "id",
-    input_format: FormatOption = None,
-    batch_tokens: BatchTokensOption = "auto",
-    dtype: DtypeOption = "auto",
-    device: DeviceOption = "auto",
-    restart: RestartOption = False,
-) -> None:
+) -> Work:
     """Answer each question of INPUT, a .jsonl, .csv or .parquet file, from the context beside it.
 
     Results: {"score": ..., "start": ..., "end": ..., "answer": ...}, in the order of the questions; start and end count
@@ -49,7 +31,7 @@ def answer_command(
 
     FILE is put in place as a whole at the end. A run that was stopped is gone on with by the same command.
     """
-    work = Work(
+    return Work(
         task="answer",
         options={
             "max_answer_len": parse_count("--max-answer-len", max_answer_len),
@@ -62,4 +44,3 @@ def answer_command(
         empty=NO_ANSWER,
         description="Answering",
     )
-    Job.of("answer", source, input_format, id_column, model, out, batch_tokens, dtype, device, restart).run(work)

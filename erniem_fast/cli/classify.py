@@ -5,26 +5,13 @@ from typing import Annotated, Any
 import typer
 
 from ..inference.classification import ACTIVATIONS
-from .job import Job, Work
-from .options import (
-    BatchTokensOption,
-    DeviceOption,
-    DtypeOption,
-    FormatOption,
-    IdColumnOption,
-    InputArgument,
-    ModelOption,
-    RecordsOutOption,
-    RestartOption,
-    TextColumnOption,
-    parse_choice,
-    parse_count,
-)
+from .job import Work
+from .on_files import on_files
+from .options import TextColumnOption, parse_choice, parse_count
 
 
+@on_files("classify")
 def classify_command(
-    source: InputArgument,
-    model: ModelOption,
     text_column: TextColumnOption = "text",
     text_pair_column: Annotated[
         str | None,
@@ -41,14 +28,7 @@ def classify_command(
             show_default=False,
         ),
     ] = None,
-    out: RecordsOutOption = "-",
-    id_column: IdColumnOption = "id",
-    input_format: FormatOption = None,
-    batch_tokens: BatchTokensOption = "auto",
-    dtype: DtypeOption = "auto",
-    device: DeviceOption = "auto",
-    restart: RestartOption = False,
-) -> None:
+) -> Work:
     """Label each text of INPUT, or each pair of texts, by a model for sequence classification.
 
     Results: {"label": ..., "score": ...}, in the order of the texts; with --top-k {"labels": [...], "scores": [...]}.
@@ -63,7 +43,7 @@ def classify_command(
     columns = {"--text-column": text_column}
     if text_pair_column is not None:
         columns["--text-pair-column"] = text_pair_column
-    work = Work(
+    return Work(
         task="classify",
         options={"top_k": most, "activation": activation},
         columns=columns,
@@ -72,7 +52,6 @@ def classify_command(
         result=dict if most == 1 else _lists,
         description="Classifying",
     )
-    Job.of("classify", source, input_format, id_column, model, out, batch_tokens, dtype, device, restart).run(work)
 
 
 def _lists(found: list[dict[str, Any]]) -> dict[str, Any]:

@@ -7,25 +7,13 @@ import typer
 
 from ..files.formats import VECTOR, VECTOR_FORMATS
 from ..inference.pooling import POOLINGS
-from .job import Job, Work
-from .options import (
-    BatchTokensOption,
-    DeviceOption,
-    DtypeOption,
-    FormatOption,
-    IdColumnOption,
-    InputArgument,
-    ModelOption,
-    RestartOption,
-    TextColumnOption,
-    parse_choice,
-    parse_count,
-)
+from .job import Work
+from .on_files import on_files
+from .options import TextColumnOption, parse_choice, parse_count
 
 
+@on_files("embed")
 def embed_command(
-    source: InputArgument,
-    model: ModelOption,
     out: Annotated[
         str,
         typer.Option(
@@ -36,8 +24,6 @@ def embed_command(
         ),
     ],
     text_column: TextColumnOption = "text",
-    id_column: IdColumnOption = "id",
-    input_format: FormatOption = None,
     pooling: Annotated[
         str | None,
         typer.Option(
@@ -64,11 +50,7 @@ def embed_command(
     prompt_name: Annotated[
         str | None, typer.Option(metavar="NAME", help="One of the folder's prompts.", show_default=False)
     ] = None,
-    batch_tokens: BatchTokensOption = "auto",
-    dtype: DtypeOption = "auto",
-    device: DeviceOption = "auto",
-    restart: RestartOption = False,
-) -> None:
+) -> Work:
     """Turn each text of INPUT into a vector.
 
     Vectors come in the order of the texts; an empty text gives zeros.
@@ -86,7 +68,7 @@ def embed_command(
         "prompt": prompt,
         "prompt_name": prompt_name,
     }
-    work = Work(
+    return Work(
         task="encode",
         options=options,
         columns={"--text-column": text_column},
@@ -95,4 +77,3 @@ def embed_command(
         description="Encoding",
         formats=VECTOR_FORMATS,
     )
-    Job.of("embed", source, input_format, id_column, model, out, batch_tokens, dtype, device, restart).run(work)

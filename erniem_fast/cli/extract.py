@@ -11,26 +11,15 @@ import typer
 
 from ..inference.schema import LANGUAGES, Node, parse_schema
 from .errors import InputError
-from .job import Job, Work
-from .options import (
-    BatchTokensOption,
-    DeviceOption,
-    DtypeOption,
-    FormatOption,
-    IdColumnOption,
-    InputArgument,
-    ModelOption,
-    RecordsOutOption,
-    RestartOption,
-    TextColumnOption,
-    parse_choice,
-)
+from .job import Work
+from .on_files import on_files
+from .options import TextColumnOption, parse_choice
 
 ACCEPTED_SCHEMA = 'expected JSON that starts with {, [ or ", or the path of a JSON file'
 
 
+@on_files("extract")
 def extract_command(
-    source: InputArgument,
     schema: Annotated[
         str,
         typer.Option(
@@ -40,7 +29,6 @@ def extract_command(
             show_default=False,
         ),
     ],
-    model: ModelOption,
     language: Annotated[
         str, typer.Option(metavar="|".join(LANGUAGES), help="Of the schema; texts may be in any language.")
     ] = "zh",
@@ -48,14 +36,7 @@ def extract_command(
         str, typer.Option(metavar="P", help="Probability that a span's start and its end must exceed.")
     ] = "0.5",
     text_column: TextColumnOption = "text",
-    out: RecordsOutOption = "-",
-    id_column: IdColumnOption = "id",
-    input_format: FormatOption = None,
-    batch_tokens: BatchTokensOption = "auto",
-    dtype: DtypeOption = "auto",
-    device: DeviceOption = "auto",
-    restart: RestartOption = False,
-) -> None:
+) -> Work:
     """Find in each text of INPUT what a schema names, with a UIE model.
 
     Results: {NAME: [{"text": SPAN, "start": ..., "end": ..., "probability": ...}]}, in the order of the texts.
@@ -67,7 +48,7 @@ def extract_command(
     parse_choice("--language", language, LANGUAGES)
     least = parse_threshold(threshold)
     names = read_schema(schema)
-    work = Work(
+    return Work(
         task="extract",
         options={"schema": names, "language": language, "threshold": least},
         columns={"--text-column": text_column},
@@ -75,7 +56,6 @@ def extract_command(
         result=dict,
         description="Extracting",
     )
-    Job.of("extract", source, input_format, id_column, model, out, batch_tokens, dtype, device, restart).run(work)
 
 
 def _fields(nodes: tuple[Node, ...]) -> dict[str, Any]:

@@ -97,20 +97,20 @@ class Job:
 
     @classmethod
     def of(
-        cls, command: str, source: str, kind: str | None, id_column: str, model: str, out: str, batch_tokens: str,
-        dtype: str, device: str, restart: bool,
+        cls, command: str, *, source: str, input_format: str | None, id_column: str, model: str, out: str,
+        batch_tokens: str, dtype: str, device: str, restart: bool,
     ) -> "Job":  # fmt: skip
         """The job of values as they were typed.
 
         Raises:
             InputError: one of them is not as described.
         """
-        if kind is not None:
-            parse_choice("--format", kind, ACCEPTED)
+        if input_format is not None:
+            parse_choice("--format", input_format, ACCEPTED)
         parse_choice("--dtype", dtype, DTYPES)
         parse_device(device)
         tokens = parse_batch_tokens(batch_tokens)
-        return cls(command, source, kind, id_column, model, out, tokens, dtype, device, restart)
+        return cls(command, source, input_format, id_column, model, out, tokens, dtype, device, restart)
 
     def run(self, work: Work) -> None:
         """Read, compute and write everything, or what an earlier run left of it.

@@ -5,28 +5,15 @@ from typing import Annotated, Any
 import typer
 
 from ..inference.tagging import STRATEGIES
-from .job import Job, Work
-from .options import (
-    BatchTokensOption,
-    DeviceOption,
-    DtypeOption,
-    FormatOption,
-    IdColumnOption,
-    InputArgument,
-    ModelOption,
-    RecordsOutOption,
-    RestartOption,
-    TextColumnOption,
-    parse_choice,
-    parse_count,
-)
+from .job import Work
+from .on_files import on_files
+from .options import TextColumnOption, parse_choice, parse_count
 
 WHERE = {"score": float, "word": str, "start": int, "end": int}
 
 
+@on_files("tag")
 def tag_command(
-    source: InputArgument,
-    model: ModelOption,
     aggregation_strategy: Annotated[
         str, typer.Option(metavar="|".join(STRATEGIES), help="How tokens make entities, as in transformers' pipeline.")
     ] = "simple",
@@ -35,14 +22,7 @@ def tag_command(
         typer.Option(metavar="N", help="Tokens that windows of a long text share.", show_default=False),
     ] = None,
     text_column: TextColumnOption = "text",
-    out: RecordsOutOption = "-",
-    id_column: IdColumnOption = "id",
-    input_format: FormatOption = None,
-    batch_tokens: BatchTokensOption = "auto",
-    dtype: DtypeOption = "auto",
-    device: DeviceOption = "auto",
-    restart: RestartOption = False,
-) -> None:
+) -> Work:
     """Find the entities in each text of INPUT by a model for token classification.
 
     Results: {"entities": [{"entity_group": ..., "score": ..., "word": ..., "start": ..., "end": ...}, ...]},
@@ -54,7 +34,7 @@ def tag_command(
     """
     parse_choice("--aggregation-strategy", aggregation_strategy, STRATEGIES)
     kind: dict[str, Any] = {"entity": str, "index": int} if aggregation_strategy == "none" else {"entity_group": str}
-    work = Work(
+    return Work(
         task="tag",
         options={
             "aggregation_strategy": aggregation_strategy,
@@ -65,4 +45,3 @@ def tag_command(
         result=lambda entities: {"entities": entities},
         description="Tagging",
     )
-    Job.of("tag", source, input_format, id_column, model, out, batch_tokens, dtype, device, restart).run(work)

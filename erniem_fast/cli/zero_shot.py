@@ -7,24 +7,13 @@ import typer
 from ..inference.arguments import list_texts
 from ..inference.zero_shot import HYPOTHESIS_TEMPLATE, fill_template, split_labels
 from .errors import InputError
-from .job import Job, Work, naming_options
-from .options import (
-    BatchTokensOption,
-    DeviceOption,
-    DtypeOption,
-    FormatOption,
-    IdColumnOption,
-    InputArgument,
-    ModelOption,
-    RecordsOutOption,
-    RestartOption,
-    TextColumnOption,
-)
+from .job import Work, naming_options
+from .on_files import on_files
+from .options import TextColumnOption
 
 
+@on_files("zero-shot")
 def zero_shot_command(
-    source: InputArgument,
-    model: ModelOption,
     labels: Annotated[
         str | None, typer.Option(metavar="A,B,...", help="Labels between commas.", show_default=False)
     ] = None,
@@ -39,14 +28,7 @@ def zero_shot_command(
         bool, typer.Option("--multi-label", help="Any number of labels may fit: each is scored by itself.")
     ] = False,
     text_column: TextColumnOption = "text",
-    out: RecordsOutOption = "-",
-    id_column: IdColumnOption = "id",
-    input_format: FormatOption = None,
-    batch_tokens: BatchTokensOption = "auto",
-    dtype: DtypeOption = "auto",
-    device: DeviceOption = "auto",
-    restart: RestartOption = False,
-) -> None:
+) -> Work:
     """Say which of the labels fits each text of INPUT.
 
     Results: {"sequence": TEXT, "labels": [BEST, ...], "scores": [...]}, in the order of the texts.
@@ -60,7 +42,7 @@ def zero_shot_command(
         raise InputError("--labels: expected at least one label, with --labels A,B,... or --label LABEL")
     with naming_options():
         fill_template(hypothesis_template, list_texts("candidate_labels", names))
-    work = Work(
+    return Work(
         task="zero_shot",
         options={
             "candidate_labels": names,
@@ -73,4 +55,3 @@ def zero_shot_command(
         description="Classifying",
         cut="were cut to leave room for the hypotheses",
     )
-    Job.of("zero-shot", source, input_format, id_column, model, out, batch_tokens, dtype, device, restart).run(work)
