@@ -1,6 +1,6 @@
 """Checks that functions of this folder share."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -123,9 +123,23 @@ def list_texts(name: str, texts: object) -> list[str]:
     if not isinstance(texts, Iterable) or isinstance(texts, bytes | Mapping):
         raise TypeError(f"{name} must be a str, or any number of them, got {type(texts).__name__}")
     listed = [texts] if isinstance(texts, str) else list(texts)
-    for place, text in enumerate(listed):
-        check_text(f"{name}[{place}]", text)
+    check_texts(name, listed)
     return listed
+
+
+def check_texts(name: str, texts: Sequence[object], first: int = 0) -> list[str]:
+    """Check each of some texts, of which `first` is the first one's number.
+
+    Returns:
+        Their names in messages: "texts[3]".
+
+    Raises:
+        TypeError, ValueError: as `check_text`.
+    """
+    names = [f"{name}[{place}]" for place in range(first, first + len(texts))]
+    for named, text in zip(names, texts, strict=True):
+        check_text(named, text)
+    return names
 
 
 def check_text(name: str, text: object) -> None:

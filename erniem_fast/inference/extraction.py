@@ -20,7 +20,7 @@ from ..modeling import ErnieMForInformationExtraction
 from ..packing import PackedBatch
 from ..tokenization import ErnieMTokenizer
 from ..validation import warn_once
-from .arguments import check_eval, check_head, check_parts, check_text, check_whole, list_texts, template_of
+from .arguments import check_eval, check_head, check_parts, check_texts, check_whole, list_texts, template_of
 from .arguments import max_tokens as limit
 from .progress import progress_bar
 from .runner import Runner
@@ -130,8 +130,7 @@ class Extraction:
             TypeError: one is not a str.
             ValueError: one holds a lone surrogate.
         """
-        for place, text in enumerate(texts):
-            check_text(f"texts[{first + place}]", text)
+        check_texts("texts", texts, first)
         tokens = tokens_of(texts, self.tokenizer)
         return [tokens[text] for text in texts]
 

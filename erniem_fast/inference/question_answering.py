@@ -28,6 +28,7 @@ from .arguments import max_tokens as limit
 from .runner import Runner
 from .runs import compute_all, tokenize_all
 from .scores import check_finite, softmax, to_numpy
+from .spans import window_starts
 from .tokens import Row, Tokens, tokens_of
 
 MAX_SEQ_LEN, DOC_STRIDE, MAX_ANSWER_LEN = 384, 128, 15
@@ -291,11 +292,6 @@ def question_answering(model: Any, tokenizer: Any, *, batch_tokens: int = 8192) 
             number of at least 1.
     """
     return QuestionAnswering(model, tokenizer, batch_tokens)
-
-
-def window_starts(length: int, room: int, stride: int) -> range:
-    """First tokens of windows of `room` tokens that overlap by `stride` and cover `length` tokens."""
-    return range(0, max(length - stride, 1), max(room - stride, 1))
 
 
 def best_spans(

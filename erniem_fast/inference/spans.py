@@ -30,6 +30,11 @@ class Window(NamedTuple):
     last: int
 
 
+def window_starts(length: int, room: int, stride: int) -> range:
+    """First tokens of windows of `room` tokens that overlap by `stride` and cover `length` tokens."""
+    return range(0, max(length - stride, 1), max(room - stride, 1))
+
+
 def windows(length: int, room: int, stride: int) -> list[Window]:
     """Windows over a text: as few as `stride` allows and evenly spaced, so that all are full, but for a lone one.
 

@@ -17,11 +17,11 @@ from transformers import TokenClassificationPipeline
 from transformers.pipelines.token_classification import AggregationStrategy
 
 from ..modeling import ErnieMForTokenClassification
-from .arguments import check_eval, check_head, check_offsets, check_text, check_whole, template_of
+from .arguments import check_eval, check_head, check_offsets, check_texts, check_whole, template_of
 from .arguments import max_tokens as limit
 from .runner import Runner
 from .scores import check_finite
-from .spans import Window, windows
+from .spans import Window, window_starts, windows
 from .tokens import Row, Tokens, tokens_of
 
 STRATEGIES = tuple(strategy.value for strategy in AggregationStrategy)
@@ -108,9 +108,7 @@ class Tagging:
             TypeError: one is not a str.
             ValueError: one holds a lone surrogate.
         """
-        names = [f"texts[{first + place}]" for place in range(len(texts))]
-        for name, text in zip(names, texts, strict=True):
-            check_text(name, text)
+        names = check_texts("texts", texts, first)
         tokens = tokens_of(texts, self.tokenizer)
         return [
             Read(name, tokens[text], self._windows(len(tokens[text].ids)))
@@ -122,7 +120,7 @@ class Tagging:
             return []
         if self._strategy == AggregationStrategy.NONE:
             return windows(length, self.room, self.stride)
-        starts = range(0, max(length - self.stride, 1), self.room - self.stride)
+        starts = window_starts(length, self.room, self.stride)
         return [Window(start, min(start + self.room, length), start, length) for start in starts]
 
     def size(self, tokens: Read) -> int:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from .arguments import check_text
+from .arguments import check_text, check_texts
 from .settings import SentenceSettings
 from .tokens import Row
 
@@ -57,8 +57,7 @@ class TextTokens:
             TypeError: an item is no str.
             ValueError: it holds a lone surrogate, or has more tokens than the model takes and is not to be cut.
         """
-        for place, text in enumerate(items, first):
-            check_text(f"texts[{place}]", text)
+        check_texts("texts", items, first)
         texts = [self.prompt + text for text in items]
         # verbose: the tokenizer would warn of long texts.
         found = self.tokenizer(texts, return_attention_mask=False, verbose=False)["input_ids"] if texts else []

@@ -19,7 +19,7 @@ import numpy as np
 
 from ..modeling import ErnieMForSequenceClassification
 from ..validation import warn_once
-from .arguments import check_eval, check_head, check_parts, check_text, list_texts, template_of
+from .arguments import check_eval, check_head, check_parts, check_text, check_texts, list_texts, template_of
 from .arguments import max_tokens as limit
 from .runner import Runner
 from .runs import compute_all, tokenize_all
@@ -126,9 +126,7 @@ class ZeroShot:
             TypeError: one is not a str.
             ValueError: one holds a lone surrogate.
         """
-        names = [f"{self.name}[{first + place}]" for place in range(len(texts))]
-        for name, text in zip(names, texts, strict=True):
-            check_text(name, text)
+        names = check_texts(self.name, texts, first)
         ids = ids_of(texts, self.tokenizer)
         self.truncated += sum(len(ids[text]) > min(self._rooms) for text in texts)
         return [Read(name, text, ids[text]) for name, text in zip(names, texts, strict=True)]

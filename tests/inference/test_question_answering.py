@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 
 import erniem_fast
 from erniem_fast import ErnieMForQuestionAnswering, question_answering
-from erniem_fast.inference.question_answering import Answering, Span, best_spans, window_starts
+from erniem_fast.inference.question_answering import Answering, Span, best_spans
 from erniem_fast.inference.runner import Runner
+from erniem_fast.inference.spans import window_starts
 
 CLS, SEP = 0, 2
 SIZE = {"max_position_embeddings": 514, "initializer_range": 0.3}
