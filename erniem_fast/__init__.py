@@ -21,6 +21,7 @@ from .inference.batch_invariance import batch_invariant
 from .inference.engine import Encoder
 from .inference.extraction import information_extraction
 from .inference.graphs import GraphedEncoder
+from .inference.prepacking import prepack_weights
 from .inference.projections import join_projections
 from .inference.question_answering import question_answering
 from .inference.zero_shot import zero_shot_classification
@@ -59,6 +60,7 @@ __all__ = [
     "information_extraction",
     "join_projections",
     "padding_free",
+    "prepack_weights",
     "question_answering",
     "restore",
     "zero_shot_classification",

@@ -15,7 +15,7 @@ from torch.nn.modules import module as torch_module
 from transformers.activations import ACT2FN
 
 from . import ops
-from .ops import Dropout, rows_cpu
+from .ops import Dropout, onednn, rows_cpu
 from .packing import PackedBatch
 from .validation import warn_once
 
@@ -250,8 +250,8 @@ def project_qkv(query: nn.Module, key: nn.Module, value: nn.Module, x: Tensor) -
     parameters = [module.__dict__["_parameters"] or module.__dict__ for module in (query, key, value)]
     weights, biases = ([of[name] for of in parameters] for name in ("weight", "bias"))
     weight, bias = as_one(weights), as_one(biases)
-    if weight is None and rows_cpu.takes(x, *weights, *biases):
-        return rows_cpu.linear(x, weights, biases).movedim(0, 1)
+    if (weight is None or onednn.packed(weights) is not None) and rows_cpu.takes(x, *weights, *biases):
+        return rows_cpu.linear(x, weights, biases)
     # Concatenated every time: a write through `.data` leaves no trace that would tell a kept copy is stale.
     weight = torch.cat(weights) if weight is None else weight
     bias = torch.cat(biases) if bias is None else bias

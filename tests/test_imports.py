@@ -25,6 +25,7 @@ LAYERS = [
     "paddle_names", "checkpoints", "pretrained", "modules", "losses", "heads", "token_heads", "reference", "modeling",
     "export", "packed", "packed_heads", "families", "xlm", "padding_free", "explain",
     "inference.__init__", "inference.batch_invariance", "inference.projections", "inference.progress",
+    "inference.layers", "inference.prepacking", "inference.cpu_streams",
     "inference.tokens", "inference.arguments", "inference.graphs", "inference.task",
     "inference.runner", "inference.stream", "inference.loading", "inference.precision", "inference.quantisation",
     "inference.checkpoint_files", "inference.sentence_modules", "inference.settings", "inference.pooling",

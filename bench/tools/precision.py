@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.engine.environment import ROOT
-from erniem_fast import ErnieMModel, ErnieMTokenizer, PackedBatch, join_projections
+from erniem_fast import ErnieMModel, ErnieMTokenizer, PackedBatch, join_projections, prepack_weights
 from erniem_fast.cli.verify import sample
 from erniem_fast.inference.precision import auto_dtype
 from erniem_fast.inference.quantisation import quantise_int8
@@ -88,6 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     for each in models.values():
         join_projections(each)
+        prepack_weights(each)
     same = {"layers": options.layers, "hidden_size": model.config.hidden_size}
 
     def tables() -> Iterator[tuple[str, Rows]]:

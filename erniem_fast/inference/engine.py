@@ -20,6 +20,7 @@ from .embedding import Embedding, TokenEmbeddings
 from .extraction import Extraction
 from .loading import inner_folder, load_config, load_model, load_tokenizer
 from .precision import auto_dtype
+from .prepacking import prepack_weights
 from .progress import progress_bar
 from .projections import join_projections
 from .quantisation import quantise_int8
@@ -118,6 +119,7 @@ class Encoder:
         if kind == "int8":
             model = quantise_int8(model)
         join_projections(model)
+        prepack_weights(model)
         encoder = cls(model, tokenizer, settings, batch_tokens=batch_tokens)
         encoder.dtype = "int8" if kind == "int8" else encoder.dtype
         return encoder

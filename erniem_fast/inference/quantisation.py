@@ -11,10 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..encoder import LayerParts
 from ..fusion import is_plain
-from ..modeling import ErnieMModel
-from ..packed import PackedEncoder
+from .layers import layers_of
 
 ENGINE = "onednn"
 M = TypeVar("M", bound=nn.Module)
@@ -71,16 +69,9 @@ def _has_vnni() -> bool:
 
 def _linear_layers(model: nn.Module) -> Iterator[nn.Linear]:
     """Plain linear layers of the layers of every encoder in a model."""
-    for encoder in model.modules():
-        parts: list[LayerParts] = []
-        if isinstance(encoder, ErnieMModel):
-            layers: Any = encoder.encoder.layers
-            parts = [layer.parts() for layer in layers]
-        elif isinstance(encoder, PackedEncoder):
-            parts = [encoder.parts(index) for index in range(len(encoder.layer_stack))]
-        for layer in parts:
-            for part in layer.modules():
-                yield from (module for module in part.modules() if is_plain(module, nn.Linear))
+    for layer in layers_of(model):
+        for part in layer.modules():
+            yield from (module for module in part.modules() if is_plain(module, nn.Linear))
 
 
 def quantise_int8(model: M) -> M:

@@ -1,10 +1,11 @@
 """Varlen attention of inference on a CPU: each sequence alone by torch's fused attention, on views of the packed rows.
 
-Nothing is gathered or padded, and no scores are written to memory. Very short sequences of one length are gathered, so
-that one call computes them.
+No scores are written to memory. Very short sequences of one length are gathered, so that one call computes them. In 16
+bits the keys of a longer one reach into the next sequence, up to whole tiles of oneDNN's, and a mask hides those.
 """
 
-from itertools import pairwise
+import math
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import torch
@@ -18,6 +19,8 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LONGEST_TOGETHER = 16
 """Most tokens of sequences that are gathered: for longer ones the copy takes longer than a call of their own."""
 FEWEST_TOGETHER = 4
+TILE, SHORTEST_TILED = 16, 64
+"""Keys that a tile holds, and fewest tokens of a sequence that torch computes by tiles."""
 
 
 def takes(qkv: Tensor) -> bool:
@@ -69,18 +72,36 @@ def attention_cpu(qkv: Tensor, sequences: Sequences) -> Tensor:
     Returns:
         (total_tokens, num_heads, head_dim); 0 behind the last sequence.
     """
-    out = qkv.new_empty(qkv.shape[0], *qkv.shape[2:])
-    # (1, num_heads, length, head_dim) of each sequence
-    operands = (operand.split(sequences.lengths, 2) for operand in qkv.permute(1, 2, 0, 3).unsqueeze(1).unbind(0))
-    query, key, value = operands
-    outs = out.split(sequences.lengths)
+    if qkv.dtype == torch.float32:
+        return _compute(qkv, sequences, tiled=False)
+    out = _compute(qkv, sequences, tiled=True)
+    # 0 * infinity is NaN: a hidden value that is not finite shows.
+    return out if math.isfinite(out.sum(dtype=torch.float32)) else _compute(qkv, sequences, tiled=False)
+
+
+def _compute(qkv: Tensor, sequences: Sequences, tiled: bool) -> Tensor:
+    """`attention_cpu`; tiled: with keys up to whole tiles."""
+    lengths, total = sequences.lengths, qkv.shape[0]
+    out = qkv.new_empty(total, *qkv.shape[2:])
+    # (1, num_heads, total_tokens, head_dim)
+    query, key, value = qkv.permute(1, 2, 0, 3).unsqueeze(1).unbind(0)
+    starts = list(accumulate(lengths, initial=0))
+    seen = qkv.new_zeros(max(lengths) + TILE)  # the mask of a sequence ends in a few of the last TILE
+    seen[-TILE:] = -math.inf
     for index in sequences.alone:
-        heads = F.scaled_dot_product_attention(query[index], key[index], value[index])
-        outs[index].copy_(heads[0].transpose(0, 1))
+        start, length = starts[index], lengths[index]
+        keys, mask = length, None
+        if tiled and length >= SHORTEST_TILED and length % TILE and start + length - length % -TILE <= total:
+            keys = length - length % -TILE
+            mask = seen[-TILE - length :][:keys].expand(1, 1, 1, keys)
+        heads = F.scaled_dot_product_attention(
+            query.narrow(2, start, length), key.narrow(2, start, keys), value.narrow(2, start, keys), mask
+        )
+        out.narrow(0, start, length).copy_(heads[0].transpose(0, 1))
     for rows in sequences.together:
         places = rows.flatten()
         taken = qkv.index_select(0, places).unflatten(0, rows.shape).permute(2, 0, 3, 1, 4)
         heads = F.scaled_dot_product_attention(*taken.unbind(0))
         out.index_copy_(0, places, heads.transpose(1, 2).flatten(0, 1).to(out.dtype))
-    outs[-1].zero_()
+    out[starts[-2] :].zero_()
     return out

@@ -61,6 +61,6 @@ def add_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: 
     if not rows_cpu.takes(x, weight, bias, residual):
         out = F.linear(x, weight, bias)
         return out if residual is None else residual + out
-    return (
-        rows_cpu.linear(x, [weight], [bias])[0] if residual is None else rows_cpu.add_linear(x, weight, bias, residual)
-    )
+    if residual is not None:
+        return rows_cpu.add_linear(x, weight, bias, residual)
+    return rows_cpu.linear(x, [weight], [bias])[:, 0]

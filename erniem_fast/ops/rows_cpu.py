@@ -5,10 +5,10 @@ the bias), and the wide activations of the feed-forward block stay in a buffer o
 
 In 16 bits oneDNN compiles a product anew for each number of rows, which takes up to 30 ms and 4 MB for a layer of base
 width, and the next batch has another number. So all pieces have one size, and the last one is filled up to a multiple
-of oneDNN's tiles.
+of oneDNN's tiles. Weights that were packed (`onednn.pack`) are not put in order again for each piece.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,9 @@ SIZES = (2048, 512)
 """Rows of a piece in 16 bits: oneDNN's products take up to twice as long for 768 to 1,280 rows. In float32 all rows."""
 MLP_SIZES = {torch.float32: (1024,), torch.bfloat16: (512,), torch.float16: (512,)}
 """Rows of a piece in the feed-forward block, whose wide activations should stay near the cache."""
+ROWS_OF_THREAD, ROWS_OF_ALL = 640, 192
+"""Most rows of a piece where weights are packed: of a thread alone; for each of several. With more, oneDNN leaves
+products of some shapes to one of two threads."""
 IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {"gelu": torch.ops.aten.gelu_, "relu": torch.relu_}
 """Activations that overwrite their argument."""
 
@@ -65,13 +68,17 @@ def linear(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]
         biases: (out_features,) of each, or None.
 
     Returns:
-        (number of layers, total_tokens, out_features).
+        (total_tokens, number of layers, out_features).
     """
+    if (packed := onednn.packed(weights)) is not None:
+        bias = _joined(biases)
+        out = torch.cat([onednn.linear(piece, packed, bias) for piece in _whole_pieces(x)])
+        return out[: x.shape[0]].unflatten(1, (len(weights), weights[0].shape[0]))
     out = x.new_empty(len(weights), _filled_rows(x), weights[0].shape[0])
     for rows, piece in _pieces(x, _sizes(x)):
         for index, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
             _multiply(piece, weight, bias, None, out[index, rows])
-    return out[:, : x.shape[0]]
+    return out[:, : x.shape[0]].movedim(0, 1)
 
 
 def add_linear(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor) -> Tensor:
@@ -86,6 +93,8 @@ def add_linear(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor)
     Returns:
         (total_tokens, out_features).
     """
+    if (packed := onednn.packed([weight])) is not None:
+        return _add_linear(_whole_pieces(x), packed, bias, residual)[: x.shape[0]]
     out = x.new_empty(_filled_rows(x), weight.shape[0])
     for rows, piece in _pieces(x, _sizes(x)):
         _multiply(piece, weight, bias, residual[rows], out[rows])
@@ -102,19 +111,45 @@ def add_mlp(
     residual: Tensor | None,
 ) -> Tensor:
     """residual + activation(x weight1^T + bias1) weight2^T + bias2, as `ops.mlp`."""
+    packed1, packed2 = onednn.packed([weight1]), onednn.packed([weight2])
+    if packed1 is not None and packed2 is not None:
+        activated = (onednn.linear(piece, packed1, bias1, activation) for piece in _whole_pieces(x))
+        return _add_linear(activated, packed2, bias2, residual)[: x.shape[0]]
     out = x.new_empty(_filled_rows(x), weight2.shape[0])
     fused = onednn.is_available(x.dtype)
     sizes = MLP_SIZES[x.dtype]
     buffer = None if fused else x.new_empty(min(out.shape[0], sizes[-1]), weight1.shape[0])
     for rows, piece in _pieces(x, sizes):
         if buffer is None:
-            inner = onednn.activated_linear(piece, weight1, bias1, activation)
+            inner = onednn.linear(piece, weight1, bias1, activation)
         else:
             inner = buffer[: piece.shape[0]]
             _multiply(piece, weight1, bias1, None, inner)
             IN_PLACE[activation](inner)
         _multiply(inner, weight2, bias2, None if residual is None else residual[rows], out[rows])
     return out[: x.shape[0]]
+
+
+def _add_linear(pieces: Iterable[Tensor], packed: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+    """Products of pieces of rows with packed weights, and their sums with the residual's rows; those that fill too."""
+    if residual is None:
+        return torch.cat([onednn.linear(piece, packed, bias) for piece in pieces])
+    pairs = zip(pieces, _whole_pieces(residual), strict=True)
+    return torch.cat([onednn.add_linear(piece, packed, bias, rows) for piece, rows in pairs])
+
+
+def _whole_pieces(x: Tensor) -> Iterator[Tensor]:
+    """Rows for products with packed weights, filled up."""
+    threads, total = torch.get_num_threads(), x.shape[0]
+    most = ROWS_OF_THREAD if threads == 1 else ROWS_OF_ALL * threads
+    size = filled(-(-total // -(-total // most)))
+    return (piece for _, piece in _pieces(x, (size,)))
+
+
+def _joined(biases: Sequence[Tensor | None]) -> Tensor | None:
+    """Biases of several layers as one, where they have any."""
+    given = [bias for bias in biases if bias is not None]
+    return torch.cat(given) if len(given) > 1 else given[0] if given else None
 
 
 def filled(rows: int) -> int:

@@ -25,7 +25,7 @@ sizes = st.integers(1, 70)
 def with_onednn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[bool]:
     """With torch's private operation, and on a machine or a torch that lacks it."""
     if not request.param:
-        monkeypatch.setattr(onednn, "activated_linear", _missing)
+        monkeypatch.setattr(onednn, "linear", _missing)
     onednn.is_available.cache_clear()
     yield request.param
     onednn.is_available.cache_clear()
@@ -40,6 +40,16 @@ def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several pieces of each size, and a last one that is filled."""
     monkeypatch.setattr(rows_cpu, "SIZES", (32, 16))
     monkeypatch.setattr(rows_cpu, "MLP_SIZES", dict.fromkeys(DTYPES, (16,)))
+    monkeypatch.setattr(rows_cpu, "ROWS_OF_THREAD", 32)
+    monkeypatch.setattr(rows_cpu, "ROWS_OF_ALL", 16)
+
+
+def pack(*groups: list[Tensor]) -> None:
+    """Pack weights in the dtypes that are."""
+    for weights in groups:
+        if onednn.is_available(weights[0].dtype):
+            assert onednn.pack(weights)
+            assert onednn.packed(weights) is not None
 
 
 def assert_close(found: Tensor, expected: Tensor, plain: Tensor) -> None:
@@ -56,14 +66,16 @@ def assert_close(found: Tensor, expected: Tensor, plain: Tensor) -> None:
 @pytest.mark.parametrize("activation", ["gelu", "relu"])
 def test_the_feed_forward_block(dtype: torch.dtype, activation: str, with_onednn: bool) -> None:
     @drawn
-    @given(rows=sizes, hidden=sizes, inner=sizes, biased=st.booleans(), added=st.booleans())
-    def check(rows: int, hidden: int, inner: int, biased: bool, added: bool) -> None:
+    @given(rows=sizes, hidden=sizes, inner=sizes, biased=st.booleans(), added=st.booleans(), packed=st.booleans())
+    def check(rows: int, hidden: int, inner: int, biased: bool, added: bool, packed: bool) -> None:
         x, weight1, bias1 = (torch.randn(*shape).to(dtype) for shape in ((rows, hidden), (inner, hidden), (inner,)))
         weight2, bias2, residual = torch.randn(hidden, inner), torch.randn(hidden), torch.randn(rows, hidden)
         bias = bias2.to(dtype) if biased else None
         operands: list[Any] = [x, weight1 / hidden**0.5, bias1, weight2.to(dtype) / inner**0.5, bias]
         operands = [operand if operand is None else operand.to(dtype) for operand in operands]
         beside = residual.to(dtype) if added else None
+        if packed:
+            pack([operands[1]], [operands[3]])
 
         def formula(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor | None) -> Tensor:
             out = F.linear(getattr(F, activation)(F.linear(x, w1, b1)), w2, b2)
@@ -83,11 +95,13 @@ def test_the_feed_forward_block(dtype: torch.dtype, activation: str, with_onednn
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_linear_layers(dtype: torch.dtype) -> None:
     @drawn
-    @given(rows=sizes, inner=sizes, outer=sizes, biased=st.booleans(), layers=st.integers(1, 3))
-    def check(rows: int, inner: int, outer: int, biased: bool, layers: int) -> None:
+    @given(rows=sizes, inner=sizes, outer=sizes, biased=st.booleans(), layers=st.integers(1, 3), packed=st.booleans())
+    def check(rows: int, inner: int, outer: int, biased: bool, layers: int, packed: bool) -> None:
         x, residual = torch.randn(rows, inner).to(dtype), torch.randn(rows, outer).to(dtype)
         weights = [(torch.randn(outer, inner) / inner**0.5).to(dtype) for _ in range(layers)]
         biases = [torch.randn(outer).to(dtype) if biased else None for _ in weights]
+        if packed:
+            pack(weights, weights[-1:])  # the first is in one group, unless it is the only one
         with torch.inference_mode():
             side_by_side = rows_cpu.linear(x, weights, biases)
             added = ops.add_linear(x, weights[0], biases[0], residual)
@@ -95,8 +109,8 @@ def test_linear_layers(dtype: torch.dtype) -> None:
         wide = [None if bias is None else bias.double() for bias in biases]
         for index, weight in enumerate(weights):
             expected = F.linear(x.double(), weight.double(), wide[index])
-            assert_close(side_by_side[index], expected, F.linear(x, weight, biases[index]))
-        assert torch.equal(plain, side_by_side[0])
+            assert_close(side_by_side[:, index], expected, F.linear(x, weight, biases[index]))
+        assert_close(plain, F.linear(x.double(), weights[0].double(), wide[0]), F.linear(x, weights[0], biases[0]))
         expected = F.linear(x.double(), weights[0].double(), wide[0]) + residual.double()
         assert_close(added, expected, F.linear(x, weights[0], biases[0]) + residual)
 
@@ -170,10 +184,11 @@ def test_what_looks_at_more_than_values_sees_plain_operations() -> None:
 
 
 def test_a_wrong_result_of_the_private_operation_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
-        return F.gelu(F.linear(x, weight, bias), approximate="none" if activation == "gelu" else "tanh")
+    def wrong(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:
+        product = F.linear(x, weight.to_dense() if weight.is_mkldnn else weight, bias)
+        return product if activation == "none" else F.gelu(product)  # as "relu", too
 
-    monkeypatch.setattr(onednn, "activated_linear", wrong)
+    monkeypatch.setattr(onednn, "linear", wrong)
     onednn.is_available.cache_clear()
     assert not any(map(onednn.is_available, DTYPES))
     onednn.is_available.cache_clear()
@@ -191,6 +206,8 @@ def test_numbers_of_rows_that_onednn_compiles_for_are_few(monkeypatch: pytest.Mo
     monkeypatch.setattr(rows_cpu, "SIZES", (2048, 512))
     monkeypatch.setattr(rows_cpu, "MLP_SIZES", dict.fromkeys(DTYPES, (512,)))
     monkeypatch.setattr(rows_cpu, "_multiply", counted)
+    monkeypatch.setattr(rows_cpu, "ROWS_OF_THREAD", 640)
+    monkeypatch.setattr(rows_cpu, "ROWS_OF_ALL", 192)
     weight, bias = torch.randn(8, 4).bfloat16(), torch.randn(8).bfloat16()
     for rows in torch.randint(1, 9000, (200,)).tolist():
         x = torch.randn(rows, 4).bfloat16()
@@ -198,6 +215,35 @@ def test_numbers_of_rows_that_onednn_compiles_for_are_few(monkeypatch: pytest.Mo
         ops.mlp(x, weight, bias, weight.t().contiguous())
     assert len(seen) <= 20
     assert all(rows % 16 == 0 for rows in seen)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@torch.no_grad()
+def test_pieces_for_packed_weights_are_of_few_sizes_and_even(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not onednn.is_available(torch.bfloat16):
+        pytest.skip("oneDNN's private operations are missing here")
+    pieces: list[int] = []
+    real = onednn.linear
+
+    def counted(x: Tensor, *arguments: Any) -> Tensor:
+        pieces.append(len(x))
+        return real(x, *arguments)
+
+    monkeypatch.setattr(rows_cpu, "ROWS_OF_THREAD", 640)
+    monkeypatch.setattr(rows_cpu, "ROWS_OF_ALL", 192)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(onednn, "linear", counted)
+    most = 640 if threads == 1 else 384
+    weight, seen = torch.randn(8, 4).bfloat16(), set()
+    pack([weight])
+    for rows in torch.randint(1, 9000, (200,)).tolist():
+        pieces.clear()
+        assert len(ops.add_linear(torch.randn(rows, 4).bfloat16(), weight)) == rows
+        assert sum(pieces) < rows + 32
+        assert len(pieces) <= -(-rows // most)
+        assert max(pieces) <= most
+        seen |= set(pieces)
+    assert len(seen) <= most / 32 + 2
 
 
 @torch.no_grad()
