@@ -1,6 +1,7 @@
 """A model that runs rows of token ids in batches of at most so many tokens, however much memory there is."""
 
 import logging
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from ..fusion import has_global_hooks
 from ..modeling import ErnieMModel
 from ..packed import PackedEncoder
 from ..packing import PackedBatch
+from . import cpu_streams
 from .arguments import check_eval, check_whole
 from .graphs import GraphedEncoder
 from .progress import progress_bar
@@ -100,35 +102,41 @@ class Runner:
         if lengths is None:
             lengths = np.array([len(row.ids) for row in rows], dtype=np.int64)
         todo = _Plan(lengths)
+        streams = self._streams(todo)
+        share = cpu_streams.share_of(todo.tokens, streams) if streams > 1 else math.inf
+        most = 2 * streams if streams > 1 else BATCHES_UNDER_WAY if self.device.type == "cuda" else 1
         under_way: deque[_UnderWay] = deque()
-        with progress_bar(int(lengths.sum()), progress or "", " tokens", progress is not None) as bar:
-
-            def finish() -> tuple[list[int], Any]:
-                done = under_way.popleft()
-                result = done.wait()
-                bar.update(done.tokens)
-                if self.on_tokens is not None:
-                    self.on_tokens(done.tokens)
-                return done.indices, result
-
-            while indices := todo.next(self.batch_tokens):
-                try:
-                    under_way.append(self._start([rows[index] for index in indices], indices, compute))
-                except Exception as error:
-                    if not _is_out_of_memory(error) or (len(indices) == 1 and self._graphed is None):
-                        raise
-                    shortage = str(error)
-                else:
-                    if len(under_way) >= (BATCHES_UNDER_WAY if self.device.type == "cuda" else 1):
-                        yield finish()
-                    continue
-                # Outside of the handler, whose traceback would keep the batch's memory.
-                while under_way:
-                    yield finish()
-                self._halve(int(lengths[indices].sum()), shortage)
-                todo.give_back(indices)
-            while under_way:
-                yield finish()
+        is_short = False  # memory ran out: nothing is begun before all is done
+        with progress_bar(todo.tokens, progress or "", " tokens", progress is not None) as bar:
+            try:
+                while todo.left or under_way:
+                    done = None
+                    try:
+                        if todo.left and len(under_way) < most and not (is_short and under_way):
+                            is_short = False
+                            indices = todo.next(self.batch_tokens, share)
+                            under_way.append(self._start([rows[i] for i in indices], indices, compute, streams))
+                            continue
+                        done = under_way.popleft()
+                        indices = done.indices
+                        result = done.wait()
+                    except Exception as error:
+                        if not _is_out_of_memory(error) or (len(indices) == 1 and self._graphed is None):
+                            raise
+                        shortage = str(error)
+                    else:
+                        bar.update(done.tokens)
+                        if self.on_tokens is not None:
+                            self.on_tokens(done.tokens)
+                        yield indices, result
+                        continue
+                    # Outside of the handler, whose traceback would keep the batch's memory; and so would `done`.
+                    done, is_short = None, True
+                    self._halve(int(lengths[indices].sum()), shortage)
+                    todo.give_back(indices)
+            finally:
+                for one in under_way:
+                    one.cancel()
 
     @contextmanager
     def showing_rate(self, bar: Any) -> Iterator[None]:
@@ -159,21 +167,40 @@ class Runner:
                 results[index] = result
         return results
 
-    def _start(self, rows: list[Row], indices: list[int], compute: Compute) -> "_UnderWay":
+    def _streams(self, todo: "_Plan") -> int:
+        """Number of batches that are computed side by side by threads of a CPU; 1: all threads compute each."""
+        return cpu_streams.streams_for(len(todo.left), todo.tokens) if self.device.type == "cpu" else 1
+
+    def _start(self, rows: list[Row], indices: list[int], compute: Compute, streams: int) -> "_UnderWay":
+        tokens = sum(len(row.ids) for row in rows)
+        if streams > 1:
+            future = cpu_streams.pool(streams).submit(self._compute, rows, compute)
+            return _UnderWay(indices, tokens, future.result, future.cancel)
+        result = self._compute(rows, compute)
+        if self.device.type != "cuda":
+            return _UnderWay(indices, tokens, lambda: result)
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(self.device))
+
+        def wait() -> Any:
+            event.synchronize()
+            return result
+
+        return _UnderWay(indices, tokens, wait)
+
+    def _compute(self, rows: list[Row], compute: Compute) -> Any:
+        """The result of a batch: on a CPU, or on its way to pinned memory."""
         limits = self.encoder.limits
         on_gpu = self.device.type == "cuda"
         batch = pack(rows, limits.first_position, limits.token_ids, pinned=on_gpu).to(self.device, non_blocking=on_gpu)
         with torch.inference_mode():
             result = compute(batch)
-        event = None
-        if on_gpu:
-            result = _map(result, _to_pinned)
-            event = torch.cuda.Event()
-            event.record(torch.cuda.current_stream(self.device))
-        return _UnderWay(indices, batch.total_tokens, result, event)
+            return _map(result, _to_pinned) if on_gpu else result
 
     def _halve(self, tokens: int, shortage: str) -> None:
-        self.batch_tokens = max(1, min(self.batch_tokens, tokens) // 2)
+        if tokens > self.batch_tokens:  # it was begun before the budget was halved
+            return
+        self.batch_tokens = max(1, tokens // 2)
         logger.warning("Out of memory: batches have at most %d tokens from now on (%s)", self.batch_tokens, shortage)
         self._graphed, self._has_room_for_graphs = None, False
         if self.device.type == "cuda":
@@ -200,27 +227,36 @@ class _Plan:
 
     Args:
         lengths: tokens of each.
+
+    Attributes:
+        left: indices of those rows, the shortest first.
+        tokens: of all of them.
     """
 
     def __init__(self, lengths: np.ndarray) -> None:
         self.lengths = lengths
         order = np.argsort(-lengths, kind="stable")
         self.left: list[int] = order[: np.count_nonzero(lengths)].tolist()[::-1]
+        self.tokens = int(lengths.sum())
 
-    def next(self, batch_tokens: int) -> list[int]:
-        """Take the rows of the next batch; none are left: []."""
+    def next(self, most: int, share: float) -> list[int]:
+        """Take the rows of the next batch: at most so many tokens, and about `share`, an even part of what is left."""
+        part = self.tokens / max(1, round(self.tokens / share))
         batch: list[int] = []
         tokens = 0
         while self.left:
-            tokens += int(self.lengths[self.left[-1]])
-            if batch and tokens > batch_tokens:
+            length = int(self.lengths[self.left[-1]])
+            if batch and (tokens + length > most or tokens + length / 2 > part):
                 break
             batch.append(self.left.pop())
+            tokens += length
+        self.tokens -= tokens
         return batch
 
     def give_back(self, indices: list[int]) -> None:
         """Return rows that could not be computed."""
         self.left += indices[::-1]
+        self.tokens += int(self.lengths[indices].sum())
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,19 +266,14 @@ class _UnderWay:
     Attributes:
         indices: of its rows.
         tokens: of all rows.
-        result: its tensors on the CPU, where they are once the event has happened.
-        event: None where they are there already.
+        wait: gives its result, once it is there, or raises what its computation raised.
+        cancel: keeps it from being computed, if that has not begun.
     """
 
     indices: list[int]
     tokens: int
-    result: Any
-    event: Any
-
-    def wait(self) -> Any:
-        if self.event is not None:
-            self.event.synchronize()
-        return self.result
+    wait: Callable[[], Any]
+    cancel: Callable[[], Any] = bool
 
 
 def pack(
