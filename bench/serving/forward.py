@@ -1,4 +1,4 @@
-"""Batches of 16 texts from padded input to padded output, by us and by other runtimes, with the same weights."""
+"""Batches of 16 texts from token ids to hidden states, by us and by other runtimes, with the same weights."""
 
 import tempfile
 from collections.abc import Callable
@@ -14,8 +14,12 @@ from bench.engine.shapes import Batch, Setting, Shape, Sizes, batched
 from bench.models.encoder import PADDING_FREE, TINY_SHAPE
 from bench.models.inputs import ModelInputs, padded_forward
 from erniem_fast import modeling, reference
+from erniem_fast.encoder import PackedModelOutput
 from erniem_fast.export import export_onnx
+from erniem_fast.inference.prepacking import prepack_weights
 from erniem_fast.inference.projections import join_projections
+from erniem_fast.inference.runner import Runner
+from erniem_fast.inference.tokens import Row
 
 from .setup import needs_float32, needs_matrix_units, needs_package
 
@@ -55,9 +59,37 @@ FORWARD = Benchmark(
 
 
 def _ours(inputs: ServedInputs, dtype: torch.dtype) -> Prepared:
+    """The model as `Encoder` runs it: one batch after the other, from token ids to the rows of each text."""
     model = inputs.model(modeling.ErnieMModel).to(dtype)
-    join_projections(model)  # as Encoder does
-    return inputs.prepare(model, partial(padded_forward, model), padded=True)
+    join_projections(model)
+    prepack_weights(model)
+    runner = Runner(model)
+    batches = [_rows(batch) for batch in inputs.batches]
+
+    def encode(rows: list[Row]) -> list[tuple[list[int], tuple[Tensor, ...]]]:
+        return list(runner.as_completed(rows, lambda batch: _texts(model(batch, return_packed=True))))
+
+    def run() -> None:
+        for rows in batches:
+            encode(rows)
+
+    def first() -> list[Tensor]:
+        texts = dict(pair for found in encode(batches[0]) for pair in zip(*found, strict=True))
+        return [torch.cat([texts[index] for index in range(len(texts))])[: inputs.checked.packed.total_tokens]]
+
+    return Prepared(run, first)
+
+
+def _rows(batch: Batch) -> list[Row]:
+    ids, lengths = batch.packed.input_ids, batch.packed.lengths.tolist()
+    assert ids is not None
+    return [Row(text.int().numpy()) for text in ids.split(lengths)]
+
+
+def _texts(output: PackedModelOutput) -> tuple[Tensor, ...]:
+    assert output.batch is not None
+    assert output.last_hidden_state is not None
+    return output.last_hidden_state.split(output.batch.lengths.tolist())
 
 
 @FORWARD.provider(PADDING_FREE, ("cpu",), needs=needs_matrix_units)
