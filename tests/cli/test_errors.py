@@ -111,6 +111,7 @@ def command(*arguments):
     return [sys.executable, "-c", code, *map(str, arguments)]
 
 
+@pytest.mark.slow
 def test_in_a_process_of_its_own(checkpoint, texts, tmp_path):
     arguments = command("embed", "-", "--model", checkpoint, "--out", "-")
     done = subprocess.run(arguments, cwd=ROOT, input=texts.read_bytes(), capture_output=True, check=False)
