@@ -69,6 +69,7 @@ class Result:
             "serving": "run serving",
             "texts": "tools.texts",
             "zero-shot": "tools.zero_shot",
+            "precision": "tools.precision",
         }
         door = "bench." + doors.get(content["suite"], f"gpu {content['suite']}")
         machine = [content["processor"]]

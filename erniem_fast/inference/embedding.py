@@ -26,6 +26,9 @@ class Embedding(TextTokens):
         truncate_dim: keep the first so many numbers of each vector; None: what the settings say.
         others: see `TextTokens`.
 
+    Attributes:
+        dim: numbers in a vector.
+
     Raises:
         ValueError: an unknown pooling, or another argument that is not as described.
     """
@@ -48,8 +51,6 @@ class Embedding(TextTokens):
         for name in poolings or ("none",):
             if name not in POOLINGS:
                 raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, got {name!r}")
-        if truncate_dim is not None:
-            check_whole("truncate_dim", truncate_dim, 1)
         self.poolings = poolings
         self.truncate_dim = settings.truncate_dim if truncate_dim is None else truncate_dim
         self.normalize = bool(normalize)
@@ -60,17 +61,12 @@ class Embedding(TextTokens):
                 f"pooling must join {len(settings.pooling)} vectors, which the checkpoint's modules take, "
                 f"as its own {', '.join(settings.pooling)}; got {', '.join(poolings)}"
             )
+        pooled = torch.zeros(1, len(poolings) * runner.encoder.config.hidden_size, device=runner.device)
+        dim = self._whole_vectors(pooled).shape[1]
+        if truncate_dim is not None:
+            check_whole("truncate_dim", truncate_dim, 1, dim)
+        self.dim: int = dim if self.truncate_dim is None else min(dim, self.truncate_dim)
         self.skipped = 0 if settings.include_prompt else prompt_length(tokenizer, self.prompt, max_tokens)
-        self._dim: int | None = None
-
-    @property
-    def dim(self) -> int:
-        """Numbers in a vector."""
-        if self._dim is None:
-            self._dim = self._vectors(
-                torch.zeros(1, len(self.poolings) * self.runner.encoder.config.hidden_size)
-            ).shape[1]
-        return self._dim
 
     def compute(self, tokens: Sequence[Row]) -> np.ndarray:
         """Vectors (len(tokens), dim) float32.
@@ -96,11 +92,14 @@ class Embedding(TextTokens):
         return self._vectors(pool(batch, output.last_hidden_state, output.pooler_output, self.poolings, skip))
 
     def _vectors(self, pooled: Tensor) -> Tensor:
-        vectors = pooled.float().to(self.runner.device)
+        vectors = self._whole_vectors(pooled.float())[:, : self.truncate_dim]
+        return F.normalize(vectors, dim=1) if self.normalize else vectors
+
+    def _whole_vectors(self, pooled: Tensor) -> Tensor:
+        vectors = pooled
         for module in self.modules:
             vectors = module(vectors)
-        vectors = vectors[:, : self.truncate_dim]
-        return F.normalize(vectors, dim=1) if self.normalize else vectors
+        return vectors
 
 
 class TokenEmbeddings(TextTokens):

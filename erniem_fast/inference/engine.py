@@ -6,6 +6,7 @@ for label in encoder.stream(lines, task="classify"):
     ...
 """
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import replace
@@ -86,7 +87,7 @@ class Encoder:
     @classmethod
     def from_pretrained(
         cls,
-        name: str,
+        name: str | os.PathLike[str],
         *,
         dtype: torch.dtype | str = "auto",
         device: torch.device | str = "auto",
@@ -105,8 +106,11 @@ class Encoder:
 
         Raises:
             CheckpointError: a ValueError of one line: no such checkpoint, or one that can't be used.
-            ValueError: another argument that is not as described.
+            TypeError, ValueError: another argument that is not as described.
         """
+        if not isinstance(name, str | os.PathLike):
+            raise TypeError(f"name must be a folder, or the id of a checkpoint, got {type(name).__name__}")
+        name = os.fspath(name)
         place = _check_device(device)
         kind = _check_dtype(dtype)
         settings = read_settings(name)

@@ -198,6 +198,7 @@ def test_a_head_that_is_not_there_is_named(encoder: Encoder, name: str) -> None:
         (lambda encoder: encoder.encode(["a"], pooling="sum"), ValueError, "pooling must be one of .*, got 'sum'"),
         (lambda encoder: encoder.encode(["a"], pooling=[]), ValueError, "pooling must be one of .*, got 'none'"),
         (lambda encoder: encoder.encode(["a"], truncate_dim=0), ValueError, "truncate_dim must be a whole number"),
+        (lambda encoder: encoder.encode(["a"], truncate_dim=10_000), ValueError, r"truncate_dim must be .* got 10000"),
         (lambda encoder: encoder.encode(["a"], truncation="up"), ValueError, "truncation must be one of"),
         (lambda encoder: encoder.encode(["a"], prompt_name="query"), ValueError, "prompt_name must be .* got 'query'"),
         (lambda encoder: encoder.encode(["a"], prompt="a", prompt_name="b"), ValueError, "prompt_name must be None"),
@@ -210,6 +211,16 @@ def test_bad_arguments(encoder: Encoder, call: Any, error: type[Exception], mess
     with pytest.raises(error, match=message):
         call(encoder)
     assert encoder.encode("a").any()
+
+
+def test_a_name_that_is_none() -> None:
+    for name in (None, 3, b"folder"):
+        with pytest.raises(TypeError, match="name must be a folder, or the id of a checkpoint, got"):
+            Encoder.from_pretrained(name)  # type: ignore[arg-type]
+
+
+def test_a_folder_s_path(folder: str) -> None:
+    assert Encoder.from_pretrained(Path(folder)).encode("a").any()
 
 
 def test_loading_says_nothing_of_weights_left_over(folder: str, caplog: pytest.LogCaptureFixture) -> None:
