@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import family_folders
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from erniem_fast import ErnieMConfig, ErnieMModel, PackedBatch
+from erniem_fast import ErnieMConfig, ErnieMModel, PackedBatch, padding_free
 from erniem_fast.inference import cpu_streams
 from erniem_fast.inference.runner import Runner
 from erniem_fast.inference.tokens import Row
@@ -152,3 +153,33 @@ def test_one_thread_of_torch_computes_alone(model: ErnieMModel) -> None:
     Runner(model, 1000).run(rows_of([20] * 20), compute)
     assert compute.threads == {threading.current_thread().name}
     assert len(compute.tokens) == 1
+
+
+@pytest.mark.parametrize(
+    ("family", "head"),
+    [
+        ("Bert", "ForSequenceClassification"),
+        pytest.param("XLMRoberta", "ForTokenClassification", marks=pytest.mark.slow),
+        *(pytest.param(family, "Model", marks=pytest.mark.slow) for family in family_folders.FAMILIES),
+    ],
+)
+def test_a_new_model_is_called_by_two_threads_at_once(family: str, head: str) -> None:
+    """Whatever its forward sets up when it is first called."""
+    if family == "XLM":
+        pytest.importorskip("sacremoses")
+    model, tokenizer = family_folders.build(family, head)
+    model = padding_free(model.eval())
+    per_token = head == "ForTokenClassification"
+
+    def compute(batch: PackedBatch) -> Any:
+        if head == "Model":
+            return batch.first(model(batch, return_packed=True).last_hidden_state)
+        logits = model(batch, return_dict=True).logits
+        return batch.first(logits[0]) if per_token else logits
+
+    ids = torch.randint(len(tokenizer) // 2, len(tokenizer), (80, 30)).numpy().astype(np.int32)
+    rows = [Row(row[: 1 + place % 30]) for place, row in enumerate(ids)]
+    together = Runner(model, 1000).run(rows, compute)
+    torch.set_num_threads(1)
+    alone = Runner(model, 60).run(rows, compute)
+    torch.testing.assert_close(torch.stack(together), torch.stack(alone), atol=1e-5, rtol=1e-5)
