@@ -41,16 +41,21 @@ def pool(streams: int) -> ThreadPoolExecutor:
 
 @functools.lru_cache(maxsize=4)
 def _pool(streams: int, threads: int, process: int) -> ThreadPoolExecutor:
-    """Make a pool; a process that was forked has none of its parent's threads."""
-    all_threads, begun = torch.get_num_threads(), threading.Barrier(streams + 1)
+    """Keep a pool; a process that was forked has none of its parent's threads."""
+    return new_pool(streams, threads)
+
+
+def new_pool(workers: int, threads: int) -> ThreadPoolExecutor:
+    """Threads that each compute with so many of torch's threads."""
+    all_threads, begun = torch.get_num_threads(), threading.Barrier(workers + 1)
 
     def begin() -> None:
         torch.get_num_threads()  # takes the number that all threads begin with
         torch.set_num_threads(threads)  # of this thread
         begun.wait()
 
-    made = ThreadPoolExecutor(streams, thread_name_prefix="stream", initializer=begin)
-    for _ in range(streams):
+    made = ThreadPoolExecutor(workers, thread_name_prefix="stream", initializer=begin)
+    for _ in range(workers):
         made.submit(int)
     begun.wait()
     torch.set_num_threads(all_threads)  # threads that begin later take the number that was set last
