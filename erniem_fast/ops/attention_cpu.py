@@ -1,11 +1,10 @@
 """Varlen attention of inference on a CPU: each sequence alone by torch's fused attention, on views of the packed rows.
 
-No scores are written to memory. Very short sequences of one length are gathered, so that one call computes them. In 16
-bits the keys of a longer one reach into the next sequence, up to whole tiles of oneDNN's, and a mask hides those.
+No scores are written to memory. Very short sequences of one length are gathered, so that one call computes them; in 16
+bits all those of about one length, filled up to whole tiles.
 """
 
-import math
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -16,16 +15,44 @@ from .rows_cpu import computes_plainly
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """Others (float64) are computed as in training, to the bit."""
+TILE = 16
+"""Keys of a tile of oneDNN's: in 16 bits torch's attention takes up to twice as long where the last one is not full."""
 LONGEST_TOGETHER = 16
-"""Most tokens of sequences that are gathered: for longer ones the copy takes longer than a call of their own."""
+"""Most tokens of sequences that are gathered in float32: for longer ones the copy takes longer than a call of their
+own."""
 FEWEST_TOGETHER = 4
-TILE, SHORTEST_TILED = 16, 64
-"""Keys that a tile holds, and fewest tokens of a sequence that torch computes by tiles."""
+"""Fewest of them."""
 
 
 def takes(qkv: Tensor) -> bool:
     """True if `attention_cpu` computes these operands."""
     return qkv.device.type == "cpu" and qkv.dtype in DTYPES and computes_plainly(qkv)
+
+
+class Group(NamedTuple):
+    """Sequences that one call computes.
+
+    Attributes:
+        rows: (sequences, length) int64 of theirs; behind the end of a shorter one its last row again.
+        kept: (kept tokens,) int64 places among the flattened rows that are no repetitions; None: all.
+        places: (kept tokens,) int64 rows of these.
+        mask: (sequences, 1, 1, length) bool, False at repetitions; None without any.
+    """
+
+    rows: Tensor
+    kept: Tensor | None
+    places: Tensor
+    mask: Tensor | None
+
+    @classmethod
+    def of(cls, starts: Tensor, lengths: Tensor, longest: int) -> "Group":
+        """From (sequences,) first rows and lengths."""
+        places = torch.arange(longest)
+        rows = starts[:, None] + torch.minimum(places, lengths[:, None] - 1)
+        mask = places < lengths[:, None]
+        if bool(mask.all()):
+            return cls(rows, None, rows.flatten(), None)
+        return cls(rows, mask.flatten().nonzero().squeeze(1), rows[mask], mask[:, None, None])
 
 
 class Sequences(NamedTuple):
@@ -34,32 +61,34 @@ class Sequences(NamedTuple):
     Attributes:
         lengths: of each, and at the end the rows behind the last one.
         alone: indices of those that are computed alone.
-        together: (sequences, length) int64 rows of those of one length that are gathered.
+        groups: those that are computed together.
     """
 
     lengths: list[int]
     alone: list[int]
-    together: list[Tensor]
+    groups: list[Group]
 
     @classmethod
-    def of(cls, cu_seqlens: Tensor, total_tokens: int) -> "Sequences":
-        """From (num_sequences + 1,) offsets on a CPU."""
+    def of(cls, cu_seqlens: Tensor, total_tokens: int, tiled: bool) -> "Sequences":
+        """From (num_sequences + 1,) offsets on a CPU; tiled: for 16 bits, in which lengths are filled up to tiles."""
         offsets = cu_seqlens.tolist()
         lengths = [end - start for start, end in pairwise(offsets)]
         by_length: dict[int, list[int]] = {}
-        alone = []
         for index, length in enumerate(lengths):
-            if length > LONGEST_TOGETHER:
-                alone.append(index)
-            elif length:
-                by_length.setdefault(length, []).append(index)
-        together = []
-        for length, indices in by_length.items():
-            if len(indices) < FEWEST_TOGETHER:
-                alone += indices
+            if length:
+                by_length.setdefault(length - length % -TILE if tiled else length, []).append(index)
+        alone, groups = [], []
+        for longest, indices in by_length.items():
+            is_worth_it = len(indices) >= FEWEST_TOGETHER and longest <= LONGEST_TOGETHER
+            if tiled:
+                is_worth_it = len(indices) > 1 or lengths[indices[0]] < longest
+            if is_worth_it:
+                chosen = torch.tensor(indices)
+                starts = cu_seqlens[chosen].long()
+                groups.append(Group.of(starts, cu_seqlens[chosen + 1] - starts, longest))
             else:
-                together.append(cu_seqlens[torch.tensor(indices), None].long() + torch.arange(length))
-        return cls([*lengths, total_tokens - offsets[-1]], alone, together)
+                alone += indices
+        return cls([*lengths, total_tokens - offsets[-1]], alone, groups)
 
 
 def attention_cpu(qkv: Tensor, sequences: Sequences) -> Tensor:
@@ -72,36 +101,18 @@ def attention_cpu(qkv: Tensor, sequences: Sequences) -> Tensor:
     Returns:
         (total_tokens, num_heads, head_dim); 0 behind the last sequence.
     """
-    if qkv.dtype == torch.float32:
-        return _compute(qkv, sequences, tiled=False)
-    out = _compute(qkv, sequences, tiled=True)
-    # 0 * infinity is NaN: a hidden value that is not finite shows.
-    return out if math.isfinite(out.sum(dtype=torch.float32)) else _compute(qkv, sequences, tiled=False)
-
-
-def _compute(qkv: Tensor, sequences: Sequences, tiled: bool) -> Tensor:
-    """`attention_cpu`; tiled: with keys up to whole tiles."""
-    lengths, total = sequences.lengths, qkv.shape[0]
-    out = qkv.new_empty(total, *qkv.shape[2:])
-    # (1, num_heads, total_tokens, head_dim)
-    query, key, value = qkv.permute(1, 2, 0, 3).unsqueeze(1).unbind(0)
-    starts = list(accumulate(lengths, initial=0))
-    seen = qkv.new_zeros(max(lengths) + TILE)  # the mask of a sequence ends in a few of the last TILE
-    seen[-TILE:] = -math.inf
+    out = qkv.new_empty(qkv.shape[0], *qkv.shape[2:])
+    # (1, num_heads, length, head_dim) of each sequence
+    operands = (operand.split(sequences.lengths, 2) for operand in qkv.permute(1, 2, 0, 3).unsqueeze(1).unbind(0))
+    query, key, value = operands
+    outs = out.split(sequences.lengths)
     for index in sequences.alone:
-        start, length = starts[index], lengths[index]
-        keys, mask = length, None
-        if tiled and length >= SHORTEST_TILED and length % TILE and start + length - length % -TILE <= total:
-            keys = length - length % -TILE
-            mask = seen[-TILE - length :][:keys].expand(1, 1, 1, keys)
-        heads = F.scaled_dot_product_attention(
-            query.narrow(2, start, length), key.narrow(2, start, keys), value.narrow(2, start, keys), mask
-        )
-        out.narrow(0, start, length).copy_(heads[0].transpose(0, 1))
-    for rows in sequences.together:
-        places = rows.flatten()
-        taken = qkv.index_select(0, places).unflatten(0, rows.shape).permute(2, 0, 3, 1, 4)
-        heads = F.scaled_dot_product_attention(*taken.unbind(0))
-        out.index_copy_(0, places, heads.transpose(1, 2).flatten(0, 1).to(out.dtype))
-    out[starts[-2] :].zero_()
+        heads = F.scaled_dot_product_attention(query[index], key[index], value[index])
+        outs[index].copy_(heads[0].transpose(0, 1))
+    for group in sequences.groups:
+        taken = qkv.index_select(0, group.rows.flatten()).unflatten(0, group.rows.shape).permute(2, 0, 3, 1, 4)
+        heads = F.scaled_dot_product_attention(*taken.unbind(0), attn_mask=group.mask).transpose(1, 2).flatten(0, 1)
+        heads = heads if group.kept is None else heads.index_select(0, group.kept)
+        out.index_copy_(0, group.places, heads.to(out.dtype))
+    outs[-1].zero_()
     return out

@@ -99,7 +99,12 @@ class Arrangement:
     @cached_property
     def sequences(self) -> attention_cpu.Sequences:
         """Sequences one by one, on a CPU."""
-        return attention_cpu.Sequences.of(self.cu_seqlens, self.total_tokens)
+        return attention_cpu.Sequences.of(self.cu_seqlens, self.total_tokens, tiled=False)
+
+    @cached_property
+    def tiled_sequences(self) -> attention_cpu.Sequences:
+        """The same in 16 bits."""
+        return attention_cpu.Sequences.of(self.cu_seqlens, self.total_tokens, tiled=True)
 
 
 def attention_torch(
@@ -205,7 +210,8 @@ def _forward(
     if arrangement is None:  # the operation for torch.compile, whose result is one and contiguous in every mode
         arrangement = Arrangement(cu_seqlens, max_seqlen, num_heads, total)
     elif not p and prefix_lens is None and not causal and attention_cpu.takes(qkv):
-        return attention_cpu.attention_cpu(qkv, arrangement.sequences)
+        sequences = arrangement.sequences if qkv.dtype == torch.float32 else arrangement.tiled_sequences
+        return attention_cpu.attention_cpu(qkv, sequences)
     elif arrangement.is_one_sequence:
         return _attend(qkv, arrangement.groups[0], prefix_lens, causal, p, seed, site)[0].transpose(0, 1).to(qkv.dtype)
     out = qkv.new_zeros(total + 1, num_heads, head_dim)
