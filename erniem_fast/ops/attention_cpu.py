@@ -77,7 +77,8 @@ class Sequences(NamedTuple):
         for index, length in enumerate(lengths):
             if length:
                 by_length.setdefault(length - length % -TILE if tiled else length, []).append(index)
-        alone, groups = [], []
+        alone: list[int] = []
+        groups: list[Group] = []
         for longest, indices in by_length.items():
             is_worth_it = len(indices) >= FEWEST_TOGETHER and longest <= LONGEST_TOGETHER
             if tiled:
@@ -111,7 +112,8 @@ def attention_cpu(qkv: Tensor, sequences: Sequences) -> Tensor:
         outs[index].copy_(heads[0].transpose(0, 1))
     for group in sequences.groups:
         taken = qkv.index_select(0, group.rows.flatten()).unflatten(0, group.rows.shape).permute(2, 0, 3, 1, 4)
-        heads = F.scaled_dot_product_attention(*taken.unbind(0), attn_mask=group.mask).transpose(1, 2).flatten(0, 1)
+        queries, keys, values = taken.unbind(0)
+        heads = F.scaled_dot_product_attention(queries, keys, values, group.mask).transpose(1, 2).flatten(0, 1)
         heads = heads if group.kept is None else heads.index_select(0, group.kept)
         out.index_copy_(0, group.places, heads.to(out.dtype))
     outs[-1].zero_()
