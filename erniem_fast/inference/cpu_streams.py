@@ -1,7 +1,7 @@
 """Batches side by side on a CPU, each by a thread of its own.
 
-Two threads that share every product wait for each other some twenty times a layer, and for the slower core each time;
-with a batch each they never do.
+Two threads that share every product wait for each other behind it, and for the slower core each time; with a batch each
+they never do.
 """
 
 import functools
@@ -10,6 +10,8 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
+
+from ..ops.rows_cpu import modes_look_on
 
 MOST_STREAMS = 8
 """Python runs one thread at a time between the operations, so that more of them would queue there."""
@@ -22,8 +24,7 @@ LEAST_TOKENS = 256
 def streams_for(rows: int, tokens: int) -> int:
     """Number of streams for so many rows of so many tokens together; 1: the calling thread computes them."""
     # Autocast and modes that look on hold in the thread that set them alone.
-    watched = torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack()
-    if watched or torch.is_autocast_enabled("cpu"):
+    if modes_look_on() or torch.is_autocast_enabled("cpu"):
         return 1
     return max(1, min(torch.get_num_threads(), MOST_STREAMS, rows, tokens // LEAST_TOKENS))
 

@@ -19,9 +19,9 @@ ROUNDS = 20
 def auto_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 where the device computes products in it much faster than in float32, float32 elsewhere.
 
-    A GPU is asked whether it has bfloat16. A processor computes a few small products, once in a process, in some 20 ms:
-    those with matrix units for bfloat16 (AMX) or fast instructions (AVX512-BF16) win. One thread computes them, by
-    turns: it never waits for another one that a busy machine holds up.
+    A GPU is asked whether it has bfloat16. A processor computes a few small products, once in a process: those with
+    matrix units for bfloat16 (AMX) or fast instructions (AVX512-BF16) win. One thread computes them, by turns: it never
+    waits for another one that a busy machine holds up.
     """
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32

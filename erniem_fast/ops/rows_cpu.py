@@ -29,6 +29,11 @@ IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {"gelu": torch.ops.aten.gelu_,
 """Activations that overwrite their argument."""
 
 
+def modes_look_on() -> bool:
+    """True if a mode of this thread sees the operations, as a FLOP counter does."""
+    return bool(torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack())
+
+
 def computes_plainly(*tensors: Tensor) -> bool:
     """True if nothing but values is asked for: no gradients, tangents, batching, tracing, or modes that look on."""
     if (
@@ -37,8 +42,7 @@ def computes_plainly(*tensors: Tensor) -> bool:
         or torch._C._get_tracing_state() is not None
         or torch._C._functorch.maybe_current_level() is not None
         or torch.autograd.forward_ad._current_level >= 0
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._len_torch_function_stack()
+        or modes_look_on()
     ):
         return False
     for tensor in tensors:  # noqa: SIM110  (a generator takes as long as the checks)

@@ -8,23 +8,20 @@ import numpy as np
 import pytest
 import torch
 from helpers import family_folders
+from helpers.small_models import small_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from erniem_fast import ErnieMConfig, ErnieMModel, PackedBatch, padding_free
+from erniem_fast import ErnieMModel, PackedBatch, padding_free
 from erniem_fast.inference import cpu_streams
 from erniem_fast.inference.runner import Runner
 from erniem_fast.inference.tokens import Row
 
-SIZES = {
-    "vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48,
-}  # fmt: skip
-
 
 @pytest.fixture(scope="module")
 def model() -> ErnieMModel:
-    return ErnieMModel(ErnieMConfig(**SIZES), add_pooling_layer=False).eval()
+    return small_model()
 
 
 @pytest.fixture(autouse=True)

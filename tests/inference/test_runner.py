@@ -9,26 +9,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.small_models import small_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from erniem_fast import ErnieMConfig, ErnieMModel, PackedBatch
+from erniem_fast import ErnieMModel, PackedBatch
 from erniem_fast.inference import runner as runner_module
 from erniem_fast.inference.runner import Runner, budget, pack
 from erniem_fast.inference.tokens import Row
 
 LENGTHS = st.lists(st.integers(0, 40), max_size=60)
 BUDGETS = st.integers(1, 100)
-SIZES = {
-    "vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48,
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def model() -> ErnieMModel:
-    return ErnieMModel(ErnieMConfig(**SIZES), add_pooling_layer=False).eval()
+    return small_model()
 
 
 def rows_of(lengths: list[int]) -> list[Row]:
@@ -135,7 +133,7 @@ def test_graphs_make_room_for_a_row(model: ErnieMModel) -> None:
 
 def test_what_a_graph_would_leave_out_is_not_graphed() -> None:
     def runner(change: Any = None) -> Any:
-        model: Any = ErnieMModel(ErnieMConfig(**SIZES), add_pooling_layer=False).eval()
+        model: Any = small_model()
         layer = model.encoder.layers[0]
         if change == "hook":
             layer.linear1.register_forward_pre_hook(lambda module, inputs: None)
@@ -221,6 +219,6 @@ def test_bad_arguments(model: ErnieMModel) -> None:
     with pytest.raises(ValueError, match="batch_tokens must be a whole number of at least 1, got 0"):
         Runner(model, 0)
     with pytest.raises(ValueError, match="model must be in eval mode"):
-        Runner(ErnieMModel(ErnieMConfig(**SIZES)))
+        Runner(small_model().train())
     with pytest.raises(TypeError, match="model must hold a padding-free encoder, got Linear"):
         Runner(nn.Linear(2, 2).eval())
