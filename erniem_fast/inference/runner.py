@@ -121,7 +121,8 @@ class Runner:
                         indices = done.indices
                         result = done.wait()
                     except Exception as error:
-                        if not _is_out_of_memory(error) or (len(indices) == 1 and self._graphed is None):
+                        was_alone = streams == 1 and not is_short and self._graphed is None
+                        if not _is_out_of_memory(error) or (len(indices) == 1 and was_alone):
                             raise
                         shortage = str(error)
                     else:
@@ -132,6 +133,8 @@ class Runner:
                         continue
                     # Outside of the handler, whose traceback would keep the batch's memory; and so would `done`.
                     done, is_short = None, True
+                    if streams > 1:  # what does not fit beside others may fit alone
+                        streams, share, most = 1, math.inf, 1
                     self._halve(int(lengths[indices].sum()), shortage)
                     todo.give_back(indices)
             finally:

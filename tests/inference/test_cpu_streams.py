@@ -108,6 +108,20 @@ def test_memory_that_runs_out_halves_the_budget_once(model: ErnieMModel) -> None
     assert 1 <= len(failed) <= 4  # what was under way
 
 
+def test_a_row_that_fits_alone_is_not_lost(model: ErnieMModel) -> None:
+    lock = threading.Lock()
+
+    def compute(batch: PackedBatch) -> torch.Tensor:
+        if not lock.acquire(blocking=False):
+            raise MemoryError
+        time.sleep(0.02)
+        lock.release()
+        return batch.lengths
+
+    results = Runner(model, 1000).run(rows_of([40] * 8), compute)
+    assert [int(result) for result in results] == [40] * 8
+
+
 def test_an_error_is_the_callers_and_nothing_is_computed_after_it(model: ErnieMModel) -> None:
     begun = []
 
