@@ -32,7 +32,7 @@ LAYERS = [
     "inference.texts", "inference.embedding",
     "inference.scores", "inference.runs", "inference.classification", "inference.schema", "inference.spans",
     "inference.tagging", "inference.question_answering", "inference.zero_shot", "inference.extraction",
-    "inference.engine", "__init__", "sentence_transformers",
+    "inference.engine", "inference.encoder_process", "__init__", "sentence_transformers",
     "inference.server.settings", "inference.server.errors", "inference.server.schemas", "inference.server.floats",
     "inference.server.batcher", "inference.server.metrics", "inference.server.guard", "inference.server.service",
     "inference.server.info", "inference.server.routes", "inference.server.openai", "inference.server.pipelines",

@@ -99,12 +99,17 @@ class Server:
         return Answers(end - due, sent - due, dict(statuses), took, found["cpu_seconds"] / took, cores)
 
     def _cpu_seconds(self) -> float | None:
-        """Processor seconds of the server so far; None outside Linux."""
+        """Processor seconds of the server so far, that of its model's process included; None outside Linux."""
         try:
-            fields = Path(f"/proc/{self.process.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+            children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text(encoding="utf-8")
+            return sum(map(_cpu_seconds, [self.process.pid, *map(int, children.split())]))
         except OSError:
             return None
-        return (int(fields[11]) + int(fields[12])) / float(os.sysconf("SC_CLK_TCK"))
+
+
+def _cpu_seconds(process: int) -> float:
+    fields = Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / float(os.sysconf("SC_CLK_TCK"))
 
 
 @contextmanager

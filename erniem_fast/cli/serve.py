@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from ..inference.engine import DTYPES, Encoder
+from ..inference.engine import DTYPES
+from ..inference.encoder_process import EncoderProcess, ProcessEndedError
 from .errors import InputError, say_on_stderr
 from .options import DeviceOption, DtypeOption, ModelOption, parse_choice, parse_count, parse_device
 
@@ -92,15 +93,28 @@ def serve_command(
             f"--host {host!r} --port {port}: {error.strerror or error}; expected a free address"
         ) from error
     with listener:
-        encoder = Encoder.from_pretrained(model, dtype=dtype, device=place)
-        app = create_app(encoder, settings)
-        address = f"[{host}]" if ":" in host else host
-        line = f"Serving {settings.model_name} ({encoder.dtype}, {encoder.device}) on "
-        line += f"http://{address}:{listener.getsockname()[1]}"
-        unfinished = run(app, listener, to_drain, lambda: say_on_stderr(line))
+        try:
+            encoder = EncoderProcess(model, dtype=dtype, device=place)
+        except ProcessEndedError as error:
+            raise _failed(error) from error
+        with encoder:
+            app = create_app(encoder, settings)
+            address = f"[{host}]" if ":" in host else host
+            line = f"Serving {settings.model_name} ({encoder.dtype}, {encoder.device}) on "
+            line += f"http://{address}:{listener.getsockname()[1]}"
+            unfinished = run(
+                app, listener, to_drain, lambda: say_on_stderr(line), lambda: encoder.exit_code is not None
+            )
+            if encoder.exit_code is not None:
+                raise _failed(ProcessEndedError(encoder.exit_code))
     if unfinished:
         say_on_stderr(f"{unfinished} requests were not finished")
         raise typer.Exit(1)
+
+
+def _failed(error: ProcessEndedError) -> typer.Exit:
+    say_on_stderr(f"Error: {error}")
+    return typer.Exit(1)
 
 
 def _parse_number(name: str, value: str) -> float:

@@ -14,6 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import FileResponse, Response
 
 from ...version import __version__
+from ..encoder_process import EncoderProcess
 from ..engine import Encoder
 from .errors import add_handlers, stopping
 from .guard import Guard, Traffic
@@ -29,11 +30,11 @@ PAGE = Path(__file__).with_name("page.html")
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
-def create_app(encoder: Encoder, settings: ServerSettings) -> FastAPI:
+def create_app(encoder: Encoder | EncoderProcess, settings: ServerSettings) -> FastAPI:
     """Make the app of a checkpoint. The model runs in a thread of its own from the first request on.
 
     Args:
-        encoder: the checkpoint; the app alone may use it.
+        encoder: the checkpoint; the app alone may use it. One in a process of its own answers more requests.
         settings: limits.
 
     Returns:

@@ -181,7 +181,7 @@ class Batcher:
         """Wait for the next call's items; none once the batcher is closed."""
         with self._changed:
             while not self._closed:
-                self._waiting = [request for request in self._waiting if not request.future.cancelled()]
+                self._waiting = [request for request in self._waiting if not request.future.done()]
                 if not self._waiting:
                     self._changed.wait()
                     continue
@@ -228,7 +228,7 @@ class Batcher:
                     self._compute([share])
                 return
             logger.warning("A call of the model failed: %s", error, exc_info=error)
-            self._finish(shares[0].request, error)
+            _settle(shares[0].request, error)
             return
         call = Call(len(tokens), sum(task.size(item) for item in tokens), time.monotonic() - started)
         self.learn(call)
@@ -240,15 +240,10 @@ class Batcher:
             request.results += results[: len(share.tokens)]
             del results[: len(share.tokens)]
             if len(request.results) == len(request.sizes):
-                self._finish(request, None)
-
-    def _finish(self, request: _Request, error: BaseException | None) -> None:
-        with self._changed:
-            self._waiting = [other for other in self._waiting if other is not request]
-        _settle(request, error)
+                _settle(request)
 
 
-def _settle(request: _Request, error: BaseException | None) -> None:
+def _settle(request: _Request, error: BaseException | None = None) -> None:
     """Give a caller its results, or the error; a caller that is gone gets nothing."""
     with suppress(InvalidStateError):
         if error is not None:

@@ -1,5 +1,6 @@
 """Run an app under uvicorn until a signal, and finish what is in work."""
 
+import gc
 import os
 import socket
 import time
@@ -42,7 +43,13 @@ def bind(host: str, port: int, write_seconds: float) -> socket.socket:
     return found
 
 
-def run(app: FastAPI, listener: socket.socket, drain_seconds: float, on_ready: Callable[[], None]) -> int:
+def run(
+    app: FastAPI,
+    listener: socket.socket,
+    drain_seconds: float,
+    on_ready: Callable[[], None],
+    has_failed: Callable[[], bool] = lambda: False,
+) -> int:
     """Serve until SIGTERM or SIGINT, then refuse new requests and finish those in work; a second signal stops that.
 
     Args:
@@ -50,6 +57,7 @@ def run(app: FastAPI, listener: socket.socket, drain_seconds: float, on_ready: C
         listener: made by `bind`.
         drain_seconds: longest time for the requests in work.
         on_ready: called once requests are taken.
+        has_failed: asked every 0.1 s; True ends the server at once.
 
     Returns:
         The number of requests that were not finished.
@@ -59,7 +67,7 @@ def run(app: FastAPI, listener: socket.socket, drain_seconds: float, on_ready: C
         app, log_config=None, access_log=False, server_header=False, ws="none", timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=CLOSE_SECONDS,
     )  # fmt: skip
-    server = DrainingServer(config, traffic, drain_seconds, on_ready)
+    server = DrainingServer(config, traffic, drain_seconds, on_ready, has_failed)
     server.run(sockets=[listener])
     return server.unfinished
 
@@ -72,10 +80,15 @@ class DrainingServer(uvicorn.Server):
     """
 
     def __init__(
-        self, config: uvicorn.Config, traffic: Traffic, drain_seconds: float, on_ready: Callable[[], None]
+        self,
+        config: uvicorn.Config,
+        traffic: Traffic,
+        drain_seconds: float,
+        on_ready: Callable[[], None],
+        has_failed: Callable[[], bool],
     ) -> None:
         super().__init__(config)
-        self.traffic, self.drain_seconds, self.on_ready = traffic, drain_seconds, on_ready
+        self.traffic, self.drain_seconds, self.on_ready, self.has_failed = traffic, drain_seconds, on_ready, has_failed
         self.unfinished = 0
         self._until = 0.0
 
@@ -83,6 +96,7 @@ class DrainingServer(uvicorn.Server):
         """Begin to take requests."""
         await super().startup(sockets)
         if self.started:
+            gc.freeze()  # else each search for garbage goes through a million objects that stay, and takes 0.2 s
             self.on_ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -95,7 +109,8 @@ class DrainingServer(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """True once the server shall stop; asked every 0.1 s."""
-        if self.traffic.draining and not (self.traffic.in_work and time.monotonic() < self._until):
+        is_drained = self.traffic.draining and not (self.traffic.in_work and time.monotonic() < self._until)
+        if is_drained or self.has_failed():
             self.unfinished = self.traffic.in_work
             return True
         return await super().on_tick(counter)

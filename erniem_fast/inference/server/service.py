@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..encoder_process import EncoderProcess
 from ..engine import Encoder
 from ..task import AnyTask
 from ..tokens import Row
@@ -69,7 +70,7 @@ class Service:
         lacking: for each task that the checkpoint can't do, the reason.
     """
 
-    def __init__(self, encoder: Encoder, settings: ServerSettings, metrics: Metrics) -> None:
+    def __init__(self, encoder: Encoder | EncoderProcess, settings: ServerSettings, metrics: Metrics) -> None:
         self.encoder, self.settings, self.metrics = encoder, settings, metrics
         self.batcher = Batcher(settings.max_batch_tokens, settings.max_wait_ms / 1000, metrics.observe_call)
         metrics.queue_size.set_function(lambda: self.batcher.queue_size)
