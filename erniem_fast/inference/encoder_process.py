@@ -3,9 +3,9 @@
 Python runs one thread of a process at a time, and between the operations of a model any other may go first. Where
 this process does much besides, such as answering requests, the model there loses no time to it.
 
-with EncoderProcess("DIR") as encoder:
-    task = encoder.task("encode")
-    vectors = task.compute(task.tokenize(["Guten Tag!", "你好，世界"]))
+if __name__ == "__main__":  # the other process imports this file
+    with EncoderProcess("DIR") as encoder:
+        vectors = encoder.encode(["Guten Tag!", "你好，世界"])
 """
 
 import atexit
@@ -16,6 +16,7 @@ import multiprocessing
 import pickle
 import signal
 import threading
+import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -23,7 +24,10 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
+from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars  # type: ignore[attr-defined]
 from torch import Tensor, nn
+from tqdm import tqdm
+from transformers.utils import logging
 
 from .engine import Encoder
 from .task import AnyTask
@@ -48,7 +52,9 @@ class ProcessEndedError(RuntimeError):
 
 
 class EncoderProcess:
-    """An `Encoder` that computes in another process. Has its attributes, but for the weights, and its tasks.
+    """An `Encoder` that computes in another process. Has its attributes, but for the weights, its methods and tasks.
+
+    Several threads may use its tasks at once; their calls of the model wait in line.
 
     Args:
         name: a folder, or the id of a checkpoint on the Hugging Face Hub.
@@ -62,7 +68,7 @@ class EncoderProcess:
     def __init__(self, name: str, **options: Any) -> None:
         context = multiprocessing.get_context("spawn")  # a fork would have none of torch's threads
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, name, options), name="model", daemon=True)
+        self._process = context.Process(target=_serve, args=(theirs, name, options, _said()), name="model", daemon=True)
         self._calls = threading.Lock()
         with theirs, _ignored_signals():
             self._process.start()
@@ -73,6 +79,7 @@ class EncoderProcess:
             self._kill()
             raise
         self._encoder.runner.device = META  # of what tasks make beside the model
+        self._encoder.task = self.task  # type: ignore[method-assign]  # its methods compute there, too
 
     def __getattr__(self, name: str) -> Any:
         if name == "_encoder":
@@ -92,12 +99,15 @@ class EncoderProcess:
 
     def task(self, name: str, **options: Any) -> AnyTask:
         """The task of a name; see `Encoder.task`."""
-        return _RemoteTask(self, self._encoder.task(name, **options), pickle.dumps((name, options)))
+        pickled = pickle.dumps((name, options))  # before an iterator among them is used up
+        return _RemoteTask(self, Encoder.task(self._encoder, name, **options), pickled)
 
     def close(self) -> None:
-        """End the process, after the call that it is in."""
-        self._connection.close()
-        self._process.join(SECONDS_TO_END)
+        """End the process, after the call that it is in if that takes no more than 5 s."""
+        if self._calls.acquire(timeout=SECONDS_TO_END):  # else closed under the thread that reads from it
+            self._connection.close()
+            self._process.join(SECONDS_TO_END)
+            self._calls.release()
         self._kill()
 
     def compute(self, task: bytes, tokens: Sequence[Any]) -> Any:
@@ -107,24 +117,28 @@ class EncoderProcess:
             RuntimeError: what the task raised there, in words; its traceback is a note.
             ProcessEndedError: the process has ended.
         """
+        asked = pickle.dumps((task, tokens), pickle.HIGHEST_PROTOCOL)
         with self._calls:
-            try:
-                self._connection.send((task, tokens))
-            except OSError as error:
-                raise self._ended() from error
-            return self._answer()
+            return self._answer(asked)
 
-    def _answer(self) -> Any:
+    def _answer(self, asked: bytes = b"") -> Any:
         try:
+            if asked:
+                self._connection.send_bytes(asked)
             error, result = pickle.loads(self._connection.recv_bytes())
         except (EOFError, OSError) as gone:
             raise self._ended() from gone
+        except BaseException:  # Ctrl-C: the next call would be given this one's results
+            self._kill()
+            raise
         if error is not None:
             raise error
         return result
 
     def _ended(self) -> ProcessEndedError:
-        self._process.join(SECONDS_TO_END)
+        until = time.monotonic() + SECONDS_TO_END
+        while self.exit_code is None and time.monotonic() < until:  # another thread that asks may be told in our place
+            time.sleep(0.01)
         return ProcessEndedError(self.exit_code)
 
     def _kill(self) -> None:
@@ -160,7 +174,7 @@ class _Weightless(pickle.Pickler):
         if isinstance(value, nn.Parameter):
             return _parameter, (value.shape, value.dtype)
         if isinstance(value, Tensor):
-            return functools.partial(torch.empty, device=META), (value.shape,), None
+            return functools.partial(torch.empty, dtype=value.dtype, device=META), (value.shape,), None
         if isinstance(value, torch.ScriptObject):  # packed weights in int8
             return bool, ()
         return NotImplemented
@@ -170,10 +184,25 @@ def _parameter(shape: torch.Size, dtype: torch.dtype) -> nn.Parameter:
     return nn.Parameter(torch.empty(shape, dtype=dtype, device=META), requires_grad=False)
 
 
-def _serve(connection: Connection, name: str, options: dict[str, Any]) -> None:
+def _said() -> tuple[int, bool, bool]:
+    """How much libraries say here while they load a checkpoint: verbosity, progress bars, those of downloads."""
+    return logging.get_verbosity(), logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
+
+
+def _say(verbosity: int, bars: bool, downloads: bool) -> None:
+    logging.set_verbosity(verbosity)
+    if not bars:
+        logging.disable_progress_bar()
+        if downloads:
+            enable_progress_bars()  # which the line above disables, too
+
+
+def _serve(connection: Connection, name: str, options: dict[str, Any], said: tuple[int, bool, bool]) -> None:
     """Load a checkpoint and compute what is asked for, until the other end is closed."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore, of which Python says that it leaked if this is killed
+    _say(*said)
     with suppress(EOFError, OSError):  # the other process is gone
         try:
             encoder = Encoder.from_pretrained(name, **options)

@@ -1,17 +1,38 @@
-"""A tokenizer, and a model that is told what to find."""
+"""A tokenizer, tiny checkpoints, and a model that is told what to find."""
 
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers.extraction import MAX_TOKENS, Told, letters
 from helpers.golden_tokenizer import build
+from helpers.head_folders import save_head
 
-from erniem_fast import ErnieMConfig, information_extraction
+from erniem_fast import Encoder, ErnieMConfig, information_extraction
 
 
 @pytest.fixture(scope="session")
 def golden_tokenizer() -> Any:
     return build()
+
+
+@pytest.fixture(scope="session")
+def head_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The checkpoint of a head of `helpers.head_folders`."""
+    parent = tmp_path_factory.mktemp("heads")
+
+    def get(head: str) -> Path:
+        return parent / head if (parent / head).exists() else save_head(parent / head, head)
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def load(head_folder: Callable[[str], Path]) -> Callable[[str], Encoder]:
+    """The encoder of a head, in float32."""
+    return lru_cache(lambda head: Encoder.from_pretrained(head_folder(head), dtype="float32"))
 
 
 @pytest.fixture

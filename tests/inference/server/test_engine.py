@@ -2,53 +2,17 @@
 
 import tracemalloc
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
-from helpers.golden_tokenizer import build
+from helpers.head_folders import TEXTS
 from helpers.live_server import live_server
 from huggingface_hub import InferenceClient
 
-import erniem_fast
-from erniem_fast import Encoder, ErnieMConfig
+from erniem_fast import Encoder
 from erniem_fast.inference.server import ServerSettings, create_app
-
-SIZES = {
-    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
-    "initializer_range": 0.2, "max_position_embeddings": 42,
-}  # fmt: skip
-TEXTS = ["The cat sat on the mat.", "Où est la gare la plus proche ?", "今日は良い天気です。", "word " * 60]
-LABELS = {0: "entailment", 1: "neutral", 2: "contradiction"}
-TAGS = {0: "O", 1: "B-PER", 2: "I-PER"}
-HEADS: dict[str, tuple[str, dict[str, Any]]] = {
-    "vectors": ("ErnieMModel", {}),
-    "labels": ("ErnieMForSequenceClassification", {"id2label": LABELS, "label2id": {v: k for k, v in LABELS.items()}}),
-    "ranks": ("ErnieMForSequenceClassification", {"num_labels": 1}),
-    "tags": ("ErnieMForTokenClassification", {"id2label": TAGS, "label2id": {v: k for k, v in TAGS.items()}}),
-    "answers": ("ErnieMForQuestionAnswering", {}),
-    "records": ("ErnieMForInformationExtraction", {}),
-}
-
-
-@pytest.fixture(scope="module")
-def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Encoder]:
-    """The encoder of a head."""
-    parent, loaded = tmp_path_factory.mktemp("heads"), {}
-
-    def get(head: str) -> Encoder:
-        if head not in loaded:
-            cls, changes = HEADS[head]
-            tokenizer, folder = build(), Path(parent / head)
-            config = ErnieMConfig(vocab_size=len(tokenizer), **SIZES, **changes)
-            getattr(erniem_fast, cls)(config).save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
-            loaded[head] = Encoder.from_pretrained(str(folder), dtype="float32")
-        return loaded[head]
-
-    return get
 
 
 @pytest.fixture
