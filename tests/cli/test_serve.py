@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -9,12 +10,14 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers.command_line import assert_one_line, run
 from helpers.paths import ROOT
+from helpers.processes import is_there, wait_until
 
 JSON = {"Content-Type": "application/json"}
 HEAD = (
@@ -62,18 +65,23 @@ def test_what_is_not_installed_is_named(checkpoint: Path, monkeypatch: pytest.Mo
 
 @pytest.fixture
 def start(checkpoint: Path) -> Iterator[Callable[..., tuple[subprocess.Popen, int]]]:
-    """Start a server: its process and its port."""
+    """Start a server: its process and its port, or 0 where that is not waited for."""
     processes = []
 
-    def begin(*options: str, **environment: str) -> tuple[subprocess.Popen, int]:
+    def begin(*options: str, ready: bool = True, **environment: str) -> tuple[subprocess.Popen, int]:
         command = [sys.executable, "-m", "erniem_fast.cli.main", "serve", "--model", str(checkpoint), "--port", "0"]
         process = subprocess.Popen(
-            [*command, *options], cwd=checkpoint, stderr=subprocess.PIPE, text=True,
+            [*command, *options], cwd=checkpoint, stderr=subprocess.PIPE, text=True, start_new_session=True,
             env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment,
         )  # fmt: skip
         processes.append(process)
         assert process.stderr
-        line = next(line for line in process.stderr if line.startswith("Serving "))
+        if not ready:
+            return process, 0
+        for line in process.stderr:
+            assert "Loading weights" not in line
+            if line.startswith("Serving "):
+                break
         assert line.startswith(f"Serving {'nickname' if 'nickname' in options else checkpoint} (")
         return process, int(line.rsplit(":", 1)[1])
 
@@ -101,15 +109,82 @@ def send_half(port: int) -> tuple[socket.socket, bytes]:
     return connection, content[10:]
 
 
+def model_of(process: subprocess.Popen) -> int | None:
+    """Number of the process that computes; None: there is none yet."""
+    for child in map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()):
+        with suppress(OSError):
+            if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
+                return child
+    return None
+
+
+def ignores_interrupts(pid: int) -> bool:
+    (mask,) = re.findall(r"^SigIgn:\s*(\w+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return bool(int(mask, 16) >> (signal.SIGINT - 1) & 1)
+
+
+with_proc = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc")
+
+
 @pytest.mark.slow
-def test_requests_under_way_are_answered_before_the_end(start: Callable[..., tuple[subprocess.Popen, int]]) -> None:
+@with_proc
+@pytest.mark.parametrize("busy", [False, True])
+def test_a_model_that_is_killed_ends_the_server(start: Callable[..., tuple], busy: bool) -> None:
+    process, port = start()
+    model = model_of(process)
+    assert ask(port, "/embed", {"inputs": "a"})[0] == 200
+    os.kill(model, signal.SIGSTOP)
+    if busy:
+        connection, rest = send_half(port)
+        connection.sendall(rest)
+        assert ask(port, "/tokenize", {"inputs": "a"})[0] == 200  # by now the other is known to be under way
+    os.kill(model, signal.SIGKILL)
+    assert process.wait(60) == 1
+    ended = "the process of the model ended with exit code -9"
+    lines = [f"A call of the model failed: {ended}"] * busy + [f"Error: {ended}"]
+    assert process.stderr.read().splitlines() == lines
+    if busy:
+        with connection:
+            assert connection.recv(65536).startswith(b"HTTP/1.1 424")
+
+
+@pytest.mark.slow
+@with_proc
+def test_a_killed_server_leaves_no_model_behind(start: Callable[..., tuple]) -> None:
+    process, _ = start()
+    model = model_of(process)
+    process.kill()
+    wait_until(lambda: not is_there(model))
+
+
+@pytest.mark.slow
+@with_proc
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_it_loads(start: Callable[..., tuple], number: int, code: int) -> None:
+    process, _ = start(ready=False)
+    wait_until(lambda: model_of(process) and not ignores_interrupts(process.pid))
+    model = model_of(process)
+    os.killpg(process.pid, number)
+    assert process.wait(60) == code
+    said = process.stderr.read()
+    assert "Traceback" not in said
+    assert "Error" not in said
+    assert not is_there(model)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["SIGTERM", "Ctrl-C"])
+def test_requests_under_way_are_answered_before_the_end(start: Callable[..., tuple], how: str) -> None:
     process, port = start("--served-model-name", "nickname", ERNIEM_FAST_API_KEY="secret")
     key = {"Authorization": "Bearer secret"}
     connection, rest = send_half(port)
     assert ask(port, "/embed", {"inputs": "a"})[0] == 401
     assert ask(port, "/embed", {"inputs": "a"}, **key)[0] == 200  # by now the other is known to be under way
     assert json.loads(ask(port, "/v1/models", **key)[1])["data"][0]["id"] == "nickname"
-    process.send_signal(signal.SIGTERM)
+    if how == "SIGTERM":
+        process.send_signal(signal.SIGTERM)
+    else:  # which a terminal sends to every process of the group
+        os.killpg(process.pid, signal.SIGINT)
     while ask(port, "/health")[0] != 503:
         pass
     assert ask(port, "/embed", {"inputs": "late"}, **key)[0] == 503
@@ -120,6 +195,7 @@ def test_requests_under_way_are_answered_before_the_end(start: Callable[..., tup
     assert answer.startswith(b"HTTP/1.1 200")
     assert len(json.loads(answer.split(b"\r\n\r\n", 1)[1])[0]) == 32
     assert process.wait(60) == 0
+    assert process.stderr.read() == ""
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ import pytest
 from helpers.family_folders import FAMILIES, save_family
 from helpers.head_folders import TEXTS
 from helpers.paths import ROOT
+from helpers.processes import is_there, wait_until
 from helpers.sentence_folders import change_json, save_encoder
 
 from erniem_fast import Encoder
@@ -224,7 +225,8 @@ def save_dense(folder: Path) -> Path:
     """A sentence-transformers folder: pooling, a dense layer with weights, vectors of length 1, and prompts."""
     import torch
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.models import Dense, Normalize, Pooling, Transformer
+    from sentence_transformers.base.modules import Dense
+    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 
     save_encoder(folder / "plain", "XLMRoberta")
     words = Transformer(str(folder / "plain"))
@@ -318,14 +320,6 @@ def test_close(head_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPat
     assert encoder.exit_code == -9
 
 
-def is_there(pid: int) -> bool:
-    """True if a process runs; one whose parent has not asked for its exit code does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc")
 @pytest.mark.parametrize(("end", "code"), [("forgotten", 0), ("killed", -signal.SIGKILL)])
@@ -338,7 +332,4 @@ def test_no_process_is_left_behind(head_folder: Callable[[str], Path], end: str,
     assert done.returncode == code
     shape, pid = done.stdout.rsplit(maxsplit=1)
     assert shape == "(32,)"
-    until = time.monotonic() + 30
-    while is_there(int(pid)) and time.monotonic() < until:
-        time.sleep(0.05)
-    assert not is_there(int(pid))
+    wait_until(lambda: not is_there(int(pid)))

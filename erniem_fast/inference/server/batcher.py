@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from ..encoder_process import ProcessEndedError
 from ..task import AnyTask
 
 logger = logging.getLogger(__name__)
@@ -227,7 +228,8 @@ class Batcher:
                 for share in shares:
                     self._compute([share])
                 return
-            logger.warning("A call of the model failed: %s", error, exc_info=error)
+            where = None if isinstance(error, ProcessEndedError) else error
+            logger.warning("A call of the model failed: %s", error, exc_info=where)
             _settle(shares[0].request, error)
             return
         call = Call(len(tokens), sum(task.size(item) for item in tokens), time.monotonic() - started)
