@@ -63,7 +63,7 @@ def _lossy_stderr() -> Iterator[None]:
     with suppress(OSError):
         # The lowest free descriptor comes first: a file at 1 or 2 would receive what libraries print there.
         while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
-            pass
+            os.set_inheritable(descriptor, True)  # a process that is started here has the same to fear
         os.close(descriptor)
     stream = LossyStream(sys.stderr)
     with redirect_stderr(stream):
