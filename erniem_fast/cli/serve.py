@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from ..inference.engine import DTYPES
 from ..inference.encoder_process import EncoderProcess, ProcessEndedError
+from ..inference.engine import DTYPES
 from .errors import InputError, say_on_stderr
 from .options import DeviceOption, DtypeOption, ModelOption, parse_choice, parse_count, parse_device
 
