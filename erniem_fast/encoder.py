@@ -6,29 +6,19 @@ A layer hands over its parts; `run_layer` computes them. Models subclass nothing
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
-from . import fusion, ops
-from .fusion import DropoutLike, PackedContext, Pending
+from . import cpu_layer, fusion, ops
+from .fusion import PackedContext, Pending
+from .layer_parts import AttentionParts, LayerParts
 from .ops.attention_torch import visible
 from .outputs import Encoded, OutputOptions
 from .packing import PackedBatch
 from .validation import warn_once
-
-__all__ = [
-    "AttentionParts",
-    "LayerParts",
-    "PackedContext",
-    "PackedModelOutput",
-    "attend",
-    "make_context",
-    "run_layer",
-    "run_layers",
-]
 
 SITES_PER_LAYER = 4
 """Dropouts of a layer, in the order attention, out, activation, linear2; site 0 is the embedding's."""
@@ -47,63 +37,6 @@ class PackedModelOutput(BaseModelOutputWithPoolingAndCrossAttentions):
     """
 
     batch: PackedBatch | None = None
-
-
-class AttentionParts(NamedTuple):
-    """The parts of self-attention.
-
-    Attributes:
-        query, key, value: projections of (total_tokens, hidden_size) to (total_tokens, num_heads * head_dim).
-        num_heads: heads, without the pruned ones.
-        dropout: on the probabilities.
-        layer: index of the layer.
-        kept_heads: indices of the heads among those of a mask, where some were pruned; None: all.
-        relative_scores: (batch, num_heads, seq_len, seq_len) of query and key (batch, num_heads, seq_len, head_dim),
-            to be added before scaling; None for none. Computed densely.
-        causal: True if a token sees those up to itself only, and the prefix.
-    """
-
-    query: nn.Module
-    key: nn.Module
-    value: nn.Module
-    num_heads: int
-    dropout: DropoutLike
-    layer: int
-    kept_heads: list[int] | None = None
-    relative_scores: Callable[[Tensor, Tensor], Tensor] | None = None
-    causal: bool = False
-
-
-class LayerParts(NamedTuple):
-    """The parts of a layer: attention, add and norm, feed-forward block, add and norm.
-
-    Attributes:
-        attention: the attention's parts with `out` behind them; or the module that holds both, which is called.
-        out: projection of the joined heads; None where `attention` is a module.
-        dropout1, norm1: behind the attention.
-        linear1, activation, dropout, linear2: the feed-forward block.
-        dropout2, norm2: behind the feed-forward block.
-        layer: index of the layer.
-    """
-
-    attention: AttentionParts | nn.Module
-    out: nn.Module | None
-    dropout1: DropoutLike
-    norm1: nn.Module
-    linear1: nn.Module
-    activation: nn.Module
-    dropout: DropoutLike
-    linear2: nn.Module
-    dropout2: DropoutLike
-    norm2: nn.Module
-    layer: int
-
-    def modules(self) -> list[nn.Module]:
-        """The parts that are modules."""
-        attention = self.attention
-        inner = (attention.query, attention.key, attention.value, attention.dropout) if isinstance(
-            attention, AttentionParts) else ()  # fmt: skip
-        return [part for part in (*inner, *self) if isinstance(part, nn.Module)]
 
 
 Layer = Callable[[Tensor, PackedContext], tuple[Tensor, Tensor | None]]
@@ -196,6 +129,8 @@ def run_layer(
     Returns:
         (total_tokens, hidden_size) or (num_kept, hidden_size), and the probabilities where they were computed.
     """
+    if head_mask is None and (rows := cpu_layer.run(parts, x, context)) is not None:
+        return rows, None
     site = 1 + SITES_PER_LAYER * parts.layer
     if isinstance(parts.attention, AttentionParts):
         assert parts.out is not None

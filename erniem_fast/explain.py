@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from . import fusion, modeling
-from .encoder import AttentionParts, LayerParts
+from .layer_parts import AttentionParts, LayerParts
 from .packed import PackedEncoder
 from .packed_heads import PackedMaskedLM
 from .padding_free import other_models

@@ -19,7 +19,8 @@ from transformers.models.roberta import modeling_roberta
 from transformers.models.xlm_roberta import modeling_xlm_roberta
 
 from . import fusion
-from .encoder import AttentionParts, LayerParts, PackedContext
+from .fusion import PackedContext
+from .layer_parts import AttentionParts, LayerParts
 from .packed import Containers, PackedEmbeddings, PackedEncoder, PackedLayer, Swapped, by_name
 from .packed_heads import FindsSpans, PackedHead, PackedMaskedLM, ScoresChoices, ScoresSequences
 from .validation import Limits

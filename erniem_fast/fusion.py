@@ -292,14 +292,14 @@ def linear(module: nn.Module, x: Tensor, context: PackedContext) -> Pending:
     return Pending(None, add_to=lambda residual: ops.add_linear(x, module.weight, module.bias, residual))
 
 
-def _fused_activation(module: nn.Module) -> str | None:
+def fused_activation(module: nn.Module) -> str | None:
     """Name of the activation for the operations; None: it must be called."""
     return "gelu" if is_plain(module, GELU) else "relu" if is_plain(module, nn.ReLU) else None
 
 
 def is_fused(part: nn.Module) -> bool:
     """True if an operation takes over a part of a layer, and it is not called."""
-    return _fused_activation(part) is not None or any(
+    return fused_activation(part) is not None or any(
         is_plain(part, cls) for cls in (nn.Linear, nn.LayerNorm, nn.Dropout)
     )
 
@@ -315,7 +315,7 @@ def feed_forward(
 ) -> Pending:
     """linear2(dropout(activation(linear1(x))))."""
     fused, drop = take_over(dropout, context, site)
-    name = _fused_activation(activation)
+    name = fused_activation(activation)
     if name is None:
         warn_once("The activation is not fused: it is neither gelu nor relu, or it carries hooks.")
         return linear(linear2, call_dropout(dropout, activation(linear1(x)), context), context)

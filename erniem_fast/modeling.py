@@ -12,8 +12,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAtte
 
 from . import encoder, fusion, heads, modules, token_heads
 from .configuration import POSITION_OFFSET
-from .encoder import AttentionParts, LayerParts, PackedContext, PackedModelOutput
+from .encoder import PackedModelOutput
+from .fusion import PackedContext
 from .inputs import pack_input
+from .layer_parts import AttentionParts, LayerParts
 from .outputs import Encoded, OutputOptions, base_tuple, called_as
 from .packing import PackedBatch
 from .validation import (

@@ -17,8 +17,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAtte
 from transformers.utils import output_capturing
 
 from . import encoder, fusion
-from .encoder import LayerParts, PackedContext, PackedModelOutput
+from .encoder import PackedModelOutput
+from .fusion import PackedContext
 from .inputs import pack_input
+from .layer_parts import LayerParts
 from .outputs import OutputOptions
 from .packing import PackedBatch
 from .validation import Limits, ValueCheck, count_packed, warn_once

@@ -13,7 +13,8 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.xlm import modeling_xlm
 
 from . import encoder, fusion
-from .encoder import AttentionParts, LayerParts, PackedContext
+from .fusion import PackedContext
+from .layer_parts import AttentionParts, LayerParts
 from .losses import labelled_rows
 from .packed import PACKED_ARGUMENTS, Containers, PackedEncoder, by_name, is_packed
 from .packed_heads import (

@@ -21,7 +21,7 @@ LAYERS = [
     "kernels.linear", "kernels.mlp",
     "ops.backend", "ops.onednn", "ops.rows_cpu", "ops.dropout", "ops.attention_cpu", "ops.attention_torch",
     "ops.attention", "ops.layer_norm", "ops.activation", "ops.mlp", "ops.embedding", "ops.linear", "ops.__init__",
-    "validation", "packing", "inputs", "outputs", "fusion", "encoder",
+    "validation", "packing", "inputs", "outputs", "fusion", "layer_parts", "cpu_layer", "encoder",
     "paddle_names", "checkpoints", "pretrained", "modules", "losses", "heads", "token_heads", "reference", "modeling",
     "export", "packed", "packed_heads", "families", "xlm", "padding_free", "explain",
     "inference.__init__", "inference.batch_invariance", "inference.projections", "inference.progress",

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from ..encoder import LayerParts
+from ..layer_parts import LayerParts
 from ..modeling import ErnieMModel
 from ..packed import PackedEncoder
 

@@ -2,8 +2,8 @@
 
 from torch import nn
 
-from ..encoder import AttentionParts
 from ..fusion import is_plain
+from ..layer_parts import AttentionParts
 from ..ops import onednn
 from .layers import layers_of
 

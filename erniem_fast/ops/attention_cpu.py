@@ -36,7 +36,7 @@ class Group(NamedTuple):
         rows: (sequences, length) int64 of theirs; behind the end of a shorter one its last row again.
         kept: (kept tokens,) int64 places among the flattened rows that are no repetitions; None: all.
         places: (kept tokens,) int64 rows of these.
-        mask: (sequences, 1, 1, length) bool, False at repetitions; None without any.
+        mask: (sequences, 1, 1, length), 0 and at repetitions minus infinity; None without any.
     """
 
     rows: Tensor
@@ -45,39 +45,40 @@ class Group(NamedTuple):
     mask: Tensor | None
 
     @classmethod
-    def of(cls, starts: Tensor, lengths: Tensor, longest: int) -> "Group":
+    def of(cls, starts: Tensor, lengths: Tensor, longest: int, dtype: torch.dtype) -> "Group":
         """From (sequences,) first rows and lengths."""
         places = torch.arange(longest)
         rows = starts[:, None] + torch.minimum(places, lengths[:, None] - 1)
-        mask = places < lengths[:, None]
-        if bool(mask.all()):
+        real = places < lengths[:, None]
+        if bool(real.all()):
             return cls(rows, None, rows.flatten(), None)
-        return cls(rows, mask.flatten().nonzero().squeeze(1), rows[mask], mask[:, None, None])
+        mask = torch.zeros(real.shape, dtype=dtype).masked_fill_(~real, -torch.inf)
+        return cls(rows, real.flatten().nonzero().squeeze(1), rows[real], mask[:, None, None])
 
 
 class Sequences(NamedTuple):
     """The sequences of a batch, as this file computes them.
 
     Attributes:
-        lengths: of each, and at the end the rows behind the last one.
-        alone: indices of those that are computed alone.
+        end: rows of all of them.
+        alone: rows of each that is computed alone.
         groups: those that are computed together.
     """
 
-    lengths: list[int]
-    alone: list[int]
+    end: int
+    alone: list[slice]
     groups: list[Group]
 
     @classmethod
-    def of(cls, cu_seqlens: Tensor, total_tokens: int, tiled: bool) -> "Sequences":
-        """From (num_sequences + 1,) offsets on a CPU; tiled: for 16 bits, in which lengths are filled up to tiles."""
-        offsets = cu_seqlens.tolist()
+    def of(cls, cu_seqlens: Tensor, dtype: torch.dtype) -> "Sequences":
+        """From (num_sequences + 1,) offsets on a CPU; in 16 bits lengths are filled up to tiles."""
+        offsets, tiled = cu_seqlens.tolist(), dtype != torch.float32
         lengths = [end - start for start, end in pairwise(offsets)]
         by_length: dict[int, list[int]] = {}
         for index, length in enumerate(lengths):
             if length:
                 by_length.setdefault(length - length % -TILE if tiled else length, []).append(index)
-        alone: list[int] = []
+        alone: list[slice] = []
         groups: list[Group] = []
         for longest, indices in by_length.items():
             is_worth_it = len(indices) >= FEWEST_TOGETHER and longest <= LONGEST_TOGETHER
@@ -86,10 +87,10 @@ class Sequences(NamedTuple):
             if is_worth_it:
                 chosen = torch.tensor(indices)
                 starts = cu_seqlens[chosen].long()
-                groups.append(Group.of(starts, cu_seqlens[chosen + 1] - starts, longest))
+                groups.append(Group.of(starts, cu_seqlens[chosen + 1] - starts, longest, dtype))
             else:
-                alone += indices
-        return cls([*lengths, total_tokens - offsets[-1]], alone, groups)
+                alone += [slice(offsets[index], offsets[index + 1]) for index in indices]
+        return cls(offsets[-1], alone, groups)
 
 
 def attention_cpu(qkv: Tensor, sequences: Sequences) -> Tensor:
@@ -103,18 +104,15 @@ def attention_cpu(qkv: Tensor, sequences: Sequences) -> Tensor:
         (total_tokens, num_heads, head_dim); 0 behind the last sequence.
     """
     out = qkv.new_empty(qkv.shape[0], *qkv.shape[2:])
-    # (1, num_heads, length, head_dim) of each sequence
-    operands = (operand.split(sequences.lengths, 2) for operand in qkv.permute(1, 2, 0, 3).unsqueeze(1).unbind(0))
-    query, key, value = operands
-    outs = out.split(sequences.lengths)
-    for index in sequences.alone:
-        heads = F.scaled_dot_product_attention(query[index], key[index], value[index])
-        outs[index].copy_(heads[0].transpose(0, 1))
+    for rows in sequences.alone:
+        query, key, value = qkv[rows].permute(1, 2, 0, 3).unsqueeze(1).unbind(0)
+        out[rows] = F.scaled_dot_product_attention(query, key, value)[0].transpose(0, 1)
     for group in sequences.groups:
         taken = qkv.index_select(0, group.rows.flatten()).unflatten(0, group.rows.shape).permute(2, 0, 3, 1, 4)
         queries, keys, values = taken.unbind(0)
         heads = F.scaled_dot_product_attention(queries, keys, values, group.mask).transpose(1, 2).flatten(0, 1)
         heads = heads if group.kept is None else heads.index_select(0, group.kept)
         out.index_copy_(0, group.places, heads.to(out.dtype))
-    outs[-1].zero_()
+    if sequences.end < out.shape[0]:
+        out[sequences.end :].zero_()
     return out

@@ -96,15 +96,15 @@ class Arrangement:
         rows = self.groups[0].rows if len(self.groups) == 1 else None
         return isinstance(rows, slice) and rows == slice(0, self.total_tokens)
 
-    @cached_property
-    def sequences(self) -> attention_cpu.Sequences:
+    def sequences(self, dtype: torch.dtype) -> attention_cpu.Sequences:
         """Sequences one by one, on a CPU."""
-        return attention_cpu.Sequences.of(self.cu_seqlens, self.total_tokens, tiled=False)
+        if dtype not in self._sequences:
+            self._sequences[dtype] = attention_cpu.Sequences.of(self.cu_seqlens, dtype)
+        return self._sequences[dtype]
 
     @cached_property
-    def tiled_sequences(self) -> attention_cpu.Sequences:
-        """The same in 16 bits."""
-        return attention_cpu.Sequences.of(self.cu_seqlens, self.total_tokens, tiled=True)
+    def _sequences(self) -> dict[torch.dtype, attention_cpu.Sequences]:
+        return {}
 
 
 def attention_torch(
@@ -210,8 +210,7 @@ def _forward(
     if arrangement is None:  # the operation for torch.compile, whose result is one and contiguous in every mode
         arrangement = Arrangement(cu_seqlens, max_seqlen, num_heads, total)
     elif not p and prefix_lens is None and not causal and attention_cpu.takes(qkv):
-        sequences = arrangement.sequences if qkv.dtype == torch.float32 else arrangement.tiled_sequences
-        return attention_cpu.attention_cpu(qkv, sequences)
+        return attention_cpu.attention_cpu(qkv, arrangement.sequences(qkv.dtype))
     elif arrangement.is_one_sequence:
         return _attend(qkv, arrangement.groups[0], prefix_lens, causal, p, seed, site)[0].transpose(0, 1).to(qkv.dtype)
     out = qkv.new_zeros(total + 1, num_heads, head_dim)

@@ -76,7 +76,7 @@ def linear(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]
     """
     if (packed := onednn.packed(weights)) is not None:
         bias = _joined(biases)
-        out = torch.cat([onednn.linear(piece, packed, bias) for piece in _whole_pieces(x)])
+        out = _stacked([onednn.linear(piece, packed, bias) for piece in _whole_pieces(x)])
         return out[: x.shape[0]].unflatten(1, (len(weights), weights[0].shape[0]))
     out = x.new_empty(len(weights), _filled_rows(x), weights[0].shape[0])
     for rows, piece in _pieces(x, _sizes(x)):
@@ -137,9 +137,13 @@ def add_mlp(
 def _add_linear(pieces: Iterable[Tensor], packed: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
     """Products of pieces of rows with packed weights, and their sums with the residual's rows; those that fill too."""
     if residual is None:
-        return torch.cat([onednn.linear(piece, packed, bias) for piece in pieces])
+        return _stacked([onednn.linear(piece, packed, bias) for piece in pieces])
     pairs = zip(pieces, _whole_pieces(residual), strict=True)
-    return torch.cat([onednn.add_linear(piece, packed, bias, rows) for piece, rows in pairs])
+    return _stacked([onednn.add_linear(piece, packed, bias, rows) for piece, rows in pairs])
+
+
+def _stacked(pieces: list[Tensor]) -> Tensor:
+    return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
 
 
 def _whole_pieces(x: Tensor) -> Iterator[Tensor]:
@@ -154,6 +158,12 @@ def _joined(biases: Sequence[Tensor | None]) -> Tensor | None:
     """Biases of several layers as one, where they have any."""
     given = [bias for bias in biases if bias is not None]
     return torch.cat(given) if len(given) > 1 else given[0] if given else None
+
+
+def fill(x: Tensor) -> Tensor:
+    """Rows filled up to whole tiles, so that none of these functions has to; in float32 as they are."""
+    missing = 0 if x.dtype == torch.float32 else filled(x.shape[0]) - x.shape[0]
+    return F.pad(x, (0, 0, 0, missing)) if missing else x
 
 
 def filled(rows: int) -> int:
@@ -179,10 +189,8 @@ def _pieces(x: Tensor, sizes: tuple[int, ...]) -> Iterator[tuple[slice, Tensor]]
         size = next((size for size in sizes if size <= total - begin), sizes[-1])
         piece = x if size >= total else x[begin : begin + size]
         rows = min(size, total - begin)
-        missing = 0 if x.dtype == torch.float32 else filled(rows) - rows
-        if missing:
-            piece = F.pad(piece, (0, 0, 0, missing))
-        yield slice(begin, begin + rows + missing), piece
+        piece = fill(piece)
+        yield slice(begin, begin + piece.shape[0]), piece
         begin += rows
 
 

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from erniem_fast.encoder import AttentionParts, LayerParts
 from erniem_fast.families import BertKindLayer
+from erniem_fast.layer_parts import AttentionParts, LayerParts
 
 
 def parts_of(layer: Any, index: int) -> LayerParts:

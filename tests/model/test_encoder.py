@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
 from erniem_fast import PackedBatch, ops
-from erniem_fast.encoder import LayerParts, PackedContext, run_layer
+from erniem_fast.encoder import PackedContext, run_layer
+from erniem_fast.layer_parts import LayerParts
 
 LENGTHS = (7, 0, 3, 19, 1)
 DOUBLE = torch.float64
