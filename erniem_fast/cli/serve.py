@@ -94,27 +94,33 @@ def serve_command(
         ) from error
     with listener:
         try:
-            encoder = EncoderProcess(model, dtype=dtype, device=place)
+            with EncoderProcess(model, dtype=dtype, device=place) as encoder:
+                _check(model, encoder)
+                app = create_app(encoder, settings)
+                address = f"[{host}]" if ":" in host else host
+                line = f"Serving {settings.model_name} ({encoder.dtype}, {encoder.device}) on "
+                line += f"http://{address}:{listener.getsockname()[1]}"
+                unfinished = run(
+                    app, listener, to_drain, lambda: say_on_stderr(line), lambda: encoder.exit_code is not None
+                )
+                if encoder.exit_code is not None:
+                    raise ProcessEndedError(encoder.exit_code)
         except ProcessEndedError as error:
-            raise _failed(error) from error
-        with encoder:
-            app = create_app(encoder, settings)
-            address = f"[{host}]" if ":" in host else host
-            line = f"Serving {settings.model_name} ({encoder.dtype}, {encoder.device}) on "
-            line += f"http://{address}:{listener.getsockname()[1]}"
-            unfinished = run(
-                app, listener, to_drain, lambda: say_on_stderr(line), lambda: encoder.exit_code is not None
-            )
-            if encoder.exit_code is not None:
-                raise _failed(ProcessEndedError(encoder.exit_code))
+            say_on_stderr(f"Error: {error}")
+            raise typer.Exit(1) from error
     if unfinished:
         say_on_stderr(f"{unfinished} requests were not finished")
         raise typer.Exit(1)
 
 
-def _failed(error: ProcessEndedError) -> typer.Exit:
-    say_on_stderr(f"Error: {error}")
-    return typer.Exit(1)
+def _check(model: str, encoder: EncoderProcess) -> None:
+    """Compute a text: a model that can't would be a traceback of the app's."""
+    try:
+        encoder.encode("The model computes this.")
+    except ProcessEndedError:
+        raise
+    except RuntimeError as error:
+        raise InputError(f"--model {model!r}: {error}") from error
 
 
 def _parse_number(name: str, value: str) -> float:

@@ -215,7 +215,8 @@ def _serve(connection: Connection, name: str, options: dict[str, Any], said: tup
             connection.send((error, None))
             return
         if encoder.device.type == "cpu":
-            _leave_threads(encoder.task("encode"))
+            with suppress(Exception):  # a model that can't compute says so when it is asked to
+                _leave_threads(encoder.task("encode"))
         written = io.BytesIO()
         _Weightless(written, pickle.HIGHEST_PROTOCOL).dump((None, encoder))
         connection.send_bytes(written.getvalue())

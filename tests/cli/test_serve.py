@@ -18,6 +18,7 @@ import pytest
 from helpers.command_line import assert_one_line, run
 from helpers.paths import ROOT
 from helpers.processes import is_there, wait_until
+from safetensors.torch import load_file, save_file
 
 JSON = {"Content-Type": "application/json"}
 HEAD = (
@@ -54,6 +55,15 @@ def test_a_port_that_is_taken(checkpoint: Path) -> None:
 
 def test_no_such_model(tmp_path: Path) -> None:
     assert_one_line(run("serve", "--model", tmp_path / "none", "--port", 0), "none", "no such folder")
+
+
+@pytest.mark.slow
+def test_a_model_that_can_not_compute(save: Any, tmp_path: Path) -> None:
+    folder = save(tmp_path / "nan")
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name in weights if "norm" in name)
+    save_file(weights | {name: weights[name] * float("nan")}, folder / "model.safetensors", {"format": "pt"})
+    assert_one_line(run("serve", "--model", folder, "--port", 0), f"--model '{folder}'", "finite vectors")
 
 
 def test_what_is_not_installed_is_named(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,6 +156,18 @@ def test_a_model_that_is_killed_ends_the_server(start: Callable[..., tuple], bus
     if busy:
         with connection:
             assert connection.recv(65536).startswith(b"HTTP/1.1 424")
+
+
+@pytest.mark.slow
+@with_proc
+def test_a_model_that_is_killed_while_it_loads(start: Callable[..., tuple]) -> None:
+    process, _ = start(ready=False)
+    wait_until(lambda: model_of(process))
+    os.kill(model_of(process), signal.SIGKILL)
+    assert process.wait(60) == 1
+    said = process.stderr.read()
+    assert said.splitlines()[-1] == "Error: the process of the model ended with exit code -9"
+    assert "Traceback" not in said
 
 
 @pytest.mark.slow
