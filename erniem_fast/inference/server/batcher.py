@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 STRETCH = 4.0
 """So many times its own computing time is what a request may take before it is late."""
-SECONDS_PER_CALL = 0.03
+SECONDS_PER_CALL = 0.1
 """What a call of the model should take at most: a request that comes meanwhile waits for its end."""
 MIN_TOKENS_PER_CALL = 256
 MEMORY = 0.95
