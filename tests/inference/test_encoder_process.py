@@ -205,6 +205,30 @@ def test_a_process_that_is_killed(head_folder: Callable[[str], Path], load: Call
         encoder.classify(TEXTS)
 
 
+@pytest.mark.parametrize(
+    ("seconds", "left"), [({8: 1.0, 4: 1.2, 2: 1.24, 1: 1.3}, 2), ({8: 1.0, 4: 1.3, 2: 1.0, 1: 1.0}, 8)]
+)
+def test_threads_that_hardly_help_are_left_to_others(
+    monkeypatch: pytest.MonkeyPatch, seconds: dict[int, float], left: int
+) -> None:
+    """On a clock that a call advances by what so many threads take for it."""
+    now, threads = [0.0], [max(seconds)]
+    monkeypatch.setattr(encoder_process.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(encoder_process.torch, "get_num_threads", lambda: threads[0])
+    monkeypatch.setattr(encoder_process.torch, "set_num_threads", lambda number: threads.__setitem__(0, number))
+
+    class Task:
+        def tokenize(self, items: list[str]) -> list[str]:
+            return items
+
+        def compute(self, tokens: list[str]) -> None:
+            now[0] += seconds[threads[0]]
+
+    task: Any = Task()
+    encoder_process._leave_threads(task)
+    assert threads == [left]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("head", "asked"),
