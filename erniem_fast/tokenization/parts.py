@@ -1,11 +1,12 @@
 """The parts of a text: its added tokens, and what is between them, lowercased if that is asked for. Needs no torch."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from transformers import AddedToken
+from transformers.tokenization_python import Trie
 
 from .alignment import lowercase, lowercase_origins
 
@@ -40,14 +41,15 @@ class AddedTokens:
     """Tokens that are found in a text before SentencePiece sees it, the leftmost first, of those the longest.
 
     Args:
-        names: the tokens' text.
-        ids: id of each.
+        trie: of transformers' tokenizer; it splits texts, since it has ways of its own where tokens overlap.
+        ids: id of each token.
         tokens: their `AddedToken`s by id, which say what is stripped beside a token, and whether it stands alone.
     """
 
-    def __init__(self, names: Iterable[str], ids: Mapping[str, int], tokens: Mapping[int, AddedToken]) -> None:
-        longest_first = sorted(names, key=len, reverse=True)
+    def __init__(self, trie: Trie, ids: Mapping[str, int], tokens: Mapping[int, AddedToken]) -> None:
+        longest_first = sorted(trie._tokens, key=len, reverse=True)
         self._search = re.compile("|".join(map(re.escape, longest_first)) if longest_first else "(?!)").finditer
+        self._trie = trie
         self._ids = ids
         self._tokens = tokens
 
@@ -70,7 +72,8 @@ class AddedTokens:
 
     def split(self, text: str) -> list[tuple[int, int, int | None]]:
         """Spans of the text's parts, with the id of the token that a part is, or None; none of them is empty."""
-        spans = [list(span) for span in pairwise(self._cuts(text))]
+        ends = accumulate(map(len, self._trie.split(text)), initial=0)
+        spans = [list(span) for span in pairwise(ends)]
         for i, span in enumerate(spans):
             token = self._tokens.get(self._ids.get(text[slice(*span)], -1))
             if token is None or span[0] == span[1]:

@@ -217,11 +217,10 @@ class ErnieMTokenizer(SelfLoadingTokenizer, PreTrainedTokenizer):
 
     @property
     def _added(self) -> AddedTokens:
-        names = self.tokens_trie._tokens  # tokens never leave it
         size, found = self.cache.get("added", (-1, None))
-        if size != len(names):
-            found = AddedTokens(names, self._added_tokens_encoder, self._added_tokens_decoder)
-            self.cache["added"] = len(names), found
+        if size != len(self.tokens_trie._tokens):  # tokens never leave it
+            found = AddedTokens(self.tokens_trie, self._added_tokens_encoder, self._added_tokens_decoder)
+            self.cache["added"] = len(self.tokens_trie._tokens), found
         return found
 
     def _segment(self, sources: Sequence[Source], split_special_tokens: bool) -> Segments | Ids:

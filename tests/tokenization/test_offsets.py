@@ -171,6 +171,7 @@ def overlapping():
 
 
 @PROPERTY
+@example("ab<<a>", False)  # from which its trie takes "ab<a>", with a character in between
 @given(st.lists(st.text("ab<> \t", max_size=9), max_size=3).map("".join), st.booleans())
 def test_added_tokens_are_found_as_by_the_base_class(overlapping, text, split):
     added, by_base_class = overlapping
