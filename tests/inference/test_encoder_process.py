@@ -174,6 +174,7 @@ def test_several_threads_at_once(process: EncoderProcess, load: Callable[[str], 
     assert_same(found, expected)
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed(head_folder: Callable[[str], Path], load: Callable[[str], Encoder]) -> None:
     """The call under way learns of it, and those after it. Before, labels."""
     encoder = EncoderProcess(str(head_folder("labels")), dtype="float32")
