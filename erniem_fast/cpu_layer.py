@@ -1,18 +1,17 @@
 """A layer of inference on a CPU in which everything is plain: decided once, and then its operations alone.
 
-Elsewhere each operation of a layer is decided on and checked by itself, which for a few short sequences takes several
-times as long as computing them.
+Elsewhere each operation of a layer is decided on and checked by itself, which shows where there are only a few short
+sequences to compute.
 """
 
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import fusion
 from .fusion import PackedContext
 from .layer_parts import AttentionParts, LayerParts
-from .ops import attention_cpu, onednn, rows_cpu
+from .ops import attention_cpu, rows_cpu
 
 
 def run(parts: LayerParts, x: Tensor, context: PackedContext) -> Tensor | None:
@@ -46,19 +45,11 @@ def run(parts: LayerParts, x: Tensor, context: PackedContext) -> Tensor | None:
     if linear1.bias is None or not rows_cpu.takes(x, *operands):
         return None
     filled = rows_cpu.fill(x)
-    weights = [query.weight, key.weight, value.weight]
-    if onednn.packed(weights) is None:
-        qkv = fusion.project_qkv(query, key, value, filled)
-    else:
-        qkv = rows_cpu.linear(filled, weights, [query.bias, key.bias, value.bias])
+    qkv = fusion.project_qkv(query, key, value, filled)
     qkv = qkv.unflatten(2, (attention.num_heads, qkv.shape[2] // attention.num_heads))
     heads = attention_cpu.attention_cpu(qkv, plan.arrangement.sequences(qkv.dtype)).flatten(1)
     heads, rows = (heads, filled) if context.rows_to_keep is None else (context.kept(heads), context.kept(x))
-    rows = _layer_norm(norm1, rows_cpu.add_linear(heads, out.weight, out.bias, rows))
+    rows = norm1.forward(rows_cpu.add_linear(heads, out.weight, out.bias, rows))
     rows = rows_cpu.add_mlp(rows, linear1.weight, linear1.bias, linear2.weight, linear2.bias, name, rows)
-    rows = _layer_norm(norm2, rows)
+    rows = norm2.forward(rows)
     return rows if context.rows_to_keep is not None else rows[: x.shape[0]]
-
-
-def _layer_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
-    return F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)

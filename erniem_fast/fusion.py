@@ -249,9 +249,11 @@ def project_qkv(query: nn.Module, key: nn.Module, value: nn.Module, x: Tensor) -
     # DataParallel's replicas have no parameters: their tensors are plain attributes.
     parameters = [module.__dict__["_parameters"] or module.__dict__ for module in (query, key, value)]
     weights, biases = ([of[name] for of in parameters] for name in ("weight", "bias"))
-    weight, bias = as_one(weights), as_one(biases)
-    if (weight is None or onednn.packed(weights) is not None) and rows_cpu.takes(x, *weights, *biases):
+    is_taken = rows_cpu.takes(x, *weights, *biases)
+    weight = None if is_taken and onednn.packed(weights) is not None else as_one(weights)
+    if is_taken and weight is None:
         return rows_cpu.linear(x, weights, biases)
+    bias = as_one(biases)
     # Concatenated every time: a write through `.data` leaves no trace that would tell a kept copy is stale.
     weight = torch.cat(weights) if weight is None else weight
     bias = torch.cat(biases) if bias is None else bias

@@ -34,7 +34,7 @@ from .task import AnyTask
 
 META = torch.device("meta")
 MANY_TASKS = 64
-"""Tasks that are kept there: one for each combination of options that is asked for."""
+"""Tasks that are kept, there and in a server: one for each combination of options that is asked for."""
 SECONDS_TO_END = 5.0
 SAMPLE = ["Wo ist der Bahnhof? 火车站在市中心。"] * 8
 """Texts on which numbers of threads are compared."""
@@ -220,7 +220,7 @@ def _serve(connection: Connection, name: str, options: dict[str, Any], said: tup
         written = io.BytesIO()
         _Weightless(written, pickle.HIGHEST_PROTOCOL).dump((None, encoder))
         connection.send_bytes(written.getvalue())
-        gc.freeze()  # else each search for garbage goes through a million objects that stay
+        gc.freeze()  # else each search for garbage goes through every object that stays, and stalls all calls
 
         @functools.lru_cache(MANY_TASKS)
         def task_of(pickled: bytes) -> AnyTask:

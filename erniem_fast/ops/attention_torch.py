@@ -97,7 +97,7 @@ class Arrangement:
         return isinstance(rows, slice) and rows == slice(0, self.total_tokens)
 
     def sequences(self, dtype: torch.dtype) -> attention_cpu.Sequences:
-        """Sequences one by one, on a CPU."""
+        """Sequences as a CPU computes them in a dtype."""
         if dtype not in self._sequences:
             self._sequences[dtype] = attention_cpu.Sequences.of(self.cu_seqlens, dtype)
         return self._sequences[dtype]

@@ -162,7 +162,7 @@ def test_a_model_that_is_killed_ends_the_server(start: Callable[..., tuple], bus
 @with_proc
 def test_a_model_that_is_killed_while_it_loads(start: Callable[..., tuple]) -> None:
     process, _ = start(ready=False)
-    wait_until(lambda: model_of(process))
+    wait_until(lambda: model_of(process), 60)
     os.kill(model_of(process), signal.SIGKILL)
     assert process.wait(60) == 1
     said = process.stderr.read()
@@ -176,7 +176,7 @@ def test_a_killed_server_leaves_no_model_behind(start: Callable[..., tuple]) -> 
     process, _ = start()
     model = model_of(process)
     process.kill()
-    wait_until(lambda: not is_there(model))
+    wait_until(lambda: not is_there(model), 60)
 
 
 @pytest.mark.slow
@@ -184,7 +184,7 @@ def test_a_killed_server_leaves_no_model_behind(start: Callable[..., tuple]) -> 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_while_it_loads(start: Callable[..., tuple], number: int, code: int) -> None:
     process, _ = start(ready=False)
-    wait_until(lambda: model_of(process) and not ignores_interrupts(process.pid))
+    wait_until(lambda: model_of(process) and not ignores_interrupts(process.pid), 60)
     model = model_of(process)
     os.killpg(process.pid, number)
     assert process.wait(60) == code

@@ -1,11 +1,9 @@
-"""Other processes, as /proc shows them."""
+"""What other processes and threads do; processes as /proc shows them."""
 
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-SECONDS = 60
 
 
 def is_there(pid: int) -> bool:
@@ -16,9 +14,9 @@ def is_there(pid: int) -> bool:
         return False
 
 
-def wait_until(condition: Callable[[], Any]) -> None:
-    """Return once a condition holds."""
-    until = time.monotonic() + SECONDS
+def wait_until(condition: Callable[[], Any], seconds: float = 30) -> None:
+    """Return once a condition holds, within so many seconds."""
+    until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until
         time.sleep(0.01)

@@ -357,4 +357,4 @@ def test_no_process_is_left_behind(head_folder: Callable[[str], Path], end: str,
     assert done.returncode == code
     shape, pid = done.stdout.rsplit(maxsplit=1)
     assert shape == "(32,)"
-    wait_until(lambda: not is_there(int(pid)))
+    wait_until(lambda: not is_there(int(pid)), 60)

@@ -96,7 +96,7 @@ class DrainingServer(uvicorn.Server):
         """Begin to take requests."""
         await super().startup(sockets)
         if self.started:
-            gc.freeze()  # else each search for garbage goes through a million objects that stay, and takes 0.2 s
+            gc.freeze()  # else each search for garbage goes through every object that stays, and stalls all requests
             self.on_ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

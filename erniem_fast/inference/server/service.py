@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..encoder_process import EncoderProcess
+from ..encoder_process import MANY_TASKS, EncoderProcess
 from ..engine import Encoder
 from ..task import AnyTask
 from ..tokens import Row
@@ -39,8 +39,6 @@ CUT_AT_EITHER_SIDE = ("encode", "token_embeddings")
 """Tasks with the option `truncation`; the others cut at the end, or read long texts in windows."""
 TEXT = re.compile(r"texts\[(\d+)\]")
 """How errors of the engine begin that are about one of the texts."""
-MANY_TASKS = 64
-"""Tasks that are kept: one for each combination of options that clients ask for."""
 
 
 class Results(NamedTuple):

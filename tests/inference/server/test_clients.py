@@ -2,7 +2,6 @@
 
 import json
 import socket
-import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ import openai
 import pytest
 from helpers.fake_encoder import FakeEncoder, ids_of, vector_of
 from helpers.live_server import live_server
+from helpers.processes import wait_until
 from huggingface_hub import InferenceClient
 from huggingface_hub.errors import HfHubHTTPError
 
@@ -99,14 +99,6 @@ class Caller:
             while not last.endswith(END) and (piece := self.socket.recv(1_000_000)):
                 last = (last + piece)[-len(END) :]
         return last.endswith(END)
-
-
-def wait_until(condition: Any) -> None:
-    """Wait for what another thread does."""
-    end = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.005)
 
 
 def embed(url: str, text: str) -> int:
