@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..kernels.dropout import Dropout, keep_scores
-from . import attention_cpu
-from .dropout import apply_keep
+from ..kernels.dropout import Dropout, keep_scale, keep_scores
+from . import attention_cpu, dropout_cpu
 
 SCORES_PER_CHUNK = 512 * 1024
 """Most attention scores computed at once on a CPU: they should stay near the cache."""
@@ -186,10 +185,34 @@ def _probabilities(query: Tensor, key: Tensor, group: Group, prefix_lens: Tensor
     return torch.softmax(scores, -1)
 
 
-def _keep(group: Group, num_heads: int, length: int, p: float, seed: Tensor, site: int) -> Tensor:
-    """(group * heads, length, length) bool: which probabilities dropout keeps."""
-    starts = torch.tensor([group.rows.start]) if isinstance(group.rows, slice) else group.rows[:, 0]
-    return keep_scores(seed, site, starts, num_heads, length, p).flatten(0, 1)
+class _Scores:
+    """Dropout of a group's (group * heads, length, length) scores; nothing happens without one.
+
+    Attributes:
+        scale: factor of kept scores, which are cheaper to scale as a product of them.
+    """
+
+    def __init__(self, group: Group, num_heads: int, length: int, p: float, seed: Tensor | None, site: int) -> None:
+        self.scale, self._keep = 1.0, None
+        if not p:
+            return
+        assert seed is not None
+        starts = torch.tensor([group.rows.start]) if isinstance(group.rows, slice) else group.rows[:, 0]
+        draw = dropout_cpu.keep_scores if dropout_cpu.draws(seed) else keep_scores
+        self.scale = keep_scale(p)
+        self._keep = draw(seed, site, starts, num_heads, length, p).reshape(-1, length, length)
+
+    def drop(self, scores: Tensor) -> Tensor:
+        """Zero the scores that are dropped, of a tensor that nobody else reads."""
+        if self._keep is None:
+            return scores
+        if dropout_cpu.takes(scores):
+            return dropout_cpu.drop_(scores, self._keep)
+        return torch.where(self._keep, scores, 0.0)
+
+    def scaled(self, product: Tensor) -> Tensor:
+        """A product of kept scores, or what they will be multiplied with."""
+        return product if self._keep is None else product * self.scale
 
 
 def _forward(
@@ -225,11 +248,9 @@ def _attend(
     """Compute a group, (group, num_heads, length, head_dim)."""
     num_heads = qkv.shape[2]
     query, key, value = _operands(qkv, group)
-    probabilities = _probabilities(query, key, group, prefix_lens, causal)
-    if p:
-        assert seed is not None
-        probabilities = apply_keep(_keep(group, num_heads, query.shape[1], p, seed, site), probabilities, p)
-    return torch.bmm(probabilities, value).unflatten(0, (-1, num_heads))
+    dropout = _Scores(group, num_heads, query.shape[1], p, seed, site)
+    kept = dropout.drop(_probabilities(query, key, group, prefix_lens, causal))
+    return dropout.scaled(torch.bmm(kept, value)).unflatten(0, (-1, num_heads))
 
 
 def _backward(
@@ -253,18 +274,16 @@ def _backward(
     arrangement = arrangement or Arrangement(cu_seqlens, max_seqlen, num_heads, total)
     for group in arrangement.groups:
         query, key, value = _operands(qkv, group)
-        grad_context = _take(grad, group).flatten(0, 1)
+        dropout = _Scores(group, num_heads, query.shape[1], p, seed, site)
+        grad_context = dropout.scaled(_take(grad, group).flatten(0, 1))
         probabilities = _probabilities(query, key, group, prefix_lens, causal)
-        kept, grad_probabilities = probabilities, torch.bmm(grad_context, value.transpose(1, 2))
-        if p:
-            assert seed is not None
-            keep = _keep(group, num_heads, query.shape[1], p, seed, site)
-            kept = apply_keep(keep, probabilities, p)
-            grad_probabilities = apply_keep(keep, grad_probabilities, p)
-        grad_value = torch.bmm(kept.transpose(1, 2), grad_context)
-        row_sums = (probabilities * grad_probabilities).sum(-1, keepdim=True)
-        grad_scores = probabilities * (grad_probabilities - row_sums) / math.sqrt(head_dim)
-        grads = torch.stack((torch.bmm(grad_scores, key), torch.bmm(grad_scores.transpose(1, 2), query), grad_value))
+        grad_kept = dropout.drop(torch.bmm(grad_context, value.transpose(1, 2)))
+        grad_kept = grad_kept.to(probabilities.dtype)  # autocast may have changed it
+        grad_scores = torch._softmax_backward_data(grad_kept, probabilities, -1, probabilities.dtype)
+        grad_query = torch.bmm(grad_scores, key) / math.sqrt(head_dim)
+        grad_key = torch.bmm(grad_scores.transpose(1, 2), query) / math.sqrt(head_dim)
+        grad_value = torch.bmm(dropout.drop(probabilities).transpose(1, 2), grad_context)
+        grads = torch.stack((grad_query, grad_key, grad_value))
         _put(grad_qkv, group, grads.unflatten(1, (-1, num_heads)).transpose(0, 1))
     return grad_qkv[:total]
 

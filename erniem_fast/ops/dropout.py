@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ..kernels.dropout import Dropout, keep_rows, keep_scale
+from . import dropout_cpu
 
-__all__ = ["Dropout", "apply_keep", "check_dropout", "draw_seed", "dropout_rows"]
+__all__ = ["Dropout", "check_dropout", "draw_seed", "dropout_rows"]
 
 
 def draw_seed(device: torch.device) -> Tensor:
@@ -36,11 +37,6 @@ def check_dropout(dropout: Dropout | None, device: torch.device) -> None:
         raise ValueError(f"dropout.seed must be on {device}, where the operands are, got {seed.device}")
 
 
-def apply_keep(keep: Tensor, x: Tensor, p: float) -> Tensor:
-    """Scale the kept elements, zero the others."""
-    return torch.where(keep, x * keep_scale(p), 0.0)
-
-
 def dropout_rows(x: Tensor, dropout: Dropout | None) -> Tensor:
     """Apply a dropout to (total_tokens, size) rows, by torch."""
     if dropout is None or dropout.p == 0 or x.shape[0] == 0:
@@ -49,7 +45,10 @@ def dropout_rows(x: Tensor, dropout: Dropout | None) -> Tensor:
 
 
 def _drop(x: Tensor, seed: Tensor, site: int, p: float) -> Tensor:
-    return apply_keep(keep_rows(seed, site, torch.arange(x.shape[0], device=x.device), x.shape[1], p), x, p)
+    if dropout_cpu.takes(x):
+        return dropout_cpu.drop_rows(x, seed, site, p)
+    keep = keep_rows(seed, site, torch.arange(x.shape[0], device=x.device), x.shape[1], p)
+    return torch.where(keep, x * keep_scale(p), 0.0)
 
 
 class _DropoutRows(torch.autograd.Function):
