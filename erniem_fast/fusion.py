@@ -4,7 +4,7 @@ The decision is made anew in every call: hooks, adapters and `.eval()` on one dr
 is read, and not called, only if calling it would do nothing else: its exact class, no hooks, plain parameters.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeGuard, TypeVar
 
@@ -304,6 +304,37 @@ def is_fused(part: nn.Module) -> bool:
     return fused_activation(part) is not None or any(
         is_plain(part, cls) for cls in (nn.Linear, nn.LayerNorm, nn.Dropout)
     )
+
+
+def decoder_loss(
+    model: nn.Module,
+    around: Mapping[str, type[nn.Module]],
+    decoder_name: str,
+    transform: Callable[[Tensor], Tensor],
+    backend: str,
+) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """Sum of the cross-entropies of a masked-LM head, its decoder and the loss in one operation.
+
+    Args:
+        model: module that holds the head.
+        around: names of the modules between it and the decoder, the outermost first, which are not called then; and
+            the class that each must be.
+        decoder_name: of the projection to the vocabulary.
+        transform: what the head computes before that.
+        backend: of the operation.
+
+    Returns:
+        The function of (num_rows, hidden_size) and of (num_rows,) targets; None: the head must be called.
+    """
+    for name, cls in around.items():
+        module = model.get_submodule(name)
+        if type(module) is not cls or not may_bypass(module):
+            return None
+    decoder = model.get_submodule(decoder_name)
+    if not is_plain(decoder, nn.Linear):
+        return None
+    weight, bias = decoder.weight, decoder.bias
+    return lambda rows, targets: ops.linear_cross_entropy(transform(rows), weight, bias, targets, backend=backend)
 
 
 def feed_forward(

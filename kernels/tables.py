@@ -85,6 +85,7 @@ ROWS: dict[str, tuple[RowConfig, RowConfig]] = {
     "embedding_bwd": (RowConfig(1, 1, 1056, 16, num_stages=2), RowConfig(1, 8, num_stages=2)),
     "activation_fwd": (RowConfig(2, 4, block_n=1024), RowConfig(2, 4, block_n=1024)),
     "activation_bwd": (RowConfig(2, 4, block_n=1024, num_stages=3), RowConfig(2, 4, block_n=1024, num_stages=3)),
+    "cross_entropy_fwd": (RowConfig(1, 4, block_n=1024), RowConfig(1, 8, block_n=4096)),
 }
 
 LINEAR: dict[str, tuple[LinearConfig, LinearConfig]] = {

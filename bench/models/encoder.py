@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.engine.registry import Benchmark, Prepared
-from bench.engine.shapes import BASE, BOTH, LARGE, TINY, Batch, K, Setting, Shape, batch_of, batched, mixed
+from bench.engine.shapes import BASE, BOTH, LARGE, TINY, Batch, K, Shape, batch_of, batched, mixed
 from bench.engine.torch_compile import compile_layers, needs_compiler
 from bench.ops.attention import torch_varlen
 from bench.ops.inputs import DROPOUT_P, needs_forward, needs_triton_and_forward
@@ -53,6 +53,8 @@ TRAINING_SHAPES = (
     batched("xquad", "arrival", 64, LARGE, count=2, bfloat16=10, float16=18),
     batched("pairs", "arrival", 64, LARGE, count=2, bfloat16=19),
     batch_of(500, *(20,) * 15, name="1x500+15x20", float32=1),
+    batched("xquad", "arrival", 16, count=2, float32=1),
+    batched("xquad", "sorted", 16, float32=1),
 )
 ADAMW_SHAPES = (
     batched("xquad", "arrival", 64, BASE, count=2, bfloat16=11),
@@ -156,14 +158,10 @@ def _(inputs: ModelInputs) -> Prepared:
     return inputs.prepare(model, lambda batch: model(batch.packed), padded=False, base=base)
 
 
-def needs_gpu_to_train(shape: Shape, setting: Setting) -> str | None:
-    return needs_forward(shape, setting) if setting.device == "cpu" and not setting.tiny else None
-
-
 XLM_NOTE = "transformers' model of the same size with weights of its own: output not compared"
 
 
-@provider("XLM-R, sdpa", note=XLM_NOTE, needs=needs_gpu_to_train)
+@provider("XLM-R, sdpa", note=XLM_NOTE)
 def _(inputs: ModelInputs) -> Prepared:
     dtype = torch.float32 if inputs.trains else inputs.setting.dtype
     model = inputs.frozen(xlm_roberta(inputs.shape.sizes.config(), inputs.setting.device, dtype))

@@ -5,7 +5,8 @@ from .attention import ATTENTION
 from .embedding import EMBEDDING
 from .layer_norm import LAYER_NORM
 from .linear import LINEAR
+from .linear_cross_entropy import LINEAR_CROSS_ENTROPY
 from .mlp import MLP
 
-BENCHMARKS = (ATTENTION, LAYER_NORM, ACTIVATION, EMBEDDING, MLP, LINEAR)
+BENCHMARKS = (ATTENTION, LAYER_NORM, ACTIVATION, EMBEDDING, MLP, LINEAR, LINEAR_CROSS_ENTROPY)
 """The most important first."""

@@ -35,7 +35,17 @@ from triton.runtime.jit import JITFunction
 from bench.engine.environment import RESULTS
 from bench.engine.shapes import MAX_POSITIONS, TWO_LAYERS
 from bench.report.markdown import markdown
-from erniem_fast.kernels import activation, attention, common, configs, embedding, layer_norm, linear, segment_sum
+from erniem_fast.kernels import (
+    activation,
+    attention,
+    common,
+    configs,
+    embedding,
+    layer_norm,
+    linear,
+    linear_cross_entropy,
+    segment_sum,
+)
 from erniem_fast.kernels.dropout import Dropout
 from erniem_fast.kernels.jit import HeldKernel
 
@@ -50,6 +60,7 @@ TENSOR_MEMORY = 512
 """Columns of tensor memory; a kernel of sm_100 that takes more is refused at its launch, and compiles to nothing."""
 KNOWN = {
     r"sm_120 \S+ attn_bwd_(dq|dkdv)_kernel, d128 .*: spills: 8 bytes.*": "2 loads and stores",
+    r"sm_120 float32 cross_entropy_fwd_kernel, n250002: spills: 8 bytes .*, 0 of them in loops": "once a row",
     r"sm_90 \S+ attn_(fwd|bwd_single_tile)_kernel, d(16|26|64) .*: spills: \d\d? bytes .*, 0 of them in loops": (
         "under a cap that makes room for another program; in no loop (`counts.md` has the bytes)"
     ),
@@ -60,6 +71,8 @@ KNOWN = {
 }
 """Faults that no blocks and warps avoid or that pay, and why; the check counts them and passes them over."""
 TOKENS, HEADS, HIDDEN, INTERMEDIATE = 65536, TWO_LAYERS.num_heads, TWO_LAYERS.hidden_size, TWO_LAYERS.intermediate_size
+CHUNK = 400
+"""Rows of logits at a time, of a table of 16 bits."""
 EPS = 1e-5
 ATTENTION_TILES = ((16, 16, 16), (32, 32, 32), (64, 64, 64), (64, 512, 64), (128, 512, 512))
 """(tile, longest sequence, mean length) such that the launcher takes that tile; lists of tiles where one is longer."""
@@ -230,6 +243,13 @@ def launch_segment_sum(case: CompileCase, dtype: torch.dtype, dropout: Dropout |
     segment_sum.segment_sum(rows, ids, TWO_LAYERS.vocab_size, 1, dtype)
 
 
+def launch_linear_cross_entropy(
+    case: CompileCase, dtype: torch.dtype, dropout: Dropout | None, scale: float | None = 1.0
+) -> None:
+    logits = empty(CHUNK, case.size + -case.size % 64, dtype=dtype)[:, : case.size]
+    linear_cross_entropy.compare(logits, empty(CHUNK, dtype=torch.int64), empty(CHUNK, dtype=torch.float32), scale)
+
+
 LAUNCHES: dict[str, Callable[[CompileCase, torch.dtype, Dropout | None], None]] = {
     "attention": launch_attention,
     "tiles": launch_tiles,
@@ -241,6 +261,8 @@ LAUNCHES: dict[str, Callable[[CompileCase, torch.dtype, Dropout | None], None]] 
     "linear": launch_linear,
     "linear, gelu": functools.partial(launch_linear, act="gelu"),
     "segment_sum": launch_segment_sum,
+    "linear_cross_entropy": launch_linear_cross_entropy,
+    "linear_cross_entropy, loss alone": functools.partial(launch_linear_cross_entropy, scale=None),
 }
 
 
@@ -266,6 +288,9 @@ def cases(architectures: Iterable[str] = ARCHITECTURES, dtypes: Iterable[str] = 
         yield CompileCase(*of, "linear", 3 * HIDDEN)
         for size in (768, 4096):
             yield CompileCase(*of, "segment_sum", size)
+        for size in (HIDDEN, TWO_LAYERS.vocab_size):
+            yield CompileCase(*of, "linear_cross_entropy", size)
+        yield CompileCase(*of, "linear_cross_entropy, loss alone", TWO_LAYERS.vocab_size)
 
 
 def call(case: CompileCase, record: Record) -> None:

@@ -18,10 +18,11 @@ from typing import Any
 import triton
 from triton.runtime.jit import JITFunction
 
+from bench.engine.shapes import TWO_LAYERS
 from bench.report.counts import COUNTS, LAUNCH, PIPES, Count, read, table
 from bench.report.prediction import Model
 
-from .compile_kernels import INTERMEDIATE, CompileCase, call, describe
+from .compile_kernels import CHUNK, INTERMEDIATE, CompileCase, call, describe
 from .machine_code import count, disassemble, instructions_of, parts_of, read_nvidia
 
 TRITON = "3.7.1"
@@ -41,6 +42,7 @@ def cases() -> Iterator[CompileCase]:
     yield case("activation", INTERMEDIATE)
     yield case("activation", INTERMEDIATE, True)
     yield case("linear, gelu", INTERMEDIATE)
+    yield case("linear_cross_entropy", TWO_LAYERS.vocab_size)
 
 
 def programs(registers: int, warps: int, shared: int) -> int:
@@ -110,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with multiprocessing.get_context("spawn").Pool(options.jobs) as pool:
         counts = [one for found in pool.map(count_case, cases(), chunksize=1) for one in found]
     if options.write:
-        COUNTS.write_text(PAGE.format(triton=TRITON, table=table(counts)), encoding="utf-8")
+        COUNTS.write_text(PAGE.format(triton=TRITON, chunk=CHUNK, table=table(counts)), encoding="utf-8")
     wrong = faults(counts) + ([] if options.write else differences(counts, read()))
     print(*wrong, sep="\n", end="\n" if wrong else "", file=sys.stderr)
     print(f"{len(counts)} parts counted with triton {TRITON}, {len(wrong)} complaints")
@@ -124,10 +126,10 @@ part in it. `make counted` compiles the kernels and compares: a change of more t
 multiprocessor, or anything more of stack, local memory, F2F, PRMT or BAR fails, and so does another launch.
 
 A line is a hot loop of a kernel, a trip of it, or all of its code outside of them. `rows`, `columns`, `heads`: a
-program's block; `grid`: programs for 65,536 tokens; `programs`: those that a multiprocessor holds at once; `stack`:
-bytes a thread. `issue` (the number of instructions) to `shared` are cycles of a sub-partition that a warp takes
-of each pipe; [roofline.md](roofline.md) has the costs and what follows from them. `local`, `f2f`, `prmt`, `bar`:
-instructions.
+program's block; `grid`: programs for 65,536 tokens (cross_entropy: for {chunk} rows); `programs`: those that a
+multiprocessor holds at once; `stack`: bytes a thread. `issue` (the number of instructions) to `shared` are cycles of a
+sub-partition that a warp takes of each pipe; [roofline.md](roofline.md) has the costs and what follows from them.
+`local`, `f2f`, `prmt`, `bar`: instructions.
 
 {table}
 """

@@ -17,6 +17,7 @@ from .dropout import Dropout, draw_seed
 from .embedding import embedding_layer_norm
 from .layer_norm import dropout_add_layer_norm
 from .linear import add_linear, linear
+from .linear_cross_entropy import linear_cross_entropy
 from .mlp import mlp
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "embedding_layer_norm",
     "is_batch_invariant",
     "linear",
+    "linear_cross_entropy",
     "mlp",
     "resolve_backend",
     "varlen_attention",

@@ -25,6 +25,7 @@ from erniem_fast.kernels import (
     embedding,
     layer_norm,
     linear,
+    linear_cross_entropy,
     segment_sum,
 )
 
@@ -74,6 +75,33 @@ def test_linear_at_real_sizes(shape: tuple[int, int, int], dtype: torch.dtype, a
         rounding = torch.finfo(dtype).eps / 2 * largest
         most = 1e-5 * largest if dtype == torch.float32 else 2 * (low.double() - two).abs().max().item() + rounding
         assert (one.double() - two).abs().max().item() <= most
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_linear_cross_entropy_at_real_sizes(dtype: torch.dtype) -> None:
+    vocab, targets = 250_002, torch.randint(250_002, (600,), device=CUDA)
+    targets[3] = -100
+    shapes = ((600, 768), (vocab, 768), (vocab,))
+    x, weight, bias = ((torch.randn(shape, device=CUDA) / shape[-1] ** 0.25).to(dtype) for shape in shapes)
+    assert_right(
+        lambda *given: ops.linear_cross_entropy(*given, targets, backend="triton"),
+        lambda *given: torch.nn.functional.cross_entropy(
+            torch.nn.functional.linear(*given), targets, reduction="sum"
+        ),
+        [x, weight, bias],
+        (),
+    )  # fmt: skip
+
+
+def test_logits_of_more_than_2_31_elements() -> None:
+    rows, vocab = 9000, 250_002
+    logits = torch.empty(rows, vocab + 46, device=CUDA, dtype=torch.bfloat16).normal_()[:, :vocab]
+    assert (rows - 1) * logits.stride(0) > 2**31
+    targets, losses = torch.randint(vocab, (rows,), device=CUDA), torch.empty(rows, device=CUDA)
+    expected, grad = linear_cross_entropy.compare_oracle(logits[-2:].double(), targets[-2:], 1.0)
+    linear_cross_entropy.compare(logits, targets, losses, 1.0)
+    torch.testing.assert_close(losses[-2:].double(), expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(logits[-2:].double(), grad, rtol=0.01, atol=1e-8)
 
 
 @pytest.mark.parametrize("head_dim", [64, 128])

@@ -20,6 +20,7 @@ from erniem_fast.kernels import (
     embedding,
     layer_norm,
     linear,
+    linear_cross_entropy,
     segment_sum,
 )
 from erniem_fast.kernels.configs import RowConfig
@@ -125,6 +126,14 @@ def check_rows() -> None:
     expected = x[-last:] @ square.T
     same(product[-last:, -64:], expected[:, -64:])
     same(y[-last:, -64:], expected[:, -64:] + bias[-64:])
+
+    linear_cross_entropy._cross_entropy_fwd_kernel = Only(linear_cross_entropy._cross_entropy_fwd_kernel, [-1])
+    logits, targets, losses = far(rows, size), torch.zeros(rows, dtype=torch.int64), torch.empty(rows)
+    logits[-1:] = x[-1:]
+    expected, grad_of_last = linear_cross_entropy.compare_oracle(x[-1:], targets[-1:], 1.0)
+    linear_cross_entropy.compare(logits, targets, losses, 1.0)
+    same(losses[-1:], expected)
+    same(logits[-1:], grad_of_last)
 
     ids = torch.arange(rows)
     positions = torch.randn(3, size)

@@ -22,6 +22,9 @@ def good_arguments() -> dict[str, dict[str, Any]]:
             "input_ids": torch.arange(4), "position_ids": torch.arange(4), "word_weight": torch.randn(9, 6),
             "position_weight": torch.randn(9, 6), "weight": vector, "bias": vector, "eps": 1e-5,
         },
+        "linear_cross_entropy": {
+            "x": rows, "weight": torch.randn(9, 6), "bias": torch.randn(9), "targets": torch.tensor([3, -100, 0, 8]),
+        },
     }  # fmt: skip
 
 
@@ -52,6 +55,21 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("embedding_layer_norm", {"input_ids": None}, "exactly one of"),
     ("embedding_layer_norm", {"inputs_embeds": torch.randn(4, 6)}, "exactly one of"),
     ("embedding_layer_norm", {"position_ids": torch.arange(3)}, r"got \(4,\) and position_ids \(3,\)"),
+    ("linear_cross_entropy", {"weight": torch.randn(9, 5)}, r"weight must have shape \(vocab_size, 6\), got \(9, 5\)"),
+    ("linear_cross_entropy", {"bias": torch.randn(6)}, r"bias must have shape \(9,\), got \(6,\)"),
+    ("linear_cross_entropy", {"targets": torch.arange(3)}, r"targets must have shape \(4,\), got \(3,\)"),
+    (
+        "linear_cross_entropy",
+        {"targets": torch.tensor([3, -100, 9, 0])},
+        r"targets must lie in \[0, 9\) \(vocab_size\) or be -100 \(ignored\), got 9",
+    ),
+    ("linear_cross_entropy", {"targets": torch.tensor([3, -1, 2, 0])}, r"targets must lie in .* got -1"),
+    (
+        "linear_cross_entropy",
+        {"weight": torch.randn(9, 6).bfloat16()},
+        r"weight must have the dtype of x, torch\.float32, got torch\.bfloat16",
+    ),
+    ("linear_cross_entropy", {"backend": "cuda"}, "backend must be one of .* got 'cuda'"),
 ]
 
 

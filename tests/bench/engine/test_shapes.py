@@ -28,13 +28,14 @@ def test_the_cpu_s_shapes_are_batches_of_sixteen_of_the_committed_lengths() -> N
     lengths = shapes.lengths_of("xquad")
     assert len(lengths) == len(make_lengths.LANGUAGES) * make_lengths.CONTEXTS_PER_LANGUAGE * 4
     assert max(lengths) <= make_lengths.MAX_TOKENS
-    arrival, by_length = (shape for shape in encoder.INFERENCE_SHAPES if torch.float32 in shape.priority)
-    for shape in (arrival, by_length):
-        assert [len(batch) for batch in shape.batches] == [16] * 8
-    assert arrival.padded_tokens > 3 * arrival.real_tokens
-    assert by_length.padded_tokens < 1.1 * by_length.real_tokens
-    (skewed,) = (shape for shape in encoder.TRAINING_SHAPES if torch.float32 in shape.priority)
+    (skewed, *trained) = (shape for shape in encoder.TRAINING_SHAPES if torch.float32 in shape.priority)
     assert (skewed.real_tokens, skewed.padded_tokens) == (800, 8000)
+    inferred = [shape for shape in encoder.INFERENCE_SHAPES if torch.float32 in shape.priority]
+    for (arrival, by_length), batches in ((inferred, 8), (trained, 2)):
+        assert [len(batch) for batch in arrival.batches] == [16] * batches
+        assert [len(batch) for batch in by_length.batches] == [16] * 8
+        assert arrival.padded_tokens > 3 * arrival.real_tokens
+        assert by_length.padded_tokens < 1.1 * by_length.real_tokens
 
 
 def test_a_batch_holds_the_same_tokens_padded_and_packed() -> None:

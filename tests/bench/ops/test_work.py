@@ -14,6 +14,7 @@ from bench.ops.attention import attention_work
 from bench.ops.embedding import embedding_work
 from bench.ops.layer_norm import layer_norm_work
 from bench.ops.linear import linear_work
+from bench.ops.linear_cross_entropy import loss_work
 from bench.ops.mlp import linear_gelu_work, mlp_work
 
 LENGTHS = (3, 1, 5, 2)
@@ -160,3 +161,21 @@ def test_the_floor_is_the_slower_ceiling() -> None:
     with pytest.raises(ValueError, match="passes must be one of"):
         attention_work(LENGTHS, 2, 4, 2, "sideways")
     assert attention_work(LENGTHS, 2, 4, 2, BACKWARD) != attention_work(LENGTHS, 2, 4, 2, BOTH)
+
+
+@pytest.mark.parametrize("dtype", ITEMSIZES)
+def test_masked_lm_loss(dtype: torch.dtype) -> None:
+    size, vocab = 6, 20
+    x, weight = torch.randn(ROWS, size, requires_grad=True), torch.randn(vocab, size, requires_grad=True)
+    targets = torch.randint(vocab, (ROWS,))
+
+    def forward() -> torch.Tensor:
+        return F.cross_entropy(F.linear(x, weight), targets)
+
+    found, both = (loss_work(ROWS, size, vocab, ITEMSIZES[dtype], passes) for passes in (FORWARD, BOTH))
+    assert counted(forward) == found.flops
+    assert counted(lambda: forward().backward()) == both.flops
+    operands = nbytes((ROWS, size), (vocab, size), dtype=dtype)
+    assert found.bytes == operands + nbytes((vocab,), dtype=dtype) + nbytes((ROWS,), dtype=torch.int64)
+    # The operands again, and their gradients, the bias's among them.
+    assert both.bytes == found.bytes + 2 * operands + nbytes((vocab,), dtype=dtype)
