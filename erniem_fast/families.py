@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, ClassVar
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPastAndCrossAttentions
 from transformers.models.bert import modeling_bert
@@ -22,7 +23,7 @@ from . import fusion
 from .fusion import PackedContext
 from .layer_parts import AttentionParts, LayerParts
 from .packed import Containers, PackedEmbeddings, PackedEncoder, PackedLayer, Swapped, by_name
-from .packed_heads import FindsSpans, PackedHead, PackedMaskedLM, ScoresChoices, ScoresSequences
+from .packed_heads import FindsSpans, PackedHead, PackedMaskedLM, PackedPreTraining, ScoresChoices, ScoresSequences
 from .validation import Limits
 
 
@@ -227,24 +228,46 @@ class DistilBertKind(BertKind):
 
 
 class Cls(PackedMaskedLM):
+    decoder_name = "cls.predictions.decoder"
+    around_names: ClassVar = {"cls": "OnlyMLMHead", "cls.predictions": "LMPredictionHead"}
+
     def score(self, rows: Tensor) -> Tensor:
         return self.cls(rows)  # type: ignore[operator, no-any-return]
 
+    def transform(self, rows: Tensor) -> Tensor:
+        return self.cls.predictions.transform(rows)  # type: ignore[operator, union-attr, no-any-return]
+
 
 class LmHead(PackedMaskedLM):
+    decoder_name = "lm_head.decoder"
+    around_names: ClassVar = {"lm_head": "LMHead"}
+
     def score(self, rows: Tensor) -> Tensor:
         return self.lm_head(rows)  # type: ignore[operator, no-any-return]
 
+    def transform(self, rows: Tensor) -> Tensor:
+        head: Any = self.lm_head
+        return head.layer_norm(F.gelu(head.dense(rows)))  # type: ignore[no-any-return]
+
 
 class Generator(PackedMaskedLM):
+    decoder_name = "generator_lm_head"
+
     def score(self, rows: Tensor) -> Tensor:
-        return self.generator_lm_head(self.generator_predictions(rows))  # type: ignore[operator, no-any-return]
+        return self.generator_lm_head(self.transform(rows))  # type: ignore[operator, no-any-return]
+
+    def transform(self, rows: Tensor) -> Tensor:
+        return self.generator_predictions(rows)  # type: ignore[operator, no-any-return]
 
 
 class Vocab(PackedMaskedLM):
+    decoder_name = "vocab_projector"
+
     def score(self, rows: Tensor) -> Tensor:
-        inner = self.vocab_layer_norm(self.activation(self.vocab_transform(rows)))  # type: ignore[operator]
-        return self.vocab_projector(inner)  # type: ignore[operator, no-any-return]
+        return self.vocab_projector(self.transform(rows))  # type: ignore[operator, no-any-return]
+
+    def transform(self, rows: Tensor) -> Tensor:
+        return self.vocab_layer_norm(self.activation(self.vocab_transform(rows)))  # type: ignore[operator, no-any-return]
 
 
 HEADS: dict[str, tuple[type[PackedHead], dict[str, str]]] = {
@@ -298,7 +321,8 @@ def add_family(
     classes = {name: find(cls) for name, cls in parts.items() if find(cls) is not None}
     classes["embeddings"] = define(embeddings, classes["embeddings"])
     define(encoder, find("Model"), container_classes=classes, layer_class=made)
-    define(masked_lm, find("ForMaskedLM"))
+    around = {name: find(cls) for name, cls in masked_lm.around_names.items()}
+    define(masked_lm, find("ForMaskedLM"), around_decoder=around)
     for name, (base, readers) in HEADS.items():
         if find(name) is not None:
             found = {attribute: find(cls) for attribute, cls in readers.items() if find(cls) is not None}
@@ -315,4 +339,15 @@ add_family(modeling_electra, "Electra", Generator, ElectraKind)
 add_family(
     modeling_distilbert, "DistilBert", Vocab, DistilBertKind, DistilBertKindEmbeddings, DistilBertKindLayer,
     "TransformerBlock", ("SelfAttention", "FFN"), {"embeddings": "Embeddings", "transformer": "Transformer"},
+)  # fmt: skip
+
+define(
+    PackedPreTraining, modeling_bert.BertForPreTraining, output_class=modeling_bert.BertForPreTrainingOutput,
+    around_decoder={"cls": modeling_bert.BertPreTrainingHeads, "cls.predictions": modeling_bert.BertLMPredictionHead},
+)  # fmt: skip
+define(
+    PackedPreTraining, modeling_ernie.ErnieForPreTraining, output_class=modeling_ernie.ErnieForPreTrainingOutput,
+    around_decoder={
+        "cls": modeling_ernie.ErniePreTrainingHeads, "cls.predictions": modeling_ernie.ErnieLMPredictionHead,
+    },
 )  # fmt: skip

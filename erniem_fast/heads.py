@@ -21,6 +21,8 @@ from transformers.utils import ModelOutput
 from .configuration import ErnieMConfig
 from .losses import (
     Layout,
+    NumItems,
+    average,
     check_labels,
     class_checks,
     cross_entropy,
@@ -35,6 +37,8 @@ Output = TypeVar("Output", bound=ModelOutput)
 
 class HeadBase(ErnieMPreTrainedModel):
     base_model_class: Any
+    accepts_loss_kwargs = True
+    """For transformers' Trainer: `forward` takes `num_items_in_batch`."""
 
     def encode(self, pooled_only: bool = False, **inputs: Any) -> tuple[Any, Layout]:
         """The encoder's output, with last_hidden_state as rows, and the layout of those rows.
@@ -88,6 +92,8 @@ class SequenceClassification(HeadBase):
         max_length_q: int | None = None,
         max_length_k: int | None = None,
         validate: bool = False,
+        padded_shape: tuple[int, int] | None = None,
+        num_items_in_batch: NumItems = None,
     ) -> SequenceClassifierOutput:
         """Classify sequences; arguments not listed are those of `ErnieMModel`.
 
@@ -96,6 +102,8 @@ class SequenceClassification(HeadBase):
                 "regression" (num_labels 1), float (num_sequences,) or (num_sequences, num_labels);
                 "single_label_classification" (integers), (num_sequences,) in [0, num_labels) or -100;
                 "multi_label_classification" (float or bool), (num_sequences, num_labels).
+            num_items_in_batch: number that the sum of the losses is divided by, instead of how many the batch has:
+                that of all batches which an optimiser's step accumulates, as transformers' Trainer counts it.
 
         Returns:
             SequenceClassifierOutput; logits (num_sequences, num_labels).
@@ -108,10 +116,11 @@ class SequenceClassification(HeadBase):
             output_hidden_states=output_hidden_states, output_attentions=output_attentions,
             value_checks=class_checks("labels", classes, self.num_labels, "num_labels"),
             token_type_ids=token_type_ids, cu_seq_lens_q=cu_seq_lens_q, cu_seq_lens_k=cu_seq_lens_k,
-            max_length_q=max_length_q, max_length_k=max_length_k, validate=validate, pooled_only=True,
+            max_length_q=max_length_q, max_length_k=max_length_k, validate=validate, padded_shape=padded_shape,
+            pooled_only=True,
         )  # fmt: skip
         logits = self.classifier(self.dropout(outputs.pooler_output))
-        loss = None if labels is None or problem is None else self._loss(problem, logits, labels)
+        loss = None if labels is None or problem is None else self._loss(problem, logits, labels, num_items_in_batch)
         return self._output(SequenceClassifierOutput, outputs, return_dict, loss=loss, logits=logits)
 
     if TYPE_CHECKING:
@@ -128,7 +137,7 @@ class SequenceClassification(HeadBase):
         integers = not labels.is_floating_point() and labels.dtype != torch.bool
         return "single_label_classification" if integers else "multi_label_classification"
 
-    def _loss(self, problem: str, logits: Tensor, labels: Tensor) -> Tensor:
+    def _loss(self, problem: str, logits: Tensor, labels: Tensor, num_items: NumItems) -> Tensor:
         sequences = logits.shape[0]
         check_device("labels", labels, logits.device, "the model's output")
         if problem == "single_label_classification" or (problem == "regression" and self.num_labels == 1):
@@ -137,10 +146,10 @@ class SequenceClassification(HeadBase):
         else:
             check_shape("labels", labels, tuple(logits.shape), "num_sequences, num_labels")
         if problem == "single_label_classification":
-            return cross_entropy(logits, labels)
-        if problem == "regression":
-            return F.mse_loss(logits, labels.reshape(logits.shape).to(logits.dtype))
-        return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
+            return cross_entropy(logits, labels, num_items)
+        loss_of = F.mse_loss if problem == "regression" else F.binary_cross_entropy_with_logits
+        losses = loss_of(logits, labels.reshape(logits.shape).to(logits.dtype), reduction="none")
+        return average(losses, None, num_items)
 
 
 class MultipleChoice(HeadBase):
@@ -165,6 +174,13 @@ class MultipleChoice(HeadBase):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         token_type_ids: Tensor | None = None,
+        cu_seq_lens_q: Tensor | None = None,
+        cu_seq_lens_k: Tensor | None = None,
+        max_length_q: int | None = None,
+        max_length_k: int | None = None,
+        validate: bool = False,
+        padded_shape: tuple[int, int, int] | None = None,
+        num_items_in_batch: NumItems = None,
     ) -> MultipleChoiceModelOutput:
         """Score choices; arguments not listed are those of `ErnieMModel`, with a dimension for the choices.
 
@@ -172,6 +188,9 @@ class MultipleChoice(HeadBase):
             input_ids: (batch, num_choices, seq_len), and `attention_mask`, `position_ids` alike; `inputs_embeds`
                 (batch, num_choices, seq_len, hidden_size).
             labels: (batch,) integers in [0, num_choices) or -100.
+            padded_shape: (batch, num_choices, seq_len), which flattened input needs; its sequences are the choices of
+                the first sample, then those of the next.
+            num_items_in_batch: as in `ErnieMForSequenceClassification`.
 
         Returns:
             MultipleChoiceModelOutput; logits (batch, num_choices).
@@ -180,7 +199,13 @@ class MultipleChoice(HeadBase):
         if inputs_embeds is not None:
             name, source, dims = "inputs_embeds", inputs_embeds, 4
         batch, num_choices = 0, 1
-        if isinstance(source, Tensor) and source.dim() == dims:
+        if cu_seq_lens_q is not None:
+            if padded_shape is None or len(padded_shape) != 3:
+                raise ValueError(
+                    f"padded_shape must be (batch, num_choices, seq_len) with cu_seq_lens_q, got {padded_shape}"
+                )
+            batch, num_choices = padded_shape[:2]
+        elif isinstance(source, Tensor) and source.dim() == dims:
             batch, num_choices = source.shape[:2]
         elif isinstance(source, Tensor | PackedBatch):
             got = "a PackedBatch" if isinstance(source, PackedBatch) else f"shape {tuple(source.shape)}"
@@ -188,7 +213,7 @@ class MultipleChoice(HeadBase):
         # Anything else is refused by the encoder.
 
         def flat(name: str, tensor: Tensor | None) -> Tensor | None:
-            if not isinstance(tensor, Tensor) or tensor.dim() <= 2:
+            if not isinstance(tensor, Tensor) or tensor.dim() <= 2 or cu_seq_lens_q is not None:
                 return tensor
             if tensor.shape[:2] != (batch, num_choices):
                 check_shape(name, tensor, (batch, num_choices, *tensor.shape[2:]), "batch, num_choices, ...")
@@ -200,18 +225,20 @@ class MultipleChoice(HeadBase):
             inputs_embeds=flat("inputs_embeds", inputs_embeds), output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             value_checks=class_checks("labels", labels, num_choices, "num_choices"),
-            token_type_ids=token_type_ids, pooled_only=True,
+            token_type_ids=token_type_ids, cu_seq_lens_q=cu_seq_lens_q, cu_seq_lens_k=cu_seq_lens_k,
+            max_length_q=max_length_q, max_length_k=max_length_k, validate=validate,
+            padded_shape=None if padded_shape is None else (batch * num_choices, *padded_shape[2:]), pooled_only=True,
         )  # fmt: skip
         if layout.num_sequences != batch * num_choices:
             raise ValueError(
-                f"{name} must hold one sequence a choice, {batch * num_choices} in all: packed input is not taken, "
-                f"got {layout.num_sequences} sequences"
+                f"{name} must hold one sequence a choice, {batch * num_choices} in all (packed input needs "
+                f"padded_shape), got {layout.num_sequences} sequences"
             )
         logits = self.classifier(self.dropout(outputs.pooler_output)).view(batch, num_choices)
         loss = None
         if labels is not None:
             check_shape("labels", labels, (batch,), "batch")
-            loss = cross_entropy(logits, labels)
+            loss = cross_entropy(logits, labels, num_items_in_batch)
         return self._output(MultipleChoiceModelOutput, outputs, return_dict, loss=loss, logits=logits)
 
     if TYPE_CHECKING:

@@ -83,6 +83,8 @@ def pack_input(
     validate: bool,
     value_checks: tuple[ValueCheck, ...],
     token_ids: dict[str, Tensor] | None = None,
+    padded_shape: tuple[int, int] | None = None,
+    prefix_lens: Tensor | None = None,
 ) -> tuple[PackedBatch, Tensor | None]:
     """Check and pack the arguments of a forward: a padded batch, a flattened one or a PackedBatch.
 
@@ -94,6 +96,8 @@ def pack_input(
         validate: check values of packed input off the CPU too, at the price of a synchronisation.
         value_checks: further values, read together with the rest.
         token_ids: further ids of the tokens, such as token types, in the shape of `input_ids`, by argument name.
+        padded_shape: shape of the outputs of flattened input, or None.
+        prefix_lens: of flattened input, or None.
         The others: as in the model's forward.
 
     Returns:
@@ -104,7 +108,7 @@ def pack_input(
     """
     batch = _packed_input(
         limits, input_ids, inputs_embeds, position_ids, attention_mask, cu_seq_lens_q, cu_seq_lens_k, max_length_q,
-        token_ids or {},
+        token_ids or {}, padded_shape, prefix_lens,
     )  # fmt: skip
     if batch is not None:
         return batch.checked(limits, weight, validate, value_checks), None
@@ -127,17 +131,23 @@ def _packed_input(
     cu_seq_lens_k: Tensor | None,
     max_length_q: int | None,
     token_ids: dict[str, Tensor],
+    padded_shape: tuple[int, int] | None,
+    prefix_lens: Tensor | None,
 ) -> PackedBatch | None:
     """Read the arguments as a packed batch, not checked yet; None: they are a padded one."""
     if isinstance(input_ids, PackedBatch):
         for name, value in (
             ("inputs_embeds", inputs_embeds), ("position_ids", position_ids), ("cu_seq_lens_q", cu_seq_lens_q),
-            ("cu_seq_lens_k", cu_seq_lens_k), ("max_length_q", max_length_q), *token_ids.items(),
+            ("cu_seq_lens_k", cu_seq_lens_k), ("max_length_q", max_length_q), ("padded_shape", padded_shape),
+            ("prefix_lens", prefix_lens), *token_ids.items(),
         ):  # fmt: skip
             if value is not None:
                 raise ValueError(f"{name} must be None where input_ids is a PackedBatch, which holds it")
     elif cu_seq_lens_q is None:
-        for name, value in (("cu_seq_lens_k", cu_seq_lens_k), ("max_length_q", max_length_q)):
+        for name, value in (
+            ("cu_seq_lens_k", cu_seq_lens_k), ("max_length_q", max_length_q), ("padded_shape", padded_shape),
+            ("prefix_lens", prefix_lens),
+        ):  # fmt: skip
             if value is not None:
                 raise ValueError(f"{name} must be None without cu_seq_lens_q, which makes the input a packed one")
         return None
@@ -156,5 +166,13 @@ def _packed_input(
         if not same or (on_cpu and not bool((cu_seq_lens_k == cu_seq_lens_q).all())):
             raise ValueError("cu_seq_lens_k must equal cu_seq_lens_q: an encoder attends to its own tokens")
     return PackedBatch.from_flattened(
-        input_ids, inputs_embeds, position_ids, cu_seq_lens_q, max_length_q, limits, token_ids
+        input_ids,
+        inputs_embeds,
+        position_ids,
+        cu_seq_lens_q,
+        max_length_q,
+        limits,
+        token_ids,
+        padded_shape,
+        prefix_lens,
     )

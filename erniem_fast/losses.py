@@ -11,6 +11,8 @@ from .validation import RangeCheck, check_device, check_integers, check_shape, c
 
 IGNORED = -100
 """Label that no loss counts."""
+NumItems = Tensor | int | None
+"""Losses counted in all batches of an optimiser's step, whose sum each batch gives its share of; None: the batch's."""
 
 
 class Layout(Protocol):
@@ -83,43 +85,68 @@ def _upcast(values: Tensor) -> Tensor:
     return values.float() if values.dtype.itemsize < 4 else values
 
 
-def _mean(losses: Tensor, counted: Tensor) -> Tensor:
-    """Mean of the counted losses; 0, with a graph, if none is."""
+def average(losses: Tensor, counted: Tensor | None = None, num_items: NumItems = None) -> Tensor:
+    """Sum of the counted losses over their number, or over `num_items`; 0, with a graph, if there is none.
+
+    Args:
+        losses: (...).
+        counted: (...) bool; None: all of them.
+        num_items: number that the sum is divided by, that of all batches of an optimiser's step.
+    """
+    counted = torch.ones_like(losses, dtype=torch.bool) if counted is None else counted
     total = torch.where(counted, _upcast(losses), 0.0).sum()
-    return (total / counted.sum().clamp(min=1)).to(losses.dtype)
+    items = counted.sum().clamp(min=1) if num_items is None else _checked(num_items, total.device)
+    return (total / items).to(losses.dtype)
 
 
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean over labels other than -100, of (..., classes) logits and (...) labels."""
+def _checked(num_items: Tensor | int, device: torch.device) -> Tensor | int:
+    """`num_items`, at least 1."""
+    if isinstance(num_items, Tensor) and num_items.numel() == 1 and num_items.dtype != torch.bool:
+        return num_items.reshape(()).to(device).clamp(min=1)
+    if isinstance(num_items, int) and not isinstance(num_items, bool) and num_items >= 0:
+        return max(num_items, 1)
+    got = f"a tensor of shape {tuple(num_items.shape)}" if isinstance(num_items, Tensor) else repr(num_items)
+    raise ValueError(f"num_items_in_batch must be a whole number of at least 0, or a tensor of one, got {got:.80}")
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, num_items: NumItems = None) -> Tensor:
+    """Mean over labels other than -100, of (..., classes) logits and (...) labels; see `average`."""
     logits, labels = logits.reshape(-1, logits.shape[-1]), labels.reshape(-1).long()
     counted = labels != IGNORED
     # Off the CPU labels may be unchecked, and one out of range would be a device-side assert.
     labels = torch.where(counted, labels.clamp(0, logits.shape[1] - 1), IGNORED)
-    return _mean(F.cross_entropy(logits, labels, reduction="none", ignore_index=IGNORED), counted)
+    return average(F.cross_entropy(logits, labels, reduction="none", ignore_index=IGNORED), counted, num_items)
 
 
-def token_loss(logits: Tensor, labels: Tensor, layout: Layout) -> Tensor:
+def token_loss(logits: Tensor, labels: Tensor, layout: Layout, num_items: NumItems = None) -> Tensor:
     """Mean cross-entropy of the tokens whose label is not -100.
 
     Args:
         logits: rows of class scores.
         labels: integers of the input's shape.
         layout: positions of the rows.
+        num_items: see `average`.
     """
     check_shape("labels", labels, layout.token_shape, "the input's shape")
-    return cross_entropy(logits, layout.rows(labels))
+    return cross_entropy(logits, layout.rows(labels), num_items)
 
 
 def labelled_rows(rows: Tensor, labels: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
     """Select the rows whose label is not -100, and give them with their labels."""
     check_shape("labels", labels, layout.token_shape, "the input's shape")
-    targets = layout.rows(labels)
+    rows, targets = rows.reshape(-1, rows.shape[-1]), layout.rows(labels).reshape(-1)
     chosen = (targets != IGNORED).nonzero().squeeze(1)
     return rows[chosen], targets[chosen]
 
 
 def masked_lm(
-    score: Callable[[Tensor], Tensor], rows: Tensor, labels: Tensor | None, layout: Layout, loss_only: bool
+    score: Callable[[Tensor], Tensor],
+    rows: Tensor,
+    labels: Tensor | None,
+    layout: Layout,
+    loss_only: bool,
+    num_items: NumItems = None,
+    fused_loss: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Give the loss and the logits of a masked language model, either of them None.
 
@@ -130,17 +157,22 @@ def masked_lm(
         layout: positions of the rows.
         loss_only: with labels, project the labelled rows only and give no logits. Off the CPU this waits for the device
             once more, to count them.
+        num_items: see `average`.
+        fused_loss: with `loss_only` computes the sum of the losses from (num_labelled, hidden_size) rows and their
+            (num_labelled,) labels, in float32 at least, and has no logits; None: they are scored.
     """
     if labels is None:
         return None, score(rows)
     if not loss_only:
         logits = score(rows)
-        return token_loss(logits, labels, layout), logits
+        return token_loss(logits, labels, layout, num_items), logits
     rows, targets = labelled_rows(rows, labels, layout)
-    return cross_entropy(score(rows), targets), None
+    if fused_loss is not None:
+        return average(fused_loss(rows, targets), None, len(targets) if num_items is None else num_items), None
+    return cross_entropy(score(rows), targets, num_items), None
 
 
-def span_loss(name: str, logits: Tensor, positions: Tensor, layout: Layout) -> Tensor:
+def span_loss(name: str, logits: Tensor, positions: Tensor, layout: Layout, num_items: NumItems = None) -> Tensor:
     """Mean over the sequences of the cross-entropy of the answer's position among the sequence's tokens.
 
     Args:
@@ -148,19 +180,33 @@ def span_loss(name: str, logits: Tensor, positions: Tensor, layout: Layout) -> T
         logits: one row a token.
         positions: (num_sequences,) integers, columns of the grid. Those outside it, or without a row, are ignored.
         layout: positions of the rows.
+        num_items: see `average`.
     """
     check_device(name, positions, logits.device, "the model's output")
     if positions.shape != (layout.num_sequences, 1):
         check_shape(name, positions, (layout.num_sequences,), "num_sequences")
-    positions = positions.reshape(-1, 1).long()
     grid = layout.to_grid(logits, torch.finfo(logits.dtype).min)
-    real = layout.to_grid(torch.ones_like(logits, dtype=torch.bool), False)
-    inside = (positions >= 0) & (positions < grid.shape[1])
-    positions = positions.clamp(0, grid.shape[1] - 1)
-    return _mean(-F.log_softmax(grid, -1).gather(1, positions), inside & real.gather(1, positions))
+    return row_cross_entropy(
+        grid, positions, layout.to_grid(torch.ones_like(logits, dtype=torch.bool), False), num_items
+    )
 
 
-def boundary_loss(name: str, logits: Tensor, labels: Tensor, layout: Layout) -> Tensor:
+def row_cross_entropy(scores: Tensor, positions: Tensor, real: Tensor, num_items: NumItems = None) -> Tensor:
+    """Mean cross-entropy of a position in each row of scores.
+
+    Args:
+        scores: (num_rows, seq_len), the dtype's minimum where there is no token.
+        positions: (num_rows, 1) or (num_rows,) integers. Those outside the row, or without a token, are ignored.
+        real: (num_rows, seq_len) bool, True at tokens.
+        num_items: see `average`.
+    """
+    positions = positions.reshape(-1, 1).long()
+    inside = (positions >= 0) & (positions < scores.shape[1])
+    positions = positions.clamp(0, scores.shape[1] - 1)
+    return average(-F.log_softmax(scores, -1).gather(1, positions), inside & real.gather(1, positions), num_items)
+
+
+def boundary_loss(name: str, logits: Tensor, labels: Tensor, layout: Layout, num_items: NumItems = None) -> Tensor:
     """Mean over the sequences of their mean binary cross-entropy, so that a batch is worth its sequences one by one.
 
     Args:
@@ -168,6 +214,7 @@ def boundary_loss(name: str, logits: Tensor, labels: Tensor, layout: Layout) -> 
         logits: one row a token.
         labels: numbers in [0, 1], or -100, of the input's shape.
         layout: positions of the rows.
+        num_items: see `average`.
     """
     check_shape(name, labels, layout.token_shape, "the input's shape")
     check_device(name, labels, logits.device, "the model's output")
@@ -177,4 +224,4 @@ def boundary_loss(name: str, logits: Tensor, labels: Tensor, layout: Layout) -> 
     losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     sums = layout.to_grid(torch.where(counted, _upcast(losses), 0.0)).sum(1)
     counts = layout.to_grid(counted.to(sums.dtype)).sum(1)
-    return _mean(sums / counts.clamp(min=1), counts > 0).to(losses.dtype)
+    return average(sums / counts.clamp(min=1), counts > 0, num_items).to(losses.dtype)

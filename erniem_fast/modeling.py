@@ -3,6 +3,7 @@
 It has the reference's parameters under the same names and computes on `(total_tokens, hidden_size)` rows.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -157,6 +158,8 @@ class ErnieMModel(modules.ErnieMModules):
         return_packed: bool = False,
         value_checks: tuple[ValueCheck, ...] = (),
         pooled_only: bool = False,
+        padded_shape: tuple[int, int] | None = None,
+        prefix_lens: Tensor | None = None,
     ) -> BaseModelOutputWithPoolingAndCrossAttentions:
         """Encode a batch: padded, flattened (with `cu_seq_lens_q`) or a PackedBatch.
 
@@ -188,9 +191,14 @@ class ErnieMModel(modules.ErnieMModules):
             pooled_only: compute in the last layer, behind its attention, only the rows that the pooler reads. Then
                 `last_hidden_state` is None. Where hidden states are asked for, or a hook or a replaced container of the
                 last layer would see it, all rows are computed all the same.
+            padded_shape: shape (num_sequences, seq_len) that the flattened sequences would have if they were padded on
+                the right: outputs of tokens have it, one row a sequence, and labels are read in it.
+            prefix_lens: (num_sequences,) integers of flattened sequences: tokens of a sequence before its prefix length
+                see only those before it, the others see all. None, 0 and the sequence's length: all see all.
 
         Returns:
-            last_hidden_state (batch, seq_len, hidden_size), 0 at padding, or (1, total_tokens, hidden_size);
+            last_hidden_state (batch, seq_len, hidden_size), 0 at padding, or (1, total_tokens, hidden_size) for
+            flattened input without `padded_shape`;
             pooler_output (num_sequences, hidden_size), from each sequence's first real token (of an empty one: from
             zeros).
 
@@ -205,7 +213,7 @@ class ErnieMModel(modules.ErnieMModules):
         limits, table = self.limits, self.embeddings.position_embeddings.weight
         batch, mask = pack_input(
             limits, table, input_ids, inputs_embeds, position_ids, attention_mask, cu_seq_lens_q, cu_seq_lens_k,
-            max_length_q, validate, value_checks,
+            max_length_q, validate, value_checks, padded_shape=padded_shape, prefix_lens=prefix_lens,
         )  # fmt: skip
         options = OutputOptions.of(self.config, output_hidden_states, output_attentions, return_dict)
         first = batch.first_rows() if pooled_only and self._rows_may_be_left_out(batch, options) else None
@@ -286,4 +294,9 @@ class ErnieMForQuestionAnswering(_OnRows, token_heads.QuestionAnswering): ...
 class ErnieMForInformationExtraction(_OnRows, token_heads.InformationExtraction): ...
 
 
-class ErnieMForMaskedLM(_OnRows, token_heads.MaskedLM): ...
+class ErnieMForMaskedLM(_OnRows, token_heads.MaskedLM):
+    def fused_loss(self) -> Callable[[Tensor, Tensor], Tensor] | None:
+        around = {"lm_head": token_heads.ErnieMLMHead}
+        return fusion.decoder_loss(
+            self, around, "lm_head.decoder", lambda rows: self.lm_head.transform(rows), self.ernie_m.backend
+        )

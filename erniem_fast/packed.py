@@ -25,7 +25,9 @@ from .outputs import OutputOptions
 from .packing import PackedBatch
 from .validation import Limits, ValueCheck, count_packed, warn_once
 
-PACKED_ARGUMENTS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "validate")
+PACKED_ARGUMENTS = (
+    "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "validate", "padded_shape", "prefix_lens",
+)  # fmt: skip
 ORDERS = ("value_checks", "return_packed", "scores_sequences", "refusal")
 """Further arguments that transformers' forward does not take."""
 SELECTS_STATES = hasattr(output_capturing, "resolve_hidden_states_indices")
@@ -42,7 +44,8 @@ SWAPS: dict[type[nn.Module], type["Swapped"]] = {}
 
 def is_packed(given: dict[str, Any]) -> bool:
     """True if the arguments of a forward are packed input."""
-    return isinstance(given.get("input_ids"), PackedBatch) or given.get("cu_seq_lens_q") is not None
+    names = ("cu_seq_lens_q", "prefix_lens")
+    return isinstance(given.get("input_ids"), PackedBatch) or any(given.get(name) is not None for name in names)
 
 
 class Swapped(nn.Module):
@@ -276,6 +279,8 @@ class PackedEncoder(Swapped):
         return_packed: bool = False,
         scores_sequences: bool = False,
         refusal: str | None = None,
+        padded_shape: tuple[int, int] | None = None,
+        prefix_lens: Tensor | None = None,
         **further: Any,
     ) -> Any:
         """Encode a batch: padded, flattened (with `cu_seq_lens_q`) or a PackedBatch.
@@ -283,7 +288,8 @@ class PackedEncoder(Swapped):
         Args:
             input_ids, attention_mask, position_ids, inputs_embeds, output_hidden_states, return_dict: those of
                 transformers; `input_ids` may be a PackedBatch.
-            cu_seq_lens_q, cu_seq_lens_k, max_length_q: of flattened input, as in `ErnieMModel`.
+            cu_seq_lens_q, cu_seq_lens_k, max_length_q, padded_shape, prefix_lens: of flattened input, as in
+                `ErnieMModel`.
             validate: check values of packed input off the CPU too, at the price of a synchronisation.
             value_checks: further values to check along with the input.
             return_packed: return a PackedModelOutput, on packed rows.
@@ -300,7 +306,7 @@ class PackedEncoder(Swapped):
         token_ids = {name: further[name] for name in self.token_id_names if further.get(name) is not None}
         batch, _ = pack_input(
             limits, table, input_ids, inputs_embeds, position_ids, attention_mask, cu_seq_lens_q, cu_seq_lens_k,
-            max_length_q, validate, value_checks, token_ids,
+            max_length_q, validate, value_checks, token_ids, padded_shape, prefix_lens,
         )  # fmt: skip
         if refusal is not None and batch.padded_shape is None:
             raise ValueError(refusal)

@@ -37,9 +37,9 @@ class PackedBatch:
         inputs_embeds: (total_tokens, hidden_size), or None.
         prefix_lens: (num_sequences,) int32, or None. Rows of a sequence before its prefix length p see only columns
             before p; rows from p on see all.
-        indices: (total_tokens,) integers, places of the rows in the flattened padded batch; None without one, or where
-            it has no padding.
-        padded_shape: (batch, seq_len) of that padded batch, or None.
+        indices: (total_tokens,) integers, places of the rows in the flattened padded batch; None: there is no such
+            batch, or each sequence fills its line from the left.
+        padded_shape: (batch, seq_len) of that padded batch, which outputs of tokens have; None: (1, total_tokens).
         token_ids: further (total_tokens,) integer ids of the tokens, such as token types, by argument name.
     """
 
@@ -137,6 +137,8 @@ class PackedBatch:
         max_seqlen: int | None,
         limits: Limits,
         token_ids: dict[str, Tensor] | None = None,
+        padded_shape: tuple[int, int] | None = None,
+        prefix_lens: Tensor | None = None,
     ) -> "PackedBatch":
         """Pack (1, total_tokens) rows, as transformers' DataCollatorWithFlattening makes them. No host synchronisation.
 
@@ -149,6 +151,8 @@ class PackedBatch:
                 that the model takes.
             limits: of the model.
             token_ids: further (1, total_tokens) integers, by argument name.
+            padded_shape: (num_sequences, seq_len) of the outputs of tokens; None: (1, total_tokens).
+            prefix_lens: (num_sequences,) int32 or int64, or None.
         """
         name = "inputs_embeds" if input_ids is None else "input_ids"
         source = check_tensor(name, inputs_embeds if input_ids is None else input_ids)
@@ -174,6 +178,8 @@ class PackedBatch:
             position_ids=position_ids[0],
             input_ids=None if input_ids is None else input_ids[0],
             inputs_embeds=None if inputs_embeds is None else inputs_embeds[0],
+            prefix_lens=prefix_lens,
+            padded_shape=padded_shape,
             token_ids={other: ids[0] for other, ids in further.items()},
         )
 
@@ -243,10 +249,8 @@ class PackedBatch:
             if self.indices is not None:
                 raise ValueError("indices must be None without padded_shape")
             return
-        if len(shape) != 2 or shape[0] != self.num_sequences:
-            raise ValueError(
-                f"padded_shape must be ({self.num_sequences} (num_sequences), seq_len), got {tuple(shape)}"
-            )
+        if not isinstance(shape, tuple | list) or len(shape) != 2 or shape[0] != self.num_sequences:
+            raise ValueError(f"padded_shape must be ({self.num_sequences} (num_sequences), seq_len), got {shape!r:.80}")
         if self.indices is not None:
             check_integers("indices", self.indices)
             check_shape("indices", self.indices, (self.total_tokens,), "total_tokens")

@@ -239,13 +239,15 @@ class _OnRows:
         cu_seq_lens_k: None = None,
         max_length_q: None = None,
         max_length_k: None = None,
+        padded_shape: None = None,
+        prefix_lens: None = None,
         validate: bool = False,
         **inputs: Any,
     ) -> tuple[Any, PaddedLayout]:
         """Refuse packed input; `validate` changes nothing, since values are always checked, nor does `pooled_only`."""
         for name, value in (
             ("cu_seq_lens_q", cu_seq_lens_q), ("cu_seq_lens_k", cu_seq_lens_k), ("max_length_q", max_length_q),
-            ("max_length_k", max_length_k),
+            ("max_length_k", max_length_k), ("padded_shape", padded_shape), ("prefix_lens", prefix_lens),
         ):  # fmt: skip
             if value is not None:
                 raise ValueError(f"{name} must be None: the reference takes padded batches only")

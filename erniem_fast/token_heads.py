@@ -10,7 +10,7 @@ from transformers.modeling_outputs import MaskedLMOutput, QuestionAnsweringModel
 
 from .configuration import ErnieMConfig
 from .heads import HeadBase, classifier_dropout
-from .losses import Layout, boundary_checks, boundary_loss, class_checks, masked_lm, span_loss, token_loss
+from .losses import Layout, NumItems, boundary_checks, boundary_loss, class_checks, masked_lm, span_loss, token_loss
 from .outputs import called_as
 from .packing import PackedBatch
 from .validation import check_integers
@@ -45,11 +45,14 @@ class TokenClassification(HeadBase):
         max_length_q: int | None = None,
         max_length_k: int | None = None,
         validate: bool = False,
+        padded_shape: tuple[int, int] | None = None,
+        num_items_in_batch: NumItems = None,
     ) -> TokenClassifierOutput:
         """Classify tokens; arguments not listed are those of `ErnieMModel`.
 
         Args:
             labels: integers of the input's shape, in [0, num_labels) or -100.
+            num_items_in_batch: as in `ErnieMForSequenceClassification`.
 
         Returns:
             TokenClassifierOutput; logits of the input's shape plus (num_labels,), 0 at padding if padding-free.
@@ -60,10 +63,10 @@ class TokenClassification(HeadBase):
             output_attentions=output_attentions,
             value_checks=class_checks("labels", labels, self.num_labels, "num_labels"),
             token_type_ids=token_type_ids, cu_seq_lens_q=cu_seq_lens_q, cu_seq_lens_k=cu_seq_lens_k,
-            max_length_q=max_length_q, max_length_k=max_length_k, validate=validate,
+            max_length_q=max_length_q, max_length_k=max_length_k, validate=validate, padded_shape=padded_shape,
         )  # fmt: skip
         logits = self.classifier(self.dropout(outputs.last_hidden_state))
-        loss = None if labels is None else token_loss(logits, labels, layout)
+        loss = None if labels is None else token_loss(logits, labels, layout, num_items_in_batch)
         return self._output(TokenClassifierOutput, outputs, return_dict, loss=loss, logits=layout.output(logits))
 
     if TYPE_CHECKING:
@@ -82,15 +85,16 @@ class _SpanHead(HeadBase):
         layout: Layout,
         start: Tensor,
         end: Tensor,
-        loss_of: Callable[[str, Tensor, Tensor, Layout], Tensor],
+        loss_of: Callable[[str, Tensor, Tensor, Layout, NumItems], Tensor],
         start_positions: Tensor | None,
         end_positions: Tensor | None,
+        num_items: NumItems,
     ) -> QuestionAnsweringModelOutput:
         """Scores of starts and ends with the mean of their losses, if both labels are given."""
         loss = None
         if start_positions is not None and end_positions is not None:
-            start_loss = loss_of("start_positions", start, start_positions, layout)
-            end_loss = loss_of("end_positions", end, end_positions, layout)
+            start_loss = loss_of("start_positions", start, start_positions, layout, num_items)
+            end_loss = loss_of("end_positions", end, end_positions, layout, num_items)
             loss = (start_loss + end_loss) / 2
         lowest = torch.finfo(start.dtype).min
         return self._output(
@@ -127,6 +131,8 @@ class QuestionAnswering(_SpanHead):
         max_length_q: int | None = None,
         max_length_k: int | None = None,
         validate: bool = False,
+        padded_shape: tuple[int, int] | None = None,
+        num_items_in_batch: NumItems = None,
     ) -> QuestionAnsweringModelOutput:
         """Score answer spans; arguments not listed are those of `ErnieMModel`. `num_labels` must be 2.
 
@@ -134,6 +140,7 @@ class QuestionAnswering(_SpanHead):
             start_positions: (num_sequences,) integers, columns of the padded batch or positions in the packed sequence.
                 Those outside the row are ignored, and those at padding if padding-free.
             end_positions: likewise.
+            num_items_in_batch: as in `ErnieMForSequenceClassification`; counts the answers.
 
         Returns:
             QuestionAnsweringModelOutput; start_logits and end_logits of the input's shape, at padding the dtype's
@@ -149,11 +156,13 @@ class QuestionAnswering(_SpanHead):
             inputs_embeds=inputs_embeds, output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             token_type_ids=token_type_ids, cu_seq_lens_q=cu_seq_lens_q, cu_seq_lens_k=cu_seq_lens_k,
-            max_length_q=max_length_q, max_length_k=max_length_k, validate=validate,
+            max_length_q=max_length_q, max_length_k=max_length_k, validate=validate, padded_shape=padded_shape,
         )  # fmt: skip
         logits = self.qa_outputs(outputs.last_hidden_state)
         start, end = logits[..., 0].contiguous(), logits[..., 1].contiguous()
-        return self._span_output(outputs, return_dict, layout, start, end, span_loss, start_positions, end_positions)
+        return self._span_output(
+            outputs, return_dict, layout, start, end, span_loss, start_positions, end_positions, num_items_in_batch
+        )
 
     if TYPE_CHECKING:
 
@@ -191,6 +200,8 @@ class InformationExtraction(_SpanHead):
         max_length_q: int | None = None,
         max_length_k: int | None = None,
         validate: bool = False,
+        padded_shape: tuple[int, int] | None = None,
+        num_items_in_batch: NumItems = None,
     ) -> QuestionAnsweringModelOutput:
         """Score span boundaries; arguments not listed are those of `ErnieMModel`.
 
@@ -198,6 +209,7 @@ class InformationExtraction(_SpanHead):
             start_positions: floats, integers or bools of the input's shape: 1 where a span starts, 0 elsewhere, values
                 between as soft labels; -100 is ignored.
             end_positions: likewise for ends.
+            num_items_in_batch: as in `ErnieMForSequenceClassification`; counts the sequences that have labels.
 
         Returns:
             QuestionAnsweringModelOutput; start_logits and end_logits of the input's shape, whose sigmoids are
@@ -209,12 +221,12 @@ class InformationExtraction(_SpanHead):
             output_hidden_states=output_hidden_states,
             value_checks=boundary_checks(start_positions=start_positions, end_positions=end_positions),
             token_type_ids=token_type_ids, cu_seq_lens_q=cu_seq_lens_q, cu_seq_lens_k=cu_seq_lens_k,
-            max_length_q=max_length_q, max_length_k=max_length_k, validate=validate,
+            max_length_q=max_length_q, max_length_k=max_length_k, validate=validate, padded_shape=padded_shape,
         )  # fmt: skip
         start = self.linear_start(outputs.last_hidden_state).squeeze(-1)
         end = self.linear_end(outputs.last_hidden_state).squeeze(-1)
         return self._span_output(
-            outputs, return_dict, layout, start, end, boundary_loss, start_positions, end_positions
+            outputs, return_dict, layout, start, end, boundary_loss, start_positions, end_positions, num_items_in_batch
         )
 
     if TYPE_CHECKING:
@@ -235,15 +247,20 @@ class ErnieMLMHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros(config.vocab_size), requires_grad=config.tie_word_embeddings)
 
     def forward(self, rows: Tensor) -> Tensor:
-        return self.decoder(self.layer_norm(F.gelu(self.dense(rows))))
+        return self.decoder(self.transform(rows))
+
+    def transform(self, rows: Tensor) -> Tensor:
+        """(num_rows, hidden_size) to what the decoder projects."""
+        return self.layer_norm(F.gelu(self.dense(rows)))  # type: ignore[no-any-return]
 
 
 class MaskedLM(HeadBase):
     """Masked language modelling with XLM-R's head: ErnieM was initialised from XLM-R, and no release has its own.
 
     Attributes:
-        loss_only: with labels, project the labelled tokens only and give no logits. Off the CPU this waits for the
-            device once more, to count them.
+        loss_only: with labels, project the labelled tokens only and give no logits. Padding-free, and with a plain
+            decoder, the loss is float32 and its logits are never whole (`ops.linear_cross_entropy`). Off the CPU this
+            waits for the device once more, to count the tokens.
     """
 
     loss_only = False
@@ -260,6 +277,10 @@ class MaskedLM(HeadBase):
 
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head.decoder
+
+    def fused_loss(self) -> Callable[[Tensor, Tensor], Tensor] | None:
+        """The head and the sum of its losses as one function, see `losses.masked_lm`; None: the head is called."""
+        return None
 
     def set_output_embeddings(self, new_embeddings: Any) -> None:
         bias = new_embeddings.bias
@@ -286,11 +307,15 @@ class MaskedLM(HeadBase):
         max_length_q: int | None = None,
         max_length_k: int | None = None,
         validate: bool = False,
+        padded_shape: tuple[int, int] | None = None,
+        num_items_in_batch: NumItems = None,
+        prefix_lens: Tensor | None = None,
     ) -> MaskedLMOutput:
         """Predict tokens; arguments not listed are those of `ErnieMModel`.
 
         Args:
             labels: integers of the input's shape, in [0, vocab_size) or -100.
+            num_items_in_batch: as in `ErnieMForSequenceClassification`.
 
         Returns:
             MaskedLMOutput; logits of the input's shape plus (vocab_size,), 0 at padding if padding-free; None with
@@ -302,9 +327,13 @@ class MaskedLM(HeadBase):
             output_hidden_states=output_hidden_states,
             value_checks=class_checks("labels", labels, self.config.vocab_size, "vocab_size"),
             token_type_ids=token_type_ids, cu_seq_lens_q=cu_seq_lens_q, cu_seq_lens_k=cu_seq_lens_k,
-            max_length_q=max_length_q, max_length_k=max_length_k, validate=validate,
+            max_length_q=max_length_q, max_length_k=max_length_k, validate=validate, padded_shape=padded_shape,
+            prefix_lens=prefix_lens,
         )  # fmt: skip
-        loss, logits = masked_lm(self.lm_head, outputs.last_hidden_state, labels, layout, self.loss_only)
+        fused_loss = self.fused_loss() if self.loss_only else None
+        loss, logits = masked_lm(
+            self.lm_head, outputs.last_hidden_state, labels, layout, self.loss_only, num_items_in_batch, fused_loss
+        )
         logits = None if logits is None else layout.output(logits)
         return self._output(MaskedLMOutput, outputs, return_dict, loss=loss, logits=logits)
 

@@ -4,7 +4,7 @@ transformers' XLM has neither sdpa nor gradient checkpointing, and fills a cache
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from transformers.models.xlm import modeling_xlm
 from . import encoder, fusion
 from .fusion import PackedContext
 from .layer_parts import AttentionParts, LayerParts
-from .losses import labelled_rows
+from .losses import NumItems, average, labelled_rows
 from .packed import PACKED_ARGUMENTS, Containers, PackedEncoder, by_name, is_packed
 from .packed_heads import (
     FindsSpans,
@@ -212,8 +212,8 @@ class XLMForTokenClassification(  # type: ignore[misc]
 
 @by_name
 class XLMForQuestionAnsweringSimple(  # type: ignore[misc]
-    XLMHead,
     FindsSpans,
+    XLMHead,
     modeling_xlm.XLMForQuestionAnsweringSimple,
     original=modeling_xlm.XLMForQuestionAnsweringSimple,
 ): ...
@@ -224,7 +224,9 @@ class XLMForQuestionAnswering(  # type: ignore[misc]
     XLMHead, modeling_xlm.XLMForQuestionAnswering, original=modeling_xlm.XLMForQuestionAnswering
 ):
     def reason_to_refuse_packed(self, given: dict[str, Any]) -> str | None:
-        return "its beam search is over a row, which would hold all sequences"
+        if given.get("padded_shape") is None:
+            return "its beam search is over a row, which without padded_shape would hold all sequences"
+        return None
 
 
 @by_name
@@ -232,17 +234,24 @@ class XLMWithLMHeadModel(  # type: ignore[misc]
     PackedMaskedLM, modeling_xlm.XLMWithLMHeadModel, original=modeling_xlm.XLMWithLMHeadModel
 ):
     supports_gradient_checkpointing = True
+    decoder_name = "pred_layer.proj"
+    around_decoder: ClassVar = {"pred_layer": modeling_xlm.XLMPredLayer}
 
     def score(self, rows: Tensor) -> Tensor:
         return self.pred_layer(rows)[0]  # type: ignore[operator, no-any-return]
 
-    def loss_and_logits(self, rows: Tensor, labels: Tensor | None, batch: PackedBatch) -> tuple[Any, Any]:
+    def transform(self, rows: Tensor) -> Tensor:
+        return rows
+
+    def loss_and_logits(
+        self, rows: Tensor, labels: Tensor | None, batch: PackedBatch, num_items: NumItems
+    ) -> tuple[Any, Any]:
         layer: Any = self.pred_layer
         if labels is None or not layer.asm:
-            return super().loss_and_logits(rows, labels, batch)
+            return super().loss_and_logits(rows, labels, batch, num_items)
         # Adaptive softmax (Grave et al., arXiv 1609.04309) knows no ignored label.
         labelled, targets = labelled_rows(rows, labels, batch)
-        loss = -layer.proj(labelled, targets.long()).output.sum() / max(len(targets), 1)
+        loss = average(-layer.proj(labelled, targets.long()).output, None, num_items)
         return loss, None if self.loss_only else self.score(rows)
 
     def forward_on_rows(self, logits_to_keep: Any = 0, **given: Any) -> Any:

@@ -117,6 +117,11 @@ def test_prefixes(family: str) -> None:
     seen = (~before[:, :, None] | before[:, None, :]) & real[:, None, :]
     with torch.no_grad():
         found = fast(made).last_hidden_state[0]
+        assert torch.equal(fast(**flattened(inputs, family), prefix_lens=prefixes).last_hidden_state[0], found)
+        with pytest.raises(ValueError, match="prefix_lens must be None without cu_seq_lens_q"):
+            fast(**inputs, prefix_lens=prefixes)
+        with pytest.raises(ValueError, match="packed input needs the padding-free"):
+            fast(**inputs, prefix_lens=prefixes, output_attentions=True)
         expected = plain(**(inputs | {"attention_mask": seen[:, None]})).last_hidden_state[real]
     assert_close(found, expected)
 

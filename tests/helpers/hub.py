@@ -15,12 +15,21 @@ from helpers.paths import GOLDEN_TOKENIZER
 REVISION = "0" * 40
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 LABELS = ("entailment", "neutral", "contradiction")
+TOPICS = ("politics", "sport")
 TAGS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
 CHECKPOINTS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "susnato/ernie-m-base_pytorch": ("ErnieMModel", {}),
     "MoritzLaurer/ernie-m-base-mnli-xnli": (
         "ErnieMForSequenceClassification",
         {"id2label": dict(enumerate(LABELS)), "label2id": {label: index for index, label in enumerate(LABELS)}},
+    ),
+    "your-org/ernie-m-base-topics": (
+        "ErnieMForSequenceClassification",
+        {
+            "num_hidden_layers": 12,
+            "id2label": dict(enumerate(TOPICS)),
+            "label2id": {topic: index for index, topic in enumerate(TOPICS)},
+        },
     ),
     "your-org/ernie-m-base-squad": ("ErnieMForQuestionAnswering", {}),
     "your-org/ernie-m-base-ner": (
@@ -69,7 +78,7 @@ def fill_folders(parent: Path) -> None:
 def _save(folder: Path, class_name: str, changes: Mapping[str, Any]) -> None:
     vocabulary, pieces = GOLDEN_TOKENIZER / "vocab.txt", GOLDEN_TOKENIZER / "sentencepiece.bpe.model"
     size = len(ErnieMTokenizer(pieces, vocabulary))
-    model = getattr(erniem_fast, class_name)(ErnieMConfig(vocab_size=size, **SIZES, **changes))
+    model = getattr(erniem_fast, class_name)(ErnieMConfig(vocab_size=size, **(SIZES | changes)))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.1)

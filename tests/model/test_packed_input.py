@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.pairs import CLASSES, labels_for, make
+from helpers.pairs import CLASSES, assert_close, labels_for, make
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from transformers import DataCollatorWithFlattening
 
-from erniem_fast import PackedBatch
+from erniem_fast import PackedBatch, reference
 from erniem_fast.validation import Limits
 
 LENGTHS = (7, 3, 10, 1)
@@ -154,6 +154,9 @@ def good() -> dict[str, Any]:
         ({"max_length_q": -1}, ValueError, r"max_length_q\) must lie in .* got -1"),
         ({"max_length_q": 5.0}, TypeError, "max_length_q must be an int, got float"),
         ({"max_length_q": 4}, ValueError, "must be at least 5, the longest sequence, got 4"),
+        ({"prefix_lens": torch.tensor([1])}, ValueError, r"prefix_lens must have shape \(2,\) \(num_sequences\), got"),
+        ({"prefix_lens": torch.tensor([5, 2])}, ValueError, "prefix_lens must lie between 0 and the length of each"),
+        ({"prefix_lens": [1, 2]}, TypeError, "prefix_lens must be a tensor, got list"),
         ({"input_ids": torch.randint(2, 100, (1, 9)).to_sparse()}, TypeError, "input_ids must be a dense tensor"),
         ({"input_ids": [[1, 2]]}, TypeError, "input_ids must be a tensor, got list"),
         ({"position_ids": [[1, 2]]}, TypeError, "position_ids must be a tensor, got list"),
@@ -165,6 +168,22 @@ def test_bad_packed_input_is_refused(change: dict[str, Any], error: type[Excepti
         assert model(**good()).last_hidden_state.isfinite().all()
         with pytest.raises(error, match=message):
             model(**(good() | change))
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_prefixes(dense: bool) -> None:
+    """Of flattened input: tokens before a sequence's prefix length do not see those behind it."""
+    plain, model = make()
+    inputs = good() | {"prefix_lens": torch.tensor([3, 2])}
+    with torch.no_grad():
+        found = model(**inputs, output_attentions=dense).last_hidden_state[0]
+        for (begin, end), prefix in zip(((0, 4), (4, 9)), (3, 2), strict=True):
+            places = torch.arange(end - begin)
+            sees = (places < prefix) | (places[:, None] >= prefix)
+            alone = plain(inputs["input_ids"][:, begin:end], attention_mask=sees[None].long()).last_hidden_state[0]
+            assert_close(found[begin:end], alone)
+        with pytest.raises(ValueError, match="prefix_lens must be None: the reference takes padded batches only"):
+            reference.ErnieMForMaskedLM(plain.config)(good()["input_ids"], prefix_lens=inputs["prefix_lens"])
 
 
 def test_int64_offsets_are_taken() -> None:

@@ -167,7 +167,11 @@ def test_bad_packed_input(make_pair: Any, change: str) -> None:
 
 def test_packed_arguments_without_offsets(make_pair: Any) -> None:
     _, fast = make_pair(dtype=torch.float32)
-    for name, value in (("cu_seq_lens_k", torch.tensor([0, 6])), ("max_length_q", 6)):
+    for name, value in (
+        ("cu_seq_lens_k", torch.tensor([0, 6])),
+        ("max_length_q", 6),
+        ("prefix_lens", torch.tensor([2])),
+    ):
         with pytest.raises(ValueError, match=f"{name} must be None without cu_seq_lens_q"):
             fast(IDS, **{name: value})
         with pytest.raises(ValueError, match=f"{name} must be None where input_ids is a PackedBatch"):

@@ -135,14 +135,17 @@ def test_class_labels_must_be_integers(name: str) -> None:
                 model(**inputs | {argument: inputs[argument].float()})
 
 
-def test_multiple_choice_refuses_packed_input() -> None:
+def test_multiple_choice_refuses_packed_input_without_its_shape() -> None:
     _, model = make("ErnieMForMultipleChoice")
     sequences = [[0, 5, 2], [0, 7, 8, 2], [0, 2]]
     packed = PackedBatch.from_sequences(sequences)
     with pytest.raises(ValueError, match=r"input_ids must be a padded tensor of shape .*, got a PackedBatch"):
         model(packed)
-    with pytest.raises(TypeError, match="unexpected keyword argument 'cu_seq_lens_q'"):
-        model(packed.input_ids[None], cu_seq_lens_q=packed.cu_seqlens)
+    for shape in (None, (3, 4)):
+        with pytest.raises(
+            ValueError, match=r"padded_shape must be \(batch, num_choices, seq_len\) with cu_seq_lens_q"
+        ):
+            model(packed.input_ids[None], cu_seq_lens_q=packed.cu_seqlens, padded_shape=shape)
     # Positions that restart make a lone row a packed one, too.
     ids, positions = packed.input_ids[None, None], packed.position_ids[None, None]
     for inputs in (
