@@ -1,0 +1,9 @@
+"""Training without padding: batches for transformers' Trainer and accelerate, losses that accumulate exactly."""
+
+from .augment import Augmentation as Augmentation
+from .collators import PackedCollator as PackedCollator
+from .distill import Distillation as Distillation
+from .losses import compute_loss_func as compute_loss_func
+from .sampler import TokenBudgetBatchSampler as TokenBudgetBatchSampler
+from .sampler import prepare_loader as prepare_loader
+from .students import student_from as student_from
