@@ -43,7 +43,8 @@ class OneLineErrors(TyperGroup):
                 code = 2
             except (USAGE_ERROR, InputError) as error:
                 message = error.format_message() if hasattr(error, "format_message") else str(error)
-                say_on_stderr(f"Error: {' '.join(message.split())}")
+                if message:  # none where a group without a command has shown its help
+                    say_on_stderr(f"Error: {' '.join(message.split())}")
                 code = 2
             except torch.OutOfMemoryError:
                 say_on_stderr("Error: the device is out of memory; try a smaller --batch-tokens or --dtype bfloat16")

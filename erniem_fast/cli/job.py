@@ -3,7 +3,6 @@
 Job.of("embed", "texts.jsonl", ...).run(Work(task="encode", ...))
 """
 
-import hashlib
 import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,10 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from os.path import exists, samefile
-from pathlib import Path
 from typing import Any, NamedTuple
-
-from transformers.utils import cached_file
 
 from ..files.atomic import STANDARD_STREAM
 from ..files.formats import RECORD_FORMATS, Fields, Format, Result, check_ending
@@ -22,7 +18,7 @@ from ..files.output import Output, open_output
 from ..files.records import Record, count_records, read_records
 from ..files.source import ACCEPTED, Source, open_source
 from ..inference.engine import DTYPES, TASKS, Encoder
-from ..inference.loading import CheckpointError
+from ..inference.loading import CheckpointError, model_files
 from ..inference.progress import progress_bar
 from ..inference.stream import stream
 from ..inference.task import AnyTask
@@ -31,8 +27,6 @@ from .errors import InputError, say_on_stderr
 from .options import parse_batch_tokens, parse_choice, parse_device
 
 Formats = Mapping[str, Callable[[Fields, str], Format]]
-MODEL_FILES = (".json", ".safetensors", ".bin", ".txt", ".model")
-"""Endings of the files that a checkpoint is made of."""
 ARGUMENT = re.compile(r"([a-z_]+)(?:\[.*?\])? ")
 """How errors of the engine begin that are about an argument."""
 PLACE = re.compile(r"\w+\[(\d+)\] ?")
@@ -309,25 +303,6 @@ class _Lane:
         while self._work.empty is not None and self._waiting and self._waiting[0].is_empty:
             results.append({**self._waiting.popleft().kept, **self._work.empty})
         return results
-
-
-def model_files(name: str) -> str | None:
-    """What changes when a checkpoint's files do; None if there are none."""
-    folder = Path(name)
-    if not folder.is_dir():
-        try:
-            found = cached_file(name, "config.json")
-        except (OSError, ValueError):
-            found = None
-        if found is None:
-            return None
-        folder = Path(found).parent
-    digest = hashlib.sha256()
-    for path in sorted([*folder.glob("*"), *folder.glob("*/*")]):
-        if path.suffix in MODEL_FILES and path.is_file():
-            status = path.stat()
-            digest.update(f"{path.relative_to(folder)} {status.st_size} {status.st_mtime_ns}\n".encode())
-    return digest.hexdigest()[:16]
 
 
 def option_of(argument: str) -> str:

@@ -10,6 +10,7 @@ from huggingface_hub.utils import enable_progress_bars  # type: ignore[attr-defi
 from ..files.atomic import STANDARD_STREAM
 from ..inference.loading import load_config
 from ..version import __version__
+from . import finetune_embed, finetune_multiple_choice, finetune_spans, finetune_tag  # noqa: F401  (they add commands)
 from .answer import answer_command
 from .classify import classify_command
 from .convert import convert_command
@@ -18,7 +19,9 @@ from .embed import embed_command
 from .errors import InputError, OneLineErrors, say_on_stderr
 from .export import export_command
 from .extract import extract_command
+from .finetune import app as finetune_app
 from .options import DTYPES, DeviceOption, ModelOption, parse_device, parse_dtype
+from .pretrain import pretrain_command
 from .serve import serve_command
 from .tag import tag_command
 from .verify import verify as run_verify
@@ -56,7 +59,9 @@ app.command("answer")(answer_command)
 app.command("extract")(extract_command)
 app.command("export")(export_command)
 app.command("convert")(convert_command)
+app.command("pretrain")(pretrain_command)
 app.command("serve")(serve_command)
+app.add_typer(finetune_app, name="finetune")
 
 
 @app.command("verify")
