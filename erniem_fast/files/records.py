@@ -57,7 +57,7 @@ def count_records(source: Source, columns: Sequence[str], name: str = "id") -> i
         InputError: see `read_records`.
     """
     if source.kind == "parquet":
-        count: int = _open_parquet(source).metadata.num_rows
+        count: int = open_parquet(source).metadata.num_rows
         return count
     if source.quick:
         return sum(1 for _ in read_records(source, columns, name))
@@ -86,8 +86,8 @@ def _objects(source: Source, columns: tuple[str, ...], name: str, skip: int) -> 
         texts = []
         for column in columns:
             if column not in found:
-                raise source.error(f"has no {column!r}: it has {_listing(list(found))}", number)
-            texts.append(_text(source, found[column], column, number))
+                raise source.error(f"has no {column!r}: it has {listing(list(found))}", number)
+            texts.append(checked_text(source, found[column], column, number))
         kept = {name: _checked_name(source, found[name], name, number)} if name in found else {}
         yield Record(tuple(texts), kept)
 
@@ -102,7 +102,7 @@ def _rows(source: Source, columns: tuple[str, ...], name: str, skip: int) -> Ite
     for number, row in islice(rows, skip, None):
         if len(row) != len(header):
             raise source.error(f"has {len(row)} fields, the first line {len(header)}", number)
-        texts = tuple(_text(source, row[at], column, number) for column, at in zip(columns, places, strict=True))
+        texts = tuple(checked_text(source, row[at], column, number) for column, at in zip(columns, places, strict=True))
         yield Record(texts, {} if named is None else {name: row[named]})
 
 
@@ -125,11 +125,16 @@ def _places(source: Source, header: list[str], columns: tuple[str, ...]) -> list
     for column in columns:
         if header.count(column) != 1:
             amount = "no column" if column not in header else "more than one column"
-            raise source.error(f"has {amount} {column!r}: its columns are {_listing(header)}")
+            raise source.error(f"has {amount} {column!r}: its columns are {listing(header)}")
     return [header.index(column) for column in columns]
 
 
-def _open_parquet(source: Source) -> Any:
+def open_parquet(source: Source) -> Any:
+    """The input as a `pyarrow.parquet.ParquetFile`.
+
+    Raises:
+        InputError: it is no Parquet file, or the package is missing.
+    """
     try:
         from pyarrow import ArrowException, parquet
     except ImportError as error:
@@ -148,7 +153,7 @@ def _open_parquet(source: Source) -> Any:
 
 
 def _parquet(source: Source, columns: tuple[str, ...], name: str, skip: int) -> Iterator[Record]:
-    file = _open_parquet(source)
+    file = open_parquet(source)
     from pyarrow import ArrowException, types
 
     schema = file.schema_arrow
@@ -180,12 +185,12 @@ def _parquet(source: Source, columns: tuple[str, ...], name: str, skip: int) -> 
 
 
 def _of_values(source: Source, values: dict[str, Any], columns: tuple[str, ...], name: str, number: int) -> Record:
-    texts = tuple(_text(source, values[column], column, number) for column in columns)
+    texts = tuple(checked_text(source, values[column], column, number) for column in columns)
     kept = {name: _checked_name(source, values[name], name, number)} if name in values else {}
     return Record(texts, kept)
 
 
-def _text(source: Source, value: object, column: str, number: int) -> str:
+def checked_text(source: Source, value: object, column: str, number: int) -> str:
     """A text that can be tokenized and written."""
     if value is None:
         return ""
@@ -205,10 +210,11 @@ def _checked_name(source: Source, value: object, name: str, number: int) -> str 
     if value is None or (isinstance(value, int) and not isinstance(value, bool)):
         return value
     if isinstance(value, str):
-        return _text(source, value, name, number)
+        return checked_text(source, value, name, number)
     raise source.error(f"has {name!r} (--id-column) of type {type(value).__name__}, not a string or an integer", number)
 
 
-def _listing(names: list[str]) -> str:
+def listing(names: list[str]) -> str:
+    """The first eight names and the number of the others, or "none"."""
     shown = ", ".join(repr(name[:40]) for name in names[:8])
     return shown + (f" and {len(names) - 8} more" if len(names) > 8 else "") or "none"

@@ -14,7 +14,7 @@ import stat
 import sys
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import BinaryIO
@@ -46,10 +46,16 @@ class Source:
         kind: its format, a key of `ACCEPTED`.
         file: its content.
         zipped: True if the content is gzip.
+        accepted: what each format must be, by its name.
+        what: what errors call the input.
     """
 
-    def __init__(self, name: str, kind: str, file: BinaryIO, zipped: bool) -> None:
+    def __init__(
+        self, name: str, kind: str, file: BinaryIO, zipped: bool, accepted: Mapping[str, str] = ACCEPTED,
+        what: str = "INPUT",
+    ) -> None:  # fmt: skip
         self.name, self.kind = name, kind
+        self._accepted, self._what = accepted, what
         self._raw = file
         self._status = None if name == STANDARD_STREAM else _status_if_regular(file)
         self.file: BinaryIO = gzip.GzipFile(fileobj=file) if zipped else file  # type: ignore[assignment]
@@ -79,7 +85,7 @@ class Source:
         if self._has_changed():  # a line may be half written
             return self._changed()
         where = "" if number is None else f"{'row' if self.kind == 'parquet' else 'line'} {number} "
-        return InputError(f"INPUT {self.name!r}: {where}{problem}; {ACCEPTED[self.kind]}")
+        return InputError(f"{self._what} {self.name!r}: {where}{problem}; {self._accepted[self.kind]}")
 
     @contextmanager
     def reading(self) -> Iterator[None]:
@@ -163,35 +169,40 @@ class Source:
 
     def _changed(self) -> InputError:
         return InputError(
-            f"INPUT {self.name!r}: changed while it was read, so nothing was put in place; "
+            f"{self._what} {self.name!r}: changed while it was read, so nothing was put in place; "
             f"expected a file that stays as it is"
         )
 
 
 @contextmanager
-def open_source(name: str, kind: str | None = None) -> Iterator[Source]:
+def open_source(
+    name: str, kind: str | None = None, *, accepted: Mapping[str, str] = ACCEPTED, what: str = "INPUT"
+) -> Iterator[Source]:
     """Open an input.
 
     Args:
         name: path of a file, whose ending says what it holds, or "-" for stdin.
-        kind: a key of `ACCEPTED`, in the place of what the ending says; stdin is "txt" unless told otherwise.
+        kind: a key of `accepted`, in the place of what the ending says; stdin is the first of them unless told
+            otherwise.
+        accepted: what each format must be, by its name, which is its ending, too.
+        what: what errors call the input.
 
     Raises:
         InputError: the file can't be read, or its ending is unknown.
     """
     ending, zipped = _ending(name)
     if kind is None:
-        kind = ending.removeprefix(".").lower() or "txt"
-        if kind not in ACCEPTED:
+        kind = ending.removeprefix(".").lower() or next(iter(accepted))
+        if kind not in accepted:
             raise InputError(
-                f"INPUT {name!r}: the ending {ending} is not read; expected one of "
-                f"{', '.join(f'.{known}' for known in ACCEPTED)}, each also with {GZIP}, no ending, or - for stdin"
+                f"{what} {name!r}: the ending {ending} is not read; expected one of "
+                f"{', '.join(f'.{known}' for known in accepted)}, each also with {GZIP}, no ending, or - for stdin"
             )
     try:
         file = _open(name)
     except (OSError, ValueError) as error:  # ValueError: a path with NUL
-        raise InputError(f"INPUT {name!r}: {getattr(error, 'strerror', error)}; {ACCEPTED[kind]}") from error
-    source = Source(name, kind, file, zipped)
+        raise InputError(f"{what} {name!r}: {getattr(error, 'strerror', error)}; {accepted[kind]}") from error
+    source = Source(name, kind, file, zipped, accepted, what)
     # Closing a pipe would wait for a thread that reads it, and that may wait for ever.
     with nullcontext() if source.identity is None else file:
         yield source

@@ -3,6 +3,7 @@
 ErnieM's are read by our classes, those of the other families by transformers' and made padding-free.
 """
 
+import hashlib
 import inspect
 import json
 import os
@@ -39,6 +40,8 @@ TOKENIZER_FILES = (
 """One of these holds the vocabulary of a tokenizer of transformers."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 """user/name."""
+MODEL_FILES = (".json", ".safetensors", ".bin", ".txt", ".model")
+"""Endings of the files that a checkpoint is made of."""
 HEADS = ("SequenceClassification", "TokenClassification", "QuestionAnswering", "InformationExtraction")
 """Parts of the names of classes that `load_model` loads with their heads."""
 LAYER = re.compile(r"\.\d+\.")
@@ -96,6 +99,25 @@ def load_config(name: str, any_family: bool = False) -> Any:
         if kind == MODEL_TYPE:
             return ErnieMConfig.from_pretrained(name, local_files_only=not _on_hub(name))
         return AutoConfig.from_pretrained(name, local_files_only=not _on_hub(name), trust_remote_code=False)
+
+
+def model_files(name: str) -> str | None:
+    """A digest that changes when a checkpoint's files do; None if there are none."""
+    folder = Path(name)
+    if not folder.is_dir():
+        try:
+            found = cached_file(name, "config.json")
+        except (OSError, ValueError):
+            found = None
+        if found is None:
+            return None
+        folder = Path(found).parent
+    digest = hashlib.sha256()
+    for path in sorted([*folder.glob("*"), *folder.glob("*/*")]):
+        if path.suffix in MODEL_FILES and path.is_file():
+            status = path.stat()
+            digest.update(f"{path.relative_to(folder)} {status.st_size} {status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:16]
 
 
 def inner_folder(name: str, folder: str) -> str:
@@ -268,6 +290,55 @@ def load_model(name: str, config: Any, dtype: torch.dtype, device: torch.device)
             if cls.__name__ == architecture:
                 return _packed(name, _complete(name, load(name, cls, dtype))).to(device)
     return load_encoder(name, dtype, device, config=config)
+
+
+def max_tokens_of(config: Any) -> int:
+    """Most tokens of a sequence that a model of this configuration takes, special tokens included."""
+    with torch.device("meta"):  # what a family's positions begin with, its encoder alone knows
+        encoder = model_class(config)(config)
+    limit: int = padding_free(encoder).limits.max_tokens
+    return limit
+
+
+def load_trainable(name: str, cls: Any, config: Any, new_head: bool) -> tuple[Any, list[str]]:
+    """Load a model to be trained, in float32, whose head may be new; made padding-free, in training mode.
+
+    Args:
+        name: a folder, or an id on the Hub.
+        cls: class of the model.
+        config: of the model, whose labels may be others than the checkpoint's.
+        new_head: make a new head even where the checkpoint has one.
+
+    Returns:
+        The model, and the names of its parameters that are new, random ones: the head's, or a pooler's.
+
+    Raises:
+        CheckpointError: weights can't be read, or are missing in the encoder, or have other shapes or more layers than
+            config.json says; or the model is a decoder.
+    """
+    loaded = load(name, cls, torch.float32, config=config)
+    model, prefix = loaded.model, f"{loaded.model.base_model_prefix}."
+    head = {key for key in model.state_dict() if model.base_model is not model and not key.startswith(prefix)}
+    mismatched = {line.split(" ")[0]: line for line in loaded.mismatched}
+
+    def is_new(key: str) -> bool:
+        return key in head or key.removeprefix(prefix).startswith("pooler.")
+
+    new = {key for key in {*loaded.missing, *mismatched} if is_new(key)}
+    if new_head:
+        new |= head
+        for path, module in model.named_modules():
+            for key, parameter in module.named_parameters(prefix=path, recurse=False):
+                if key in head:
+                    parameter._is_hf_initialized = False  # or transformers would leave what it has loaded
+            if any(f"{path}.{key}" in head for key, _ in module.named_parameters(recurse=False)):
+                model._init_weights(module)
+    rest = replace(
+        loaded,
+        missing=[key for key in loaded.missing if not is_new(key)],
+        mismatched=[line for key, line in mismatched.items() if not is_new(key)],
+    )
+    return _packed(name, _complete(name, rest)).train(), sorted(new)
 
 
 def _packed(name: str, model: Any) -> Any:

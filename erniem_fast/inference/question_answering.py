@@ -14,6 +14,7 @@ transformers 4.x (arguments, scores).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, NamedTuple, TypedDict
 
@@ -29,7 +30,7 @@ from .runner import Runner
 from .runs import compute_all, tokenize_all
 from .scores import check_finite, softmax, to_numpy
 from .spans import window_starts
-from .tokens import Row, Tokens, tokens_of
+from .tokens import Frame, Row, Tokens, tokens_of
 
 MAX_SEQ_LEN, DOC_STRIDE, MAX_ANSWER_LEN = 384, 128, 15
 """Defaults of transformers 4.x, all in tokens."""
@@ -77,6 +78,90 @@ class Read(NamedTuple):
     context: Tokens
     room: int
     starts: range
+
+    @classmethod
+    def of(
+        cls, name: str, question: Tokens, context: Tokens, frame: Frame, max_seq_len: int, doc_stride: int | None
+    ) -> "Read":
+        """Cut a context into windows.
+
+        Args:
+            name: of the question, for messages.
+            question, context: tokens of both.
+            frame: special tokens of a pair.
+            max_seq_len, doc_stride: see `QuestionAnswering.__call__`.
+
+        Raises:
+            ValueError: the question fills the window, or leaves no more tokens than `doc_stride` to a context that is
+                longer.
+        """
+        asked, length = len(question.ids), len(context.ids)
+        most = max_seq_len - frame.size
+        room = most - asked
+        if room < 1:
+            raise ValueError(
+                f"{name} must leave room for the context, in max_seq_len={max_seq_len} at most "
+                f"{most - 1} tokens, got {asked}: {question.text[:50]!r}"
+            )
+        stride = min(DOC_STRIDE, room // 2) if doc_stride is None else doc_stride
+        if length > room <= stride:
+            raise ValueError(
+                f"doc_stride must be less than the {room} tokens that max_seq_len={max_seq_len} leaves to the "
+                f"context beside {name}, got {stride}"
+            )
+        return cls(name, question.ids, context, room, window_starts(length, room, stride))
+
+    def rows(self, frame: Frame) -> list[Row]:
+        """The windows, each with the question."""
+        ids = self.context.ids
+        return [frame.row(self.question, ids[start : start + self.room]) for start in self.starts]
+
+    def offsets(self, start: int) -> np.ndarray:
+        """Characters of the tokens of the window that begins with token `start`, (length, 2)."""
+        return self.context.offsets[start : start + self.room]
+
+
+@dataclass(eq=False)
+class Found:
+    """What the windows of a context hold, as far as they were read.
+
+    Attributes:
+        read: the question and its context.
+        top_k, max_answer_len: see `QuestionAnswering.__call__`.
+        spans: the best spans.
+        no_answer: the least score of no answer.
+    """
+
+    read: Read
+    top_k: int
+    max_answer_len: int
+    spans: list[Span] = field(default_factory=list)
+    no_answer: float = 1.0
+
+    def take(self, start: int, logits: np.ndarray, frame: Frame) -> None:
+        """Add a window.
+
+        Args:
+            start: its first token of the context.
+            logits: (2, length) float64, scores of starts and of ends of its row.
+            frame: special tokens of a pair.
+
+        Raises:
+            ValueError: a score is not finite.
+        """
+        offsets = self.read.offsets(start)
+        behind = logits.shape[1] - len(frame.specials[2])
+        scores = np.concatenate([logits[:, :1], logits[:, behind - len(offsets) : behind]], axis=1)
+        check_finite(scores[None], [self.read.name])
+        spans, no_answer = best_spans(scores[0], scores[1], offsets, self.top_k, self.max_answer_len)
+        self.spans = merge(self.spans + spans, self.top_k)
+        self.no_answer = min(self.no_answer, no_answer)
+
+    def answers(self, handle_impossible_answer: bool) -> list[Answer]:
+        """The best answers; no answer may be among them if it is to be handled."""
+        spans = merge([*self.spans, Span(self.no_answer, 0, 0)], self.top_k) if handle_impossible_answer else self.spans
+        text = self.read.context.text
+        return [Answer(score=score, start=start, end=end, answer=text[start:end]) for score, start, end in spans]
 
 
 class Answering:
@@ -146,24 +231,13 @@ class Answering:
                 offsets = tokens[text].offsets
                 if not (offsets[:, 0] < offsets[:, 1]).any():
                     raise ValueError(f"{name}{place} must hold text, got {text[:50]!r}")
-            read.append(self._read(f"question{place}", question, tokens[question].ids, tokens[context]))
+            read.append(
+                Read.of(
+                    f"question{place}", tokens[question], tokens[context], self._frame, self.max_seq_len,
+                    self.doc_stride,
+                )
+            )  # fmt: skip
         return read
-
-    def _read(self, name: str, question: str, asked: np.ndarray, context: Tokens) -> Read:
-        most, length = self.max_seq_len - self._frame.size, len(context.ids)
-        room = most - len(asked)
-        if room < 1:
-            raise ValueError(
-                f"{name} must leave room for the context, in max_seq_len={self.max_seq_len} at most "
-                f"{most - 1} tokens, got {len(asked)}: {question[:50]!r}"
-            )
-        stride = min(DOC_STRIDE, room // 2) if self.doc_stride is None else self.doc_stride
-        if length > room <= stride:
-            raise ValueError(
-                f"doc_stride must be less than the {room} tokens that max_seq_len={self.max_seq_len} leaves to the "
-                f"context beside {name}, got {stride}"
-            )
-        return Read(name, asked, context, room, window_starts(length, room, stride))
 
     def size(self, tokens: Read) -> int:
         """Tokens of all windows of a context, with the question in each."""
@@ -172,8 +246,7 @@ class Answering:
 
     def rows(self, tokens: Read) -> list[Row]:
         """The windows of a context, each with the question."""
-        ids = tokens.context.ids
-        return [self._frame.row(tokens.question, ids[start : start + tokens.room]) for start in tokens.starts]
+        return tokens.rows(self._frame)
 
     def compute(self, tokens: Sequence[Read]) -> list[Any]:
         """The answer to each question, or the answers.
@@ -183,34 +256,20 @@ class Answering:
         """
         windows = [(place, start) for place, read in enumerate(tokens) for start in read.starts]
         rows = [row for read in tokens for row in self.rows(read)]
-        spans: list[list[Span]] = [[] for _ in tokens]
-        no_answer = [1.0] * len(tokens)
-        for indices, found in self.runner.as_completed(rows, self._scores):
+        found = [Found(read, self.top_k, self.max_answer_len) for read in tokens]
+        for indices, scores in self.runner.as_completed(rows, self._scores):
             ends = list(accumulate(len(rows[index].ids) for index in indices))
-            parts = np.split(to_numpy(found), ends[:-1], axis=1)
+            parts = np.split(to_numpy(scores), ends[:-1], axis=1)
             for index, logits in zip(indices, parts, strict=True):
-                place, first = windows[index]
-                read = tokens[place]
-                offsets = read.context.offsets[first : first + read.room]
-                behind = logits.shape[1] - len(self._frame.specials[2])
-                scores = np.concatenate([logits[:, :1], logits[:, behind - len(offsets) : behind]], axis=1)
-                check_finite(scores[None], [read.name])
-                some, none = best_spans(scores[0], scores[1], offsets, self.top_k, self.max_answer_len)
-                spans[place] = merge(spans[place] + some, self.top_k)
-                no_answer[place] = min(no_answer[place], none)
-        return [self._answers(*one) for one in zip(tokens, spans, no_answer, strict=True)]
+                place, start = windows[index]
+                found[place].take(start, logits, self._frame)
+        answers = [one.answers(self.handle_impossible_answer) for one in found]
+        return [one[0] for one in answers] if self.top_k == 1 else answers
 
     def _scores(self, batch: PackedBatch) -> Tensor:
         """(2, total_tokens) logits of starts and ends."""
         output = self.model(batch, return_dict=True)
         return torch.stack((output.start_logits[0], output.end_logits[0]))
-
-    def _answers(self, read: Read, spans: list[Span], no_answer: float) -> Any:
-        if self.handle_impossible_answer:
-            spans = merge([*spans, Span(no_answer, 0, 0)], self.top_k)
-        text = read.context.text
-        answers = [Answer(score=score, start=start, end=end, answer=text[start:end]) for score, start, end in spans]
-        return answers[0] if self.top_k == 1 else answers
 
 
 class QuestionAnswering:

@@ -73,7 +73,12 @@ def prompt_of(node: Node, parent: str | None, language: str) -> Prompt:
         text = f"{node.stem.rstrip()} of {parent}" + (f" {node.bracket}" if node.bracket else "")
     start = len(text) - len(node.bracket)
     options = tuple((start + first, start + end) for first, end in node.options)
-    return Prompt(text.translate(_HALF_WIDTH), options, tuple(text[first:end] for first, end in options))
+    return Prompt(half_width(text), options, tuple(text[first:end] for first, end in options))
+
+
+def half_width(text: str) -> str:
+    """A text with the letters and punctuation of ASCII in the place of their full-width forms, as long as before."""
+    return text.translate(_HALF_WIDTH)
 
 
 def parse_schema(schema: object) -> tuple[Node, ...]:
@@ -138,7 +143,7 @@ def _split(name: str, path: str) -> tuple[str, str, tuple[Option, ...]]:
     if not text:
         raise ValueError(f"{path} has the name {name!r}; expected one that is not empty")
     check_encodable(f"{path} has a name that", text)
-    match = _WITH_BRACKET.fullmatch(text.translate(_HALF_WIDTH))
+    match = _WITH_BRACKET.fullmatch(half_width(text))
     if match is None:
         return text, "", ()
     stem, bracket = text[: match.end(1)], text[match.end(1) :]

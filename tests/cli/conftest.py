@@ -7,9 +7,9 @@ import pytest
 import torch
 from helpers.command_line import MAX_TOKENS, SIZES, TEXTS
 from helpers.paths import GOLDEN_TOKENIZER
+from helpers.small_models import save_checkpoint
 
-import erniem_fast
-from erniem_fast import ErnieMConfig, ErnieMTokenizer, reference
+from erniem_fast import ErnieMTokenizer, reference
 
 
 @pytest.fixture(scope="session")
@@ -22,14 +22,7 @@ def save(tokenizer):
     """Save a checkpoint with fresh random weights and the tokenizer."""
 
     def make(folder, name="ErnieMModel", **changes):
-        sizes = SIZES | {"vocab_size": len(tokenizer)}
-        model = getattr(erniem_fast, name)(ErnieMConfig(**(sizes | changes)))
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(torch.randn_like(parameter), alpha=0.1)
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        return folder
+        return save_checkpoint(folder, tokenizer, name, **SIZES | changes)
 
     return make
 

@@ -28,6 +28,7 @@ for line in sys.stdin:
         code = 70
         try:
             os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+            os.dup2(2, 1)
             app(arguments)
         except SystemExit as end:
             code = end.code

@@ -1,0 +1,1 @@
+"""What each kind of fine-tuning reads, learns and is measured by."""
