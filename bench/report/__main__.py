@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bench.engine.environment import RESULTS, ROOT
 
-from . import chart, readme, roofline
+from . import chart, readme, roofline, training
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             path.write_text(text, encoding="utf-8")
         options.images.mkdir(parents=True, exist_ok=True)
         chart.draw(options.results, options.images)
+        training.draw_training(options.results, options.images)
         return 0
     stale = [path for path, text in pages if not path.exists() or path.read_text(encoding="utf-8") != text]
     for path in stale:

@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from bench.engine.registry import OURS
 from bench.engine.shapes import BACKWARD, BOTH, FORWARD
 from bench.ops.inputs import DROPOUT_P
 
@@ -24,6 +25,7 @@ PADDING_FREE, BATCHES, SDPA, VARLEN = (
     "varlen_attn, compiled",
 )
 FLATTENED = "transformers, varlen_attn, compiled"
+XLM_R = "XLM-R, sdpa"
 CPU_ARRIVAL, CPU_SORTED, CPU_SKEWED = "xquad-16-arrival", "xquad-16-sorted", "1x500+15x20"
 MASKED_LM, MASKED_BATCH, ONE_TEXT = "XLM-R masked LM", "xquad-8-batch", "1x8"
 Value = Callable[[Rows], float]
@@ -156,6 +158,16 @@ def _cpu_over_products(shape: str) -> Value:
     return lambda rows: 1 / _cpu(shape, "matrix products")(rows)
 
 
+def _trained(shape: str, provider: str) -> Value:
+    return lambda rows: rows.find(operation="training", shape=shape, provider=provider)["ratio"]
+
+
+def _masked_loss(rows: Rows) -> float:
+    """Time over that of the loss of whole logits, forward and backward."""
+    fields = {"operation": "masked-LM loss", "shape": "xquad-batch", "passes": BOTH}
+    return _over(rows.find(**fields, provider=OURS), rows.find(**fields, provider="torch"))
+
+
 def _cpu_memory(rows: Rows) -> float:
     fields = {"operation": "training", "shape": CPU_SKEWED}
     ours, padded = (rows.find(**fields, provider=name)["memory_bytes"] for name in (PADDING_FREE, "padded"))
@@ -225,6 +237,13 @@ GOALS = {
         Goal("The same, sorted by length", 1.2, True, _cpu(CPU_SORTED, "padded")),
         Goal("Time against its matrix products alone, unsorted", 1.3, False, _cpu_over_products(CPU_ARRIVAL)),
         Goal("The same, sorted by length", 1.3, False, _cpu_over_products(CPU_SORTED)),
+        Goal(
+            "Training: real tokens/s against the padded reference, unsorted", 5, True, _trained(CPU_ARRIVAL, "padded")
+        ),
+        Goal("The same, sorted by length", 1.2, True, _trained(CPU_SORTED, "padded")),
+        Goal("Training: against transformers' XLM-R, unsorted", 4, True, _trained(CPU_ARRIVAL, XLM_R)),
+        Goal("The same, sorted by length", 1.05, True, _trained(CPU_SORTED, XLM_R)),
+        Goal("Masked-LM loss: time against whole logits of the same rows", 1.1, False, _masked_loss),
         Goal("Memory kept for backward against the padded reference, 1 long text of 16", 0.25, False, _cpu_memory, ""),
     ),
     "families": (

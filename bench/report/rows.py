@@ -71,7 +71,7 @@ class Result:
             "zero-shot": "tools.zero_shot",
             "precision": "tools.precision",
         }
-        door = "bench." + doors.get(content["suite"], f"gpu {content['suite']}")
+        command = content.get("command", f"python -m bench.{doors.get(content['suite'], 'gpu ' + content['suite'])}")
         machine = [content["processor"]]
         if content["device"] == "cpu":
             machine += [f"{content['cores']} cores", f"{content['threads']} threads"]
@@ -81,7 +81,7 @@ class Result:
         packages = ", ".join(f"{name} {versions[name]}" for name in PACKAGES if versions.get(name))
         name = self.path.name
         text = (
-            f"Measured on {content['date'][:10]} by `python -m {door}` ([{name}]({folder}/{name})): "
+            f"Measured on {content['date'][:10]} by `{command}` ([{name}]({folder}/{name})): "
             f"{', '.join(machine)}, {packages}, commit {commit}"
             f"{', changed since' if content['dirty'] else ''}."
         )

@@ -8,6 +8,7 @@ from .goals import CPU_ARRIVAL, CPU_SORTED, MASKED_BATCH, ONE_TEXT, goals_table
 from .markdown import markdown, seconds
 from .rows import PARTS, Rows, newest
 from .serving import serving_tables
+from .training import training_tables
 
 NOT_MEASURED = "Not yet measured on a GPU: `make gpu` measures, and `make bench-report` then shows it here."
 SHOWN_KERNELS = (OURS, "torch", "torch.compile", "varlen_attn", "padded sdpa, cudnn", "liger")
@@ -116,13 +117,14 @@ def summary(folder: Path) -> str:
 
 
 def details(folder: Path) -> str:
-    """Part of docs/benchmarks.md: for each part of the suite its source, goals and every figure."""
+    """Part of docs/benchmarks.md: for each part of the suite its source, goals and every figure; the training runs."""
     parts = []
     for part in PARTS:
         found = newest(folder, part)
         if found is not None:
             rows = found.rows
             parts += [f"### {part}", found.describe("../bench/results"), goals_table(part, rows), TABLES[part](rows)]
+    parts.append(training_tables(folder))
     if not any(newest(folder, part) for part in PARTS if part not in CPU_PARTS):
         parts.append(NOT_MEASURED)
     return "\n\n".join(filter(None, parts))

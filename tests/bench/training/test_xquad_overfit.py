@@ -1,0 +1,39 @@
+"""Learning XQuAD's questions by heart works on a few of them."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.xquad import ROWS
+
+from bench.training import xquad_overfit
+
+
+@pytest.mark.slow
+def test_a_dry_run(tmp_path: Path) -> None:
+    texts, questions = tmp_path / "texts", {}
+    texts.mkdir()
+    for language in xquad_overfit.LANGUAGES:
+        paragraphs = []
+        questions[language] = [row for row in ROWS if row["lang"] == language]
+        for row in questions[language]:
+            answer = {"text": row["answers"]["text"][0], "answer_start": row["answers"]["answer_start"][0]}
+            question = {"id": row["id"], "question": row["question"], "answers": [answer]}
+            paragraphs.append({"context": row["context"], "qas": [question]})
+        content = {"version": "1.1", "data": [{"title": "", "paragraphs": paragraphs}]}
+        (texts / f"xquad.{language}.json").write_text(json.dumps(content), encoding="utf-8")
+    head = xquad_overfit.head_of(content, 5)
+    assert [one["qas"][0]["id"] for one in head["data"][0]["paragraphs"]] == [row["id"] for row in questions["ar"][:5]]
+    before = torch.get_num_threads()
+    try:
+        arguments = ["--texts", str(texts), "--tiny", "--threads", "1", "--output", str(tmp_path)]
+        assert xquad_overfit.main(arguments) == 0
+    finally:
+        torch.set_num_threads(before)
+    (path,) = tmp_path.glob("training-xquad-2*.json")
+    found = json.loads(path.read_text("utf-8"))
+    assert found["tiny"]
+    for language, script in xquad_overfit.LANGUAGES.items():
+        assert found["figures"][f"{language} ({script} script): questions"]["value"] == 4
+        assert f"loss, {language}" in found["curves"]
