@@ -48,7 +48,7 @@ LAYERS = [
     "files.__init__", "files.errors", "files.atomic", "files.source", "files.records", "files.formats", "files.partial",
     "files.output", "files.rows",
     "training.objective", "training.optimizer", "training.exact_trainer", "training.trainer", "training.callbacks",
-    "training.presets", "training.card", "training.run_folder",
+    "training.presets", "training.card", "training.run_folder", "training.machine",
     "training.tasks.__init__", "training.tasks.base", "training.tasks.labels", "training.tasks.classify",
     "training.tasks.conll", "training.tasks.alignment", "training.tasks.tag", "training.tasks.multiple_choice",
     "training.contrastive", "training.sentence_folder", "training.tasks.characters", "training.tasks.tokenized",

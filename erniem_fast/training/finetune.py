@@ -4,13 +4,11 @@ task = Asked(Classification, {"label_column": "language"})
 fine_tune(task, "train.jsonl", "dev.jsonl", model="ernie-m-base", out="languages")
 """
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from transformers import EarlyStoppingCallback, EvalPrediction, PrinterCallback, TrainingArguments, set_seed
 
 from .. import modeling
@@ -19,18 +17,15 @@ from ..files.errors import InputError
 from ..files.rows import BadLines
 from ..files.source import open_source
 from ..inference.loading import load_config, load_tokenizer, load_trainable, max_tokens_of, model_class, model_files
-from ..inference.precision import auto_dtype
 from ..version import __version__
 from .callbacks import Curve, Interruption, Progress, StoppedError
 from .card import model_card
+from .machine import DTYPES, Machine
 from .objective import Objective
 from .presets import Settings, find_preset, settings_of
 from .run_folder import RunFolder
 from .tasks.base import Asked, Example, Feature, FineTuningTask, Head, HeadMismatchError
 from .trainer import PackedTrainer, num_tokens
-
-DTYPES = {"float32": {}, "bfloat16": {"bf16": True}, "float16": {"fp16": True}}
-"""What Trainer is told for each dtype of computing; weights are float32 throughout."""
 
 
 class Recipe:
@@ -134,10 +129,9 @@ def fine_tune(
         SavingError: a checkpoint that can't be written.
         StoppedError: a signal has come; the same call goes on.
     """
-    leads = int(os.environ.get("RANK", "0")) == 0
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    machine = Machine(dtype, device)
+    say = machine.once(say)
     recipe = Recipe() if recipe is None else recipe
-    tell = say if leads else _silent
     config = load_config(model, any_family=True)
     values = find_preset(preset, asked.task.name)
     chosen = settings_of(values, config.hidden_size, settings or {})
@@ -159,31 +153,16 @@ def fine_tune(
         "--new-head": new_head,
         "--skip-bad-lines": skip_bad_lines,
         **recipe.asked(),
-        "the number of processes": processes,
+        "the number of processes": machine.processes,
         "the version": __version__,
     }
-    with RunFolder.open(out, identity, restart, tell, leads) as run:
+    with RunFolder.open(out, identity, restart, say, machine.leads) as run:
         if run.complete:
             return dict(run.settled.get("figures", {}))
         return _Run(
-            asked.task, options, train, dev, model, config, chosen, recipe, run, tell, leads, processes,
-            _Machine(dtype, device, gradient_checkpointing, compiled), new_head, skip_bad_lines,
+            asked.task, options, train, dev, model, config, chosen, recipe, run, say, machine,
+            gradient_checkpointing, compiled, new_head, skip_bad_lines,
         ).do(identity)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class _Machine:
-    """How a run computes, as `fine_tune` takes it."""
-
-    dtype: str
-    device: str
-    gradient_checkpointing: bool
-    compiled: bool
-
-    @property
-    def place(self) -> torch.device:
-        """Kind of the device."""
-        return torch.device("cuda" if self.device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 @dataclass
@@ -200,16 +179,14 @@ class _Run:
     recipe: Recipe
     folder: RunFolder
     say: Callable[[str], None]
-    leads: bool
-    processes: int
-    machine: _Machine
+    machine: Machine
+    gradient_checkpointing: bool
+    compiled: bool
     new_head: bool
     skip_bad_lines: bool
 
     def do(self, identity: Mapping[str, Any]) -> dict[str, float]:
         """Train, and put the model in place."""
-        if self.machine.dtype == "float16" and self.machine.place.type == "cpu":
-            raise InputError("--dtype 'float16': a CPU has no loss scaling; expected float32 or bfloat16")
         tokenizer = load_tokenizer(self.model_name, self.config)
         cls = head_class(self.config, self.task_class.head, self.model_name)
         most = min(max_tokens_of(self.config), tokenizer.model_max_length)
@@ -217,13 +194,13 @@ class _Run:
         if limit > most:
             raise InputError(f"--max-length {limit}: the model takes at most {most} tokens")
         task = self.task_class(tokenizer, limit, **self.options)
-        task.shows_progress = self.leads
+        task.shows_progress = self.machine.leads
         train, dev = self._read(task, cls)
         set_seed(self.settings.seed)
         model, new = load_trainable(self.model_name, cls, self.config, self.new_head)
         if new:
             self.say(f"New parameters, which begin at random: {', '.join(new)}")
-        if self.machine.gradient_checkpointing and not model.supports_gradient_checkpointing:
+        if self.gradient_checkpointing and not model.supports_gradient_checkpointing:
             raise InputError(f"--gradient-checkpointing: transformers has none for {type(model).__name__}")
         model = self.recipe.model(model, limit)
         data = self._features(task, train, True)
@@ -289,12 +266,11 @@ class _Run:
         return trainer
 
     def _arguments(self, task: FineTuningTask[Any], dev: Data | None) -> TrainingArguments:
-        settings, machine = self.settings, self.machine
+        settings = self.settings
         steps = settings.eval_steps
         every = {} if steps is None else {"eval_steps": steps, "save_steps": steps}
         when = "epoch" if steps is None else "steps"
-        device = machine.place
-        dtype = self._dtype(device)
+        device = self.machine.place
         mean = 1.0 if dev is None else float(np.mean([num_tokens(feature) for feature in dev.features]))
         arguments = TrainingArguments(
             output_dir=str(self.folder.checkpoints),
@@ -317,30 +293,16 @@ class _Run:
             label_names=list(task.label_names),
             remove_unused_columns=False,
             dataloader_pin_memory=device.type == "cuda",
-            torch_compile=machine.compiled,
+            torch_compile=self.compiled,
             use_cpu=device.type == "cpu",
             report_to="none",
             disable_tqdm=True,
-            **DTYPES[dtype],
+            **DTYPES[self.machine.settle_dtype(self.folder)],
         )
-        if machine.gradient_checkpointing:
+        if self.gradient_checkpointing:
             name = "activation" if hasattr(arguments, "activation_checkpointing") else "gradient"
             setattr(arguments, f"{name}_checkpointing", True)
         return arguments
-
-    def _dtype(self, device: torch.device) -> str:
-        """Name of the dtype to compute in, the same for every run of the command."""
-        if self.machine.dtype != "auto":
-            return self.machine.dtype
-        if "dtype" not in self.folder.settled:
-            # A processor is asked by a measurement, on which processes might not agree.
-            alone = self.processes == 1 or device.type == "cuda"
-            dtype = auto_dtype(device) if alone else torch.float32
-            name = str(dtype).removeprefix("torch.")
-            if not self.leads:
-                return name
-            self.folder.settle(dtype=name)
-        return str(self.folder.settled["dtype"])
 
     def _go(
         self, trainer: PackedTrainer, task: FineTuningTask[Any], tokenizer: Any, data: Data, dev: Data | None,
@@ -348,9 +310,9 @@ class _Run:
     ) -> dict[str, float]:  # fmt: skip
         """Train from the last checkpoint, and write the model."""
         trainer.accelerator.wait_for_everyone()  # the first process has cleared the folder
-        progress = Progress(task.best_metric if dev is not None else "", self.leads)
+        progress = Progress(task.best_metric if dev is not None else "", self.machine.leads)
         trainer.add_callback(progress)
-        if self.leads:
+        if self.machine.leads:
             self.folder.checkpoints.mkdir(exist_ok=True)
             trainer.add_callback(Curve(self.folder.curve))
         checkpoint = trainer.newest_checkpoint()
@@ -365,7 +327,7 @@ class _Run:
         finally:
             progress.close()
         figures = best_figures(trainer.state)
-        if self.leads:
+        if self.machine.leads:
             self._put_in_place(trainer, task, tokenizer, data, figures)
         trainer.accelerator.wait_for_everyone()
         return figures
@@ -386,7 +348,7 @@ class _Run:
             f"{task.unit} for training": len(data.examples),
             "parameters": f"{model.num_parameters():,}",
             "computed in": self.folder.settled.get("dtype", self.machine.dtype),
-            "processes": self.processes,
+            "processes": self.machine.processes,
         }
         files = {"training": self.train} | ({} if self.dev is None else {"evaluation": self.dev})
         options = {f"--{name.replace('_', '-')}": value for name, value in self.options.items()}
@@ -456,6 +418,3 @@ def _name_of(data: Data, place: int) -> str:
     example = data.features[place].get("example", place)
     line = data.lines[example] if example < len(data.lines) else None
     return f"line {line}" if line is not None else f"sample {example}"
-
-
-def _silent(line: str) -> None: ...

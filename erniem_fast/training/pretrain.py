@@ -3,19 +3,16 @@
 pretrain(model, tokenizer, "out", PretrainingSettings(steps=1000), Corpora(["pairs.tsv"], ["texts.txt"]))
 """
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import torch
 from transformers import TrainingArguments
 
 from ..files.errors import InputError
-from ..inference.precision import auto_dtype
 from ..version import __version__
 from .callbacks import Curve, Interruption, Progress
-from .finetune import DTYPES
+from .machine import DTYPES, Machine
 from .mixing import Mixture, Part
 from .pretraining_settings import Corpora, PretrainingSettings, make_parts
 from .pretraining_trainer import EveryFewSteps, PretrainingTrainer
@@ -82,8 +79,8 @@ def pretrain(
         SavingError: a checkpoint that can't be written; the one before is whole.
         StoppedError: a signal has come; the same call goes on.
     """
-    rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    leads = rank == 0
+    machine = Machine(settings.dtype, device)
+    say = machine.once(say)
     limits = model.base_model.limits
     most = min(limits.max_tokens, tokenizer.model_max_length)
     if settings.max_length is None:
@@ -93,8 +90,8 @@ def pretrain(
 
     def parts_of(read: Corpora, shuffled: bool) -> list[Part]:
         parts = make_parts(
-            tokenizer, settings, read, model.config, first_position=limits.first_position, rank=rank,
-            world_size=processes, shuffled=shuffled,
+            tokenizer, settings, read, model.config, first_position=limits.first_position, rank=machine.rank,
+            world_size=machine.processes, shuffled=shuffled,
         )  # fmt: skip
         for part in parts:
             part.stream.check()
@@ -109,16 +106,16 @@ def pretrain(
         "the files": {part.name: part.stream.state_dict()["inputs"] for part in parts},
         "--eval": {part.name: part.stream.state_dict()["inputs"] for part in held_out},
         "--device": device,
-        "the number of processes": processes,
+        "the number of processes": machine.processes,
         "the version": __version__,
     }
-    with RunFolder.open(out, asked, restart, say if leads else _silent, leads) as run:
-        arguments = _arguments(run, settings, device, leads)
+    with RunFolder.open(out, asked, restart, say, machine.leads) as run:
+        arguments = _arguments(run, settings, machine)
         if run.complete:
             return Outcome(**run.settled["outcome"])
-        mixture = Mixture(parts, tokenizer, batch_tokens=settings.batch_tokens, seed=settings.seed, rank=rank)
+        mixture = Mixture(parts, tokenizer, batch_tokens=settings.batch_tokens, seed=settings.seed, rank=machine.rank)
         trainer = PretrainingTrainer(model, arguments, mixture, held_out, tokenizer, settings.batch_tokens)
-        _train(trainer, run, settings, say if leads else _silent, leads)
+        _train(trainer, run, settings, say, machine.leads)
         bad = {tuple(part.stream.state_dict()["inputs"]): part.stream.bad_lines for part in parts}
         outcome = Outcome(
             steps=trainer.state.global_step,
@@ -127,7 +124,7 @@ def pretrain(
             bad_lines=sum(bad.values()),
             figures=_last_figures(trainer.state.log_history),
         )
-        if leads:
+        if machine.leads:
             trainer.accelerator.unwrap_model(trainer.model).save_pretrained(run.result)
             tokenizer.save_pretrained(run.result)
             run.settle(**{**run.settled, "outcome": asdict(outcome)})
@@ -160,11 +157,7 @@ def _train(
         progress.close()
 
 
-def _arguments(run: RunFolder, settings: PretrainingSettings, device: str, leads: bool) -> TrainingArguments:
-    place = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
-    dtype = _dtype(run, settings.dtype, place, leads)
-    if dtype == "float16" and place.type == "cpu":
-        raise InputError("--dtype 'float16': a CPU has no loss scaling; expected float32 or bfloat16")
+def _arguments(run: RunFolder, settings: PretrainingSettings, machine: Machine) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(run.checkpoints),
         max_steps=settings.steps,
@@ -181,31 +174,13 @@ def _arguments(run: RunFolder, settings: PretrainingSettings, device: str, leads
         logging_nan_inf_filter=False,
         remove_unused_columns=False,
         ddp_find_unused_parameters=False,
-        use_cpu=place.type == "cpu",
+        use_cpu=machine.place.type == "cpu",
         report_to="none",
         disable_tqdm=True,
-        **DTYPES[dtype],
+        **DTYPES[machine.settle_dtype(run)],
     )
-
-
-def _dtype(run: RunFolder, asked: str, device: torch.device, leads: bool) -> str:
-    """Name of the dtype to compute in, the same for every run of the command."""
-    if asked != "auto":
-        return asked
-    if "dtype" not in run.settled:
-        # A processor is asked by a measurement, on which processes might not agree.
-        alone = int(os.environ.get("WORLD_SIZE", "1")) == 1 or device.type == "cuda"
-        name = str(auto_dtype(device) if alone else torch.float32).removeprefix("torch.")
-        if not leads:
-            return name
-        run.settle(**run.settled, dtype=name)
-    return str(run.settled["dtype"])
 
 
 def _last_figures(history: Sequence[Mapping[str, float]]) -> dict[str, float]:
     evaluations = [entry for entry in history if "eval_loss" in entry]
     return {name: value for name, value in evaluations[-1].items() if name != "step"} if evaluations else {}
-
-
-def _silent(line: str) -> None:
-    pass
