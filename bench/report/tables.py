@@ -21,12 +21,15 @@ PEERS = {
     "padded": "padded, as 4.40.2", "padded, sdpa": "padded, SDPA", "padded, sdpa, compiled": "padded, SDPA, compiled",
     "varlen_attn, compiled": "varlen_attn, compiled", "XLM-R, sdpa": "XLM-R, SDPA",
 }  # fmt: skip
+OPERATIONS = {"inference": "", "training": "training, "}
+"""Operations on ErnieM that README shows, and what it calls them."""
 FAMILY_PEERS = {"transformers": "transformers", "ErnieM": "ErnieM", "padding-free, loss only": "with `loss_only`"}
 
 
 def ratios_table(rows: Rows) -> str:
-    """Inference on real lengths: ours in real tokens a second, the peers' times over ours."""
-    return _ratios(Rows(row for row in rows.rows if row["operation"] == "inference" and row["shape"] in SHAPES), PEERS)
+    """Inference and training on real lengths: ours in real tokens a second, the peers' times over ours."""
+    shown = (row for row in rows.rows if row["operation"] in OPERATIONS and row["shape"] in SHAPES)
+    return _ratios(Rows(shown), PEERS)
 
 
 def families_table(rows: Rows) -> str:
@@ -42,8 +45,8 @@ def _ratios(chosen: Rows, labels: dict[str, str], digits: int = 1) -> str:
         if row["provider"] != "padding-free":
             continue
         ratios = {one["provider"]: f"{one['ratio']:.{digits}f}x" for one in chosen.rows if one["case"] == row["case"]}
-        family = "" if row["operation"] == "inference" else f"{row['operation']}, "
-        model = f"{family}{row['layers']} layers of {row['hidden_size']}"
+        before = OPERATIONS.get(row["operation"], f"{row['operation']}, ")
+        model = f"{before}{row['layers']} layers of {row['hidden_size']}"
         ours = f"{row['real_tokens_per_s']:,.0f} tokens/s"
         lines.append([SHAPES[row["shape"]], model, ours, *(ratios.get(name, "") for name in peers)])
     return markdown(["texts", "model", "padding-free", *(labels[name] for name in peers)], lines)
