@@ -3,15 +3,16 @@
 python -m bench.training.pretraining --texts DIR    # writes bench/results/training-pretraining-<date>.json
 
 DIR is the folder data/tatoeba/v1 of facebookresearch/LASER (CC BY 2.0 FR): line i of `tatoeba.deu-eng.deu` translates
-line i of `tatoeba.deu-eng.eng`. Both models begin with the same random weights and read the same sentences. They are
-told apart by retrieval: each held-out sentence's vector, a mean over its tokens' states behind a layer, must be
-closest, by cosine, to that of its translation among those of its language. English sentences that are held out of one
-language are in none's training.
+line i of `tatoeba.deu-eng.eng`. Both models begin with the same random weights, and read the same number of tokens of
+the same sentences. They are told apart by retrieval: each held-out sentence's vector, a mean over its tokens' states
+behind a layer, must be closest, by cosine, to that of its translation among those of its language. English sentences
+that are held out of one language are in none's training.
 """
 
 import json
 import random
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,9 +21,10 @@ import torch
 from torch import Tensor
 
 from erniem_fast import ErnieMConfig, ErnieMModel, ErnieMTokenizer
+from erniem_fast.training.mixing import Mixture
 from erniem_fast.training.objectives import ErnieMForPreTraining
 from erniem_fast.training.pretrain import pretrain
-from erniem_fast.training.pretraining_settings import Corpora, PretrainingSettings
+from erniem_fast.training.pretraining_settings import Corpora, PretrainingSettings, make_parts
 
 from .results import TrainingRun, command_line, parser
 
@@ -64,6 +66,13 @@ def write_corpora(folder: Path, pairs: Sequence[Pair]) -> Corpora:
     return Corpora([str(parallel)], [str(monolingual)])
 
 
+def steps_for(tokens: int, tokenizer: ErnieMTokenizer, settings: PretrainingSettings, corpora: Corpora) -> int:
+    """Batches that hold so many tokens."""
+    parts = make_parts(tokenizer, settings, corpora, ErnieMConfig())
+    counts = (batch.tokens for batch in Mixture(parts, tokenizer, batch_tokens=settings.batch_tokens))
+    return next(step for step, total in enumerate(accumulate(counts), 1) if total >= tokens)
+
+
 @torch.inference_mode()
 def vectors(model: Any, tokenizer: ErnieMTokenizer, texts: Sequence[str]) -> list[Tensor]:
     """Mean of each text's hidden states behind each layer, of length 1: (len(texts), hidden_size) a layer."""
@@ -92,10 +101,23 @@ def retrieval(model: Any, tokenizer: ErnieMTokenizer, held_out: dict[str, list[P
     return [(float(into), float(out_of)) for into, out_of in found]
 
 
+def settings_of(weights: dict[str, float], steps: int, tiny: bool) -> PretrainingSettings:
+    """Settings that both models share, but for the objectives and the steps."""
+    return PretrainingSettings(
+        objectives=weights,
+        steps=steps,
+        batch_tokens=256 if tiny else 2048,
+        learning_rate=1e-3,
+        max_length=512,
+        log_every=1 if tiny else 10,
+        dtype="float32",
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
     made = parser(__doc__)
-    made.add_argument("--steps", type=int, default=2000, help="steps of each model")
+    made.add_argument("--tokens", type=float, default=4e6, help="tokens that each model reads")
     options = made.parse_args(argv)
     if options.texts is None:
         made.error("--texts DIR: expected the folder of Tatoeba's pairs, see above")
@@ -107,14 +129,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     with TemporaryDirectory() as work, TrainingRun("pretraining", command, options) as run:
         corpora = write_corpora(Path(work), training)
         for name, weights in MIXTURES.items():
-            settings = PretrainingSettings(
-                objectives=weights,
-                steps=2 if options.tiny else options.steps,
-                batch_tokens=256 if options.tiny else 2048,
-                learning_rate=1e-3,
-                log_every=1 if options.tiny else 10,
-                dtype="float32",
-            )
+            settings = settings_of(weights, 1, options.tiny)
+            steps = steps_for(512 if options.tiny else int(options.tokens), tokenizer, settings, corpora)
+            settings = settings_of(weights, steps, options.tiny)
             torch.manual_seed(0)
             model = ErnieMForPreTraining(config)
             out = Path(work) / name
@@ -124,9 +141,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             for layer, (into, out_of) in enumerate(retrieval(encoder, tokenizer, held_out), 1):
                 run.add_figure(f"{name}: English sentence found, layer {layer}", into, "%")
                 run.add_figure(f"{name}: translation of an English sentence found, layer {layer}", out_of, "%")
-            lines = (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-            losses = [(entry["step"], entry["mmlm_loss"]) for entry in map(json.loads, lines) if "mmlm_loss" in entry]
-            run.add_curve("loss of MMLM", losses, name)
+            lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+            for objective in weights:
+                losses = [(line["step"], line[f"{objective}_loss"]) for line in lines if f"{objective}_loss" in line]
+                run.add_curve(f"loss of {objective.upper()}", losses, name)
         run.add_figure("pairs for training", len(training))
         run.add_figure("found by chance", 1 / (10 if options.tiny else HELD_OUT), "%")
     return 0

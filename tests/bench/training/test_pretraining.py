@@ -56,6 +56,9 @@ def test_a_dry_run(texts: Path, tmp_path: Path) -> None:
         torch.set_num_threads(before)
     (path,) = tmp_path.glob("training-pretraining-*.json")
     figures = json.loads(path.read_text(encoding="utf-8"))["figures"]
+    tokens = [figures[f"{name}: tokens"]["value"] for name in pretraining.MIXTURES]
+    assert min(tokens) >= 512
+    assert max(tokens) < 512 + 256  # a batch more at most
     for name in pretraining.MIXTURES:
         assert 0 <= figures[f"{name}: English sentence found, layer 1"]["value"] <= 1
         assert figures[f"{name}: tokens"]["value"] > 200
