@@ -31,7 +31,10 @@ from .results import TrainingRun, command_line, parser
 LANGUAGES = ("deu", "nld", "swe", "fra", "spa")
 TOKENIZER = Path(__file__).parents[2] / "tests" / "golden" / "tokenizer"
 """A vocabulary of 16,003 tokens, made of the same and other texts."""
-SIZES: dict[str, Any] = {"hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 256}
+SIZES: dict[str, Any] = {
+    "hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 256,
+    "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
+}  # fmt: skip
 MIXTURES: dict[str, dict[str, float]] = {
     "MMLM": {"mmlm": 1.0},
     "MMLM + TLM + CAMLM": {"mmlm": 1.0, "tlm": 1.0, "camlm": 1.0},
