@@ -48,6 +48,7 @@ def test_figures_go_to_stdout_and_the_model_to_its_folder(
     assert "| --epochs | 2.0 |" in (out / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_vectors_are_learned_by_the_commands_own_temperature(checkpoint: Path, tmp_path: Path) -> None:
     """Learning from a teacher, which `embed` has not, has an option of this name, too."""
     pairs = tmp_path / "pairs.tsv"

@@ -53,6 +53,7 @@ def test_a_port_that_is_taken(checkpoint: Path) -> None:
         )
 
 
+@pytest.mark.slow
 def test_no_such_model(tmp_path: Path) -> None:
     assert_one_line(run("serve", "--model", tmp_path / "none", "--port", 0), "none", "no such folder")
 

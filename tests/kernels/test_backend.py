@@ -335,7 +335,8 @@ def test_no_gradients_are_made_up(device: torch.device, monkeypatch: pytest.Monk
     assert seen[1:] == [None] * 3
 
 
-@pytest.mark.parametrize("new_api", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("new_api", [False, True])
 def test_tf32_is_read_by_either_api(new_api: bool) -> None:
     code = f"""
 import torch

@@ -83,7 +83,7 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance
         assert error < tolerance, f"{key}: {error}"
 
 
-@pytest.mark.parametrize("kind", ["packed", "padded"])
+@pytest.mark.parametrize("kind", ["packed", pytest.param("padded", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", EACH_HEAD)
 def test_accumulated_batches_have_the_gradients_of_one(tmp_path: Path, name: str, kind: str) -> None:
     """1 x 32, 4 x 8 with uneven numbers of labels, and the loss of the 32 samples without Trainer."""
