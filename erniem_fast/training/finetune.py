@@ -205,9 +205,11 @@ class _Run:
         model = self.recipe.model(model, limit)
         data = self._features(task, train, True)
         held_out = None if dev is None else self._features(task, dev, False)
+        trainer = self._trainer(task, model, data, held_out)
+        if self.machine.processes == 1:  # else a step's batch is that of all processes
+            task.check_batches(trainer.batch_sizes, data.examples)
         for note in task.notes:
             self.say(note)
-        trainer = self._trainer(task, model, data, held_out)
         return self._go(trainer, task, tokenizer, data, held_out, identity)
 
     def _read(self, task: FineTuningTask[Any], cls: Any) -> tuple[tuple[list, list], tuple[list, list] | None]:

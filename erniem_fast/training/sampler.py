@@ -68,6 +68,11 @@ class TokenBudgetBatchSampler(BatchSampler):
         """Number of batches of an epoch, for all processes together."""
         return len(self._ends)
 
+    @property
+    def batch_sizes(self) -> np.ndarray:
+        """Samples of each batch, (len(self),) int64; those of every epoch, in another order."""
+        return np.diff(self._ends, prepend=0)
+
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the next iteration gives."""
         check_whole("epoch", epoch, 0)

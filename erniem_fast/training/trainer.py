@@ -56,6 +56,11 @@ class PackedTrainer(ExactTrainer):
             persistent_workers=workers > 0 and self.args.dataloader_persistent_workers,
         )  # fmt: skip
 
+    @property
+    def batch_sizes(self) -> np.ndarray:
+        """Samples of each batch of an epoch, of all processes."""
+        return self._sampler.batch_sizes
+
     def num_examples(self, dataloader: DataLoader) -> int:
         """Number of samples."""
         return len(dataloader.dataset)  # type: ignore[arg-type]

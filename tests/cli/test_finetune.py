@@ -61,6 +61,8 @@ def test_vectors_are_learned_by_the_commands_own_temperature(checkpoint: Path, t
     losses = [(tmp_path / name / "metrics.jsonl").read_text().splitlines()[0] for name in ("default", "warm")]
     assert json.loads(losses[0])["loss"] != json.loads(losses[1])["loss"]
     assert_one_line(run(*command, "--out", tmp_path / "other", "--distill", checkpoint), "--distill")
+    assert_one_line(run(*command, "--out", tmp_path / "other", "--batch-tokens", 4), "--batch-tokens", "one pair")
+    assert not list(tmp_path.glob("other*"))
 
 
 def test_without_a_task_there_is_the_help_alone() -> None:

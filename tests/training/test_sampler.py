@@ -45,6 +45,7 @@ def test_every_epoch_holds_every_sample_once(
     )))  # fmt: skip
     assert len(batches) % num_replicas == 0
     assert batches == list(sampler)
+    assert sorted(sampler.batch_sizes) == sorted(map(len, batches))
 
 
 @given(lengths_of_samples, st.integers(1, 200), st.integers(1, 4), st.booleans(), st.data())

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
+import numpy as np
 from transformers import EvalPrediction
 
 from ...files.records import listing
@@ -154,6 +155,17 @@ class FineTuningTask(ABC, Generic[Example]):
         from ..collators import PackedCollator
 
         return PackedCollator.for_model(model)
+
+    def check_batches(self, batch_sizes: np.ndarray, examples: Sequence[Example]) -> None:
+        """Refuse batches of which nothing can be learned, or note how many there are.
+
+        Args:
+            batch_sizes: samples of each step's batch, in no order.
+            examples: that the batches are made of.
+
+        Raises:
+            InputError: nothing can be learned of any.
+        """
 
     def objective(self, model: Any) -> Objective | None:
         """The loss; None: the head's own.

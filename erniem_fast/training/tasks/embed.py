@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import EvalPrediction
 
+from ...files.errors import InputError
 from ...files.rows import Row
 from ...inference.arguments import encoder_of
 from ...inference.tokens import PairTemplate, ids_of
@@ -104,6 +105,18 @@ class Embedding(FineTuningTask[Example]):
         if cut:
             self.notes.append(f"{cut} of {sum(len(one.texts) for one in examples)} texts were cut to {self.max_length}")
         return found
+
+    def check_batches(self, batch_sizes: np.ndarray, examples: Sequence[Example]) -> None:
+        if len(examples[0].texts) > 2:  # a negative of its own
+            return
+        alone = int((batch_sizes == 1).sum())
+        if alone == len(batch_sizes):
+            raise InputError("--batch-tokens: every batch holds one pair, and no other to tell it from; expected more")
+        if alone:
+            self.notes.append(
+                f"{alone} of {len(batch_sizes)} batches hold one pair, and no other to tell it from: they teach nothing; "
+                f"more --batch-tokens would help"
+            )
 
     def objective(self, model: Any) -> Objective:
         """The loss of pooled vectors; its outputs hold `embeddings`, (num_pairs, 2 or 3, hidden_size) float32."""

@@ -124,6 +124,19 @@ def test_options_that_can_not_be_right_are_refused() -> None:
             task_of(**options)
 
 
+def test_batches_of_one_pair_are_counted_or_refused() -> None:
+    pairs_alone, with_negatives = [Example(("a", "b"))] * 5, [Example(("a", "b", "c"))] * 5
+    task = task_of()
+    task.check_batches(np.array([1, 3, 1]), pairs_alone)
+    assert [note[:15] for note in task.notes] == ["2 of 3 batches "]
+    with pytest.raises(InputError, match="--batch-tokens: every batch holds one pair"):
+        task.check_batches(np.array([1, 1]), pairs_alone)
+    task = task_of()
+    task.check_batches(np.array([2, 3]), pairs_alone)
+    task.check_batches(np.array([1, 1]), with_negatives)
+    assert task.notes == []
+
+
 def test_accuracy_by_hand() -> None:
     task = task_of()
     examples = [Example(("a", "same")), Example(("b", "same")), Example(("c", "z"))]
