@@ -103,7 +103,10 @@ def learn(run: TrainingRun, document: dict[str, Any], language: str, folder: Pat
     run.add_figure(f"{name}: questions", len(questions))
     run.add_figure(f"{name}: training", seconds, "s")
     lines = (folder / "answers" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    run.add_curves([json.loads(line) for line in lines], language, ("loss", "exact_span"))
+    history = [json.loads(line) for line in lines]
+    for entry in history:
+        entry.pop("eval_loss", None)  # of the same questions: nothing is held out
+    run.add_curves(history, language, ("loss", "exact_span"))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

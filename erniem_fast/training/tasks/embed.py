@@ -114,8 +114,8 @@ class Embedding(FineTuningTask[Example]):
             raise InputError("--batch-tokens: every batch holds one pair, and no other to tell it from; expected more")
         if alone:
             self.notes.append(
-                f"{alone} of {len(batch_sizes)} batches hold one pair, and no other to tell it from: they teach nothing; "
-                f"more --batch-tokens would help"
+                f"{alone} of {len(batch_sizes)} batches hold one pair, and no other to tell it from: they teach "
+                f"nothing; more --batch-tokens would help"
             )
 
     def objective(self, model: Any) -> Objective:
