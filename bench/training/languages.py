@@ -95,11 +95,9 @@ def make_model(folder: Path) -> None:
 
 def parsed(description: str | None, argv: Sequence[str] | None) -> argparse.Namespace:
     """Options of a run that learns the languages; PyTorch takes their number of threads."""
-    made = parser(description)
+    made = parser(description, "the folder of Tatoeba's test sets, see above")
     made.add_argument("--dtype", default="float32", help="what to compute in: float32, bfloat16")
     options = made.parse_args(argv)
-    if options.texts is None:
-        made.error("--texts DIR: expected the folder of Tatoeba's test sets, see above")
     torch.set_num_threads(options.threads)
     return options
 

@@ -119,11 +119,9 @@ def settings_of(weights: dict[str, float], steps: int, tiny: bool) -> Pretrainin
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
-    made = parser(__doc__)
+    made = parser(__doc__, "the folder of Tatoeba's pairs, see above")
     made.add_argument("--tokens", type=float, default=4e6, help="tokens that each model reads")
     options = made.parse_args(argv)
-    if options.texts is None:
-        made.error("--texts DIR: expected the folder of Tatoeba's pairs, see above")
     torch.set_num_threads(options.threads)
     tokenizer = ErnieMTokenizer(TOKENIZER / "sentencepiece.bpe.model", TOKENIZER / "vocab.txt")
     config = ErnieMConfig(vocab_size=len(tokenizer), **SIZES | ({"num_hidden_layers": 1} if options.tiny else {}))

@@ -25,10 +25,16 @@ NOT_CURVES = ("runtime", "per_second", "total_flos", "epoch", "step", "model_pre
 """Ends of the names in a log that are no curve of training."""
 
 
-def parser(description: str | None) -> argparse.ArgumentParser:
-    """Options of every run."""
+def parser(description: str | None, texts: str | None = None) -> argparse.ArgumentParser:
+    """Options of every run.
+
+    Args:
+        description: for `--help`.
+        texts: what `--texts` must name; None: the run has texts of its own.
+    """
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--texts", type=Path, help="folder with the run's texts")
+    if texts is not None:
+        made.add_argument("--texts", type=Path, required=True, metavar="DIR", help=texts)
     made.add_argument("--threads", type=int, default=2, help="threads of PyTorch")
     made.add_argument("--tiny", action="store_true", help="dry run of a few steps, whose figures mean nothing")
     made.add_argument("--output", type=Path, default=RESULTS, help="folder of the result file")

@@ -111,10 +111,7 @@ def learn(run: TrainingRun, document: dict[str, Any], language: str, folder: Pat
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
-    made = parser(__doc__)
-    options = made.parse_args(argv)
-    if options.texts is None:
-        made.error("--texts DIR: expected the folder of XQuAD's files, see above")
+    options = parser(__doc__, "the folder of XQuAD's files, see above").parse_args(argv)
     torch.set_num_threads(options.threads)
     with TemporaryDirectory() as work, TrainingRun("xquad", command_line(__spec__.name, argv), options) as run:
         for language in LANGUAGES:
