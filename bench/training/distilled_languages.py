@@ -19,7 +19,8 @@ from erniem_fast.training.finetune import fine_tune
 from erniem_fast.training.tasks.base import Asked
 from erniem_fast.training.tasks.classify import Classification
 
-from .languages import SETTINGS, learn, log_of, parsed
+from .folders import log_of
+from .languages import SETTINGS, learn, parsed
 from .results import TrainingRun, command_line
 
 LAYERS = 2

@@ -18,14 +18,16 @@ from typing import Any
 import torch
 
 from bench.engine.environment import ROOT
-from erniem_fast import ErnieMConfig, ErnieMModel, ErnieMTokenizer
+from erniem_fast import ErnieMTokenizer
 from erniem_fast.training.finetune import fine_tune
 from erniem_fast.training.tasks.base import Asked
 from erniem_fast.training.tasks.classify import Classification
 
+from .folders import log_of, save_random
 from .results import TrainingRun, command_line, parser
 
 DEMO_TOKENIZER = ROOT / "erniem_fast" / "demo_data" / "tokenizer"
+"""Of 16,000 pieces."""
 LANGUAGES = 20
 HELD_OUT = 10
 """One line in so many is held out."""
@@ -69,7 +71,7 @@ def learn(options: argparse.Namespace, folder: Path) -> dict[str, float]:
     for name, lines in (("train", train), ("held-out", held_out)):
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
-    make_model(folder / "random")
+    save_random(folder / "random", ErnieMTokenizer.from_pretrained(DEMO_TOKENIZER), **SIZES)
     begun = monotonic()
     figures = fine_tune(
         Asked(Classification, {"label_column": "language"}),
@@ -78,19 +80,6 @@ def learn(options: argparse.Namespace, folder: Path) -> dict[str, float]:
         settings=SETTINGS | ({"epochs": 1.0} if options.tiny else {}), dtype=options.dtype, device="cpu",
     )  # fmt: skip
     return figures | {"seconds": monotonic() - begun}
-
-
-def log_of(folder: Path) -> list[dict[str, Any]]:
-    """What was logged of a run."""
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
-def make_model(folder: Path) -> None:
-    """Save an encoder with random weights, and the demo's tokenizer of 16,000 pieces."""
-    tokenizer = ErnieMTokenizer.from_pretrained(DEMO_TOKENIZER)
-    torch.manual_seed(0)
-    ErnieMModel(ErnieMConfig(vocab_size=len(tokenizer), **SIZES)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
 
 
 def parsed(description: str | None, argv: Sequence[str] | None) -> argparse.Namespace:

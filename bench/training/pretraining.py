@@ -9,7 +9,6 @@ behind a layer, must be closest, by cosine, to that of its translation among tho
 that are held out of one language are in none's training.
 """
 
-import json
 import random
 from collections.abc import Sequence
 from itertools import accumulate
@@ -26,11 +25,10 @@ from erniem_fast.training.objectives import ErnieMForPreTraining
 from erniem_fast.training.pretrain import pretrain
 from erniem_fast.training.pretraining_settings import Corpora, PretrainingSettings, make_parts
 
+from .folders import golden_tokenizer, log_of
 from .results import TrainingRun, command_line, parser
 
 LANGUAGES = ("deu", "spa")
-TOKENIZER = Path(__file__).parents[2] / "tests" / "golden" / "tokenizer"
-"""A vocabulary of 16,003 tokens, made of the same and other texts."""
 SIZES: dict[str, Any] = {
     "hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 256,
     "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
@@ -124,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     made.add_argument("--tokens", type=float, default=8e6, help="tokens that each model reads")
     options = made.parse_args(argv)
     torch.set_num_threads(options.threads)
-    tokenizer = ErnieMTokenizer(TOKENIZER / "sentencepiece.bpe.model", TOKENIZER / "vocab.txt")
+    tokenizer = golden_tokenizer()
     config = ErnieMConfig(vocab_size=len(tokenizer), **SIZES | ({"num_hidden_layers": 1} if options.tiny else {}))
     training, held_out = split(options.texts, 10 if options.tiny else HELD_OUT)
     command = command_line(__spec__.name, argv)
@@ -143,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             for layer, (into, out_of) in enumerate(retrieval(encoder, tokenizer, held_out), 1):
                 run.add_figure(f"{name}: English sentence found, layer {layer}", into, "%")
                 run.add_figure(f"{name}: translation of an English sentence found, layer {layer}", out_of, "%")
-            lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+            lines = log_of(out)
             for objective in weights:
                 losses = [(line["step"], line[f"{objective}_loss"]) for line in lines if f"{objective}_loss" in line]
                 run.add_curve(f"loss of {objective.upper()}", losses, name)

@@ -17,18 +17,17 @@ from typing import Any
 
 import torch
 
-from erniem_fast import Encoder, ErnieMConfig, ErnieMModel, ErnieMTokenizer
+from erniem_fast import Encoder
 from erniem_fast.training.finetune import fine_tune
 from erniem_fast.training.tasks.base import Asked
 from erniem_fast.training.tasks.question_answering import QuestionAnswering, flatten
 
+from .folders import golden_tokenizer, log_of, save_random
 from .results import TrainingRun, command_line, parser
 
 LANGUAGES = {"en": "Latin", "zh": "Han", "ar": "Arabic"}
 """Script of each language."""
 QUESTIONS = 64
-TOKENIZER = Path(__file__).parents[2] / "tests" / "golden" / "tokenizer"
-"""A vocabulary of 16,003 tokens, made of XQuAD's and other texts."""
 SIZES: dict[str, Any] = {
     "num_hidden_layers": 2, "hidden_size": 128, "num_attention_heads": 4, "intermediate_size": 512,
     "initializer_range": 0.08,
@@ -60,15 +59,6 @@ def head_of(document: dict[str, Any], questions: int) -> dict[str, Any]:
     return {"version": document["version"], "data": data}
 
 
-def make_model(folder: Path, layers: int) -> None:
-    """Save an encoder with random weights, and the tokenizer."""
-    tokenizer = ErnieMTokenizer(TOKENIZER / "sentencepiece.bpe.model", TOKENIZER / "vocab.txt")
-    torch.manual_seed(0)
-    sizes = SIZES | {"num_hidden_layers": layers}
-    ErnieMModel(ErnieMConfig(vocab_size=len(tokenizer), **sizes, **DROPOUT)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
 def exact(folder: Path, questions: Sequence[dict[str, Any]]) -> float:
     """Share of questions that a saved model answers with the very characters, and the very text."""
     encoder = Encoder.from_pretrained(folder, dtype="float32", device="cpu")
@@ -86,7 +76,8 @@ def learn(run: TrainingRun, document: dict[str, Any], language: str, folder: Pat
     kept = head_of(document, 4 if tiny else QUESTIONS)
     data = folder / "questions.json"
     data.write_text(json.dumps(kept, ensure_ascii=False), encoding="utf-8")
-    make_model(folder / "random", 1 if tiny else SIZES["num_hidden_layers"])
+    sizes = SIZES | DROPOUT | ({"num_hidden_layers": 1} if tiny else {})
+    save_random(folder / "random", golden_tokenizer(), **sizes)
     begun = monotonic()
     figures = fine_tune(
         Asked(QuestionAnswering, {"max_answer_len": MAX_ANSWER_LEN}), str(data), str(data),
@@ -102,8 +93,7 @@ def learn(run: TrainingRun, document: dict[str, Any], language: str, folder: Pat
                    at_least=bar)  # fmt: skip
     run.add_figure(f"{name}: questions", len(questions))
     run.add_figure(f"{name}: training", seconds, "s")
-    lines = (folder / "answers" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    history = [json.loads(line) for line in lines]
+    history = log_of(folder / "answers")
     for entry in history:
         entry.pop("eval_loss", None)  # of the same questions: nothing is held out
     run.add_curves(history, language, ("loss", "exact_span"))

@@ -1,8 +1,9 @@
 """The run that compares objectives, on made-up pairs."""
 
-import json
 import random
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -47,15 +48,10 @@ def test_translations_are_found_where_vectors_are_close(monkeypatch: pytest.Monk
 
 
 @pytest.mark.slow
-def test_a_dry_run(texts: Path, tmp_path: Path) -> None:
-    before = torch.get_num_threads()
-    try:
-        arguments = ["--texts", str(texts), "--tiny", "--threads", "1", "--output", str(tmp_path)]
-        assert pretraining.main(arguments) == 0
-    finally:
-        torch.set_num_threads(before)
-    (path,) = tmp_path.glob("training-pretraining-*.json")
-    figures = json.loads(path.read_text(encoding="utf-8"))["figures"]
+def test_a_dry_run(texts: Path, dry_run: Callable[..., dict[str, Any]]) -> None:
+    content = dry_run(pretraining, "--texts", texts)
+    assert content["suite"] == "training-pretraining"
+    figures = content["figures"]
     tokens = [figures[f"{name}: tokens"]["value"] for name in pretraining.MIXTURES]
     assert min(tokens) >= 512
     assert max(tokens) < 512 + 256  # a batch more at most

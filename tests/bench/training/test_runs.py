@@ -1,11 +1,11 @@
 """The training runs work on a few made-up lines."""
 
-import json
 import random
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
 
 from bench.report.training import draw_training
 
@@ -27,35 +27,26 @@ def texts(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_a_dry_run_of_distillation(texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dry_run_of_distillation(
+    texts: Path, dry_run: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from bench.training import distilled_languages, languages
 
     monkeypatch.setattr(languages, "SIZES", languages.SIZES | {"hidden_size": 32, "intermediate_size": 48})
-    before = torch.get_num_threads()
-    try:
-        arguments = ["--texts", str(texts), "--tiny", "--threads", "1", "--output", str(tmp_path)]
-        assert distilled_languages.main(arguments) == 0
-    finally:
-        torch.set_num_threads(before)
-    (path,) = tmp_path.glob("training-distilled-languages-*.json")
-    content = json.loads(path.read_text("utf-8"))
-    assert content["tiny"]
+    content = dry_run(distilled_languages, "--texts", texts)
+    assert content["suite"] == "training-distilled-languages"
     assert content["figures"]["the same, of the teacher's accuracy, distilled"]["at_least"] == 0.98
     assert {"accuracy of the teacher, 4 layers", "accuracy of the student distilled, 2 layers"} < set(
         content["figures"]
     )
-    assert draw_training(tmp_path, tmp_path) == [], "dry runs are not shown"
+    assert draw_training(tmp_path / "results", tmp_path) == [], "dry runs are not shown"
 
 
 @pytest.mark.slow
-def test_a_dry_run_of_a_steps_parts(tmp_path: Path) -> None:
+def test_a_dry_run_of_a_steps_parts(dry_run: Callable[..., dict[str, Any]]) -> None:
     from bench.training import overhead
 
-    before = torch.get_num_threads()
-    try:
-        assert overhead.main(["--tiny", "--threads", "1", "--output", str(tmp_path)]) == 0
-    finally:
-        torch.set_num_threads(before)
-    (path,) = tmp_path.glob("training-overhead-*.json")
-    share = json.loads(path.read_text("utf-8"))["figures"]["share outside forward, backward and optimizer"]
+    content = dry_run(overhead)
+    assert content["suite"] == "training-overhead"
+    share = content["figures"]["share outside forward, backward and optimizer"]
     assert 0 < share["value"] < 1
