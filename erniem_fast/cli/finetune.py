@@ -18,7 +18,7 @@ from ..training.tasks.classify import PROBLEMS, Classification
 from .distill_options import distilling, recipe_of
 from .errors import InputError
 from .options import DTYPES, DeviceOption, ModelOption, parse_choice
-from .training import exit_codes, leads, parse_place
+from .training import RestartOption, SkipBadLinesOption, exit_codes, leads, parse_place
 
 app = typer.Typer(no_args_is_help=True, help="Fine-tune a checkpoint on files of examples.")
 PACKAGES = ("accelerate", "sklearn", "seqeval", "torchmetrics")
@@ -97,12 +97,8 @@ def _last(
     new_head: Annotated[
         bool, typer.Option("--new-head", help="Train a new head even where the checkpoint has one.")
     ] = False,
-    skip_bad_lines: Annotated[
-        bool, typer.Option("--skip-bad-lines", help="Leave malformed lines out, and count them.")
-    ] = False,
-    restart: Annotated[
-        bool, typer.Option("--restart", help="Begin anew, whatever a run that was stopped left in DIR.partial.")
-    ] = False,
+    skip_bad_lines: SkipBadLinesOption = False,
+    restart: RestartOption = False,
 ) -> None: ...
 
 

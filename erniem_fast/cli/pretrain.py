@@ -17,7 +17,7 @@ from ..tokenization import ErnieMTokenizer
 from .errors import InputError
 from .options import DTYPES as ALL_DTYPES
 from .options import DeviceOption, parse_choice, parse_count
-from .training import exit_codes, leads, parse_place
+from .training import RestartOption, SkipBadLinesOption, exit_codes, leads, parse_place
 
 DTYPES = ("auto", *ALL_DTYPES)
 OBJECTIVES = ("mmlm", "tlm", "camlm", "btmlm", "mlm-nsp", "mlm", "clm")
@@ -102,12 +102,8 @@ def pretrain_command(
         ),
     ] = "auto",
     device: DeviceOption = "auto",
-    skip_bad_lines: Annotated[
-        bool, typer.Option("--skip-bad-lines", help="Leave malformed lines out, and count them.")
-    ] = False,
-    restart: Annotated[
-        bool, typer.Option("--restart", help="Begin anew, whatever a run that was stopped left in DIR.partial.")
-    ] = False,
+    skip_bad_lines: SkipBadLinesOption = False,
+    restart: RestartOption = False,
 ) -> None:  # fmt: skip
     """Pre-train ErnieM on texts and translated pairs by the objectives of ERNIE-M (arXiv 2012.15674).
 

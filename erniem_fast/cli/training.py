@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Annotated
 
 import torch
 import typer
@@ -10,6 +11,13 @@ import typer
 from ..inference.loading import CheckpointError
 from .errors import InputError, say_on_stderr
 from .options import parse_device
+
+SkipBadLinesOption = Annotated[
+    bool, typer.Option("--skip-bad-lines", help="Leave malformed lines out, and count them.")
+]
+RestartOption = Annotated[
+    bool, typer.Option("--restart", help="Begin anew, whatever a run that was stopped left in DIR.partial.")
+]
 
 
 def leads() -> bool:
