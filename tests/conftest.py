@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 # Without a GPU the kernels are interpreted; triton asks when it defines them.
 os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
@@ -19,6 +20,12 @@ from erniem_fast import ErnieMConfig
 
 Pair = tuple[Any, Any]
 VOCABULARY = {"vocab_size": 97}
+
+# A busy machine fails no property, and a folder shared by the examples of one is no accident.
+settings.register_profile(
+    "unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
+settings.load_profile("unhurried")
 
 
 @pytest.fixture(autouse=True, scope="session")

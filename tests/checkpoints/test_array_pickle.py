@@ -457,7 +457,7 @@ def test_no_file(tmp_path):
 
 
 @given(st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_changed_bytes_give_arrays_or_a_clear_error(tmp_path_factory, data):
     content = bytearray(
         pickled({"a": np.arange(3.0), "b": np.arange(2, dtype=np.float32)}, data.draw(st.sampled_from([2, 4])))
@@ -472,14 +472,14 @@ def test_changed_bytes_give_arrays_or_a_clear_error(tmp_path_factory, data):
 
 @pytest.mark.slow
 @given(st.data())
-@settings(max_examples=3000, deadline=None)
+@settings(max_examples=3000)
 def test_changed_bytes_at_length(tmp_path_factory, data):
     test_changed_bytes_give_arrays_or_a_clear_error.hypothesis.inner_test(tmp_path_factory, data)
 
 
 @pytest.mark.slow
 @given(st.binary(max_size=200))
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=2000)
 def test_any_bytes_are_refused(tmp_path_factory, content):
     path = tmp_path_factory.mktemp("any") / "x"
     path.write_bytes(b"\x80\x02" + content)

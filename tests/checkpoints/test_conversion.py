@@ -33,7 +33,7 @@ plain_keys = st.sampled_from(
 prefixes = st.sampled_from(["", "ernie_m.", "module.ernie_m."])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(keys=st.sets(st.one_of(st.builds(str.__add__, prefixes, plain_keys), st.text(max_size=20))))
 def test_unknown_keys_pass_unchanged(keys: set[str]) -> None:
     state = {key: torch.randn(3, 2) for key in keys}
@@ -45,7 +45,7 @@ def test_unknown_keys_pass_unchanged(keys: set[str]) -> None:
     assert state == before
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     layers=st.dictionaries(
         st.integers(0, 30), st.sampled_from(["plain", "paddle", "fused", "fused inside"]), min_size=1
@@ -83,7 +83,7 @@ def test_values_are_preserved(layers: dict[int, str], prefix: str, rows: int, da
     assert all(value is converted[key] for key, value in convert(converted).items())
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     letter=st.sampled_from("qkv"),
     kind=st.sampled_from(["weight", "bias"]),

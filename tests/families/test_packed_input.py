@@ -19,7 +19,7 @@ from helpers.families import (
     make,
     make_plain,
 )
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from transformers import DataCollatorWithFlattening, DynamicCache
@@ -268,7 +268,7 @@ def models() -> dict[str, Any]:
     return {family: padding_free(make_plain(family)) for family in ("xlm-roberta", "ernie with tasks", "distilbert")}
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20)
 @given(data=st.data(), seed=st.integers(0, 2**31))
 def test_a_sequence_does_not_see_its_batch(data: st.DataObject, seed: int, models: dict[str, Any]) -> None:
     """Its result is that alone, whatever the others are and wherever it lies in a padded row."""

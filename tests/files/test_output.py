@@ -96,7 +96,7 @@ def begin(out: Path, vectors: np.ndarray, say: Any = print, error: BaseException
     rows=st.lists(st.tuples(*[st.floats(width=32, allow_nan=False, allow_infinity=False)] * 3), min_size=1),
     stops=st.lists(st.integers(0, 4), max_size=3),
 )  # fmt: skip
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_vectors_come_back_to_the_bit_however_often_the_run_stops(
     tmp_path_factory: pytest.TempPathFactory, ending: str, rows: list[tuple[float, ...]], stops: list[int]
 ) -> None:
@@ -147,7 +147,7 @@ def test_the_file_is_what_numpy_writes(tmp_path: Path) -> None:
         st.dictionaries(TEXT, st.one_of(TEXT, st.integers(), st.floats(allow_nan=False), st.lists(TEXT))), min_size=1
     )
 )
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_records_are_lines_of_json(tmp_path_factory: pytest.TempPathFactory, records: list[dict[str, Any]]) -> None:
     out = tmp_path_factory.mktemp("out") / "r.jsonl"
     with open_output(str(out), JsonLines(), JOB, False, print) as output:

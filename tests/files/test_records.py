@@ -67,7 +67,7 @@ def test_every_format_gives_the_same_texts(tmp_path: Path, kind: str, zipped: st
 
 @pytest.mark.parametrize("kind", FORMATS)
 @given(rows=st.lists(st.tuples(ANY_TEXT, ANY_TEXT, ANY_TEXT), min_size=1, max_size=8), data=st.data())
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_any_texts_come_back_with_line_ends_and_quotes(
     tmp_path_factory: pytest.TempPathFactory, kind: str, rows: list[tuple[str, str, str]], data: st.DataObject
 ) -> None:
@@ -79,7 +79,7 @@ def test_any_texts_come_back_with_line_ends_and_quotes(
 
 
 @given(lines=st.lists(LINE, min_size=1), end=st.sampled_from(["\n", "\r\n"]), last=st.booleans(), mark=st.booleans())
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_lines_of_any_text(
     tmp_path_factory: pytest.TempPathFactory, lines: list[str], end: str, last: bool, mark: bool
 ) -> None:

@@ -57,7 +57,7 @@ class Watched:
 
 
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=40))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_results_are_those_of_one_thread(model: ErnieMModel, lengths: list[int]) -> None:
     compute, rows = Watched(model), rows_of(lengths)
     found = Runner(model, 1000).run(rows, compute)

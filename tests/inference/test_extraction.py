@@ -104,7 +104,7 @@ def assert_sound(text: str, result: dict, threshold: float) -> None:
             assert_sound(text, found.get("relations", {}), threshold)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(texts=st.lists(TEXTS, max_size=4), data=st.data())
 def test_any_text(random_extractor: Any, texts: list[str], data: st.DataObject) -> None:
     """Spans are the text's own characters, and depend on no other text, no order and no batch."""

@@ -46,7 +46,7 @@ def test_a_bucket_changes_nothing(
         torch.testing.assert_close(found[name][:count], expected[name], rtol=1e-5, atol=1e-5)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     one=st.lists(st.integers(0, 12), min_size=1, max_size=6), two=st.lists(st.integers(0, 12), min_size=1, max_size=6)
 )

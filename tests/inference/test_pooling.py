@@ -40,7 +40,7 @@ def test_every_pooling_has_a_formula() -> None:
     assert FORMULAS.keys() == POOLINGS.keys()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(LENGTHS, st.integers(0, 3), st.integers(0, 2), st.data())
 def test_each_sequence_is_pooled_alone(lengths: list[int], behind: int, first: int, data: st.DataObject) -> None:
     """Also with tokens that are skipped, more than there are even, and with rows behind the last sequence."""

@@ -41,7 +41,6 @@ def sums(batch: PackedBatch) -> torch.Tensor:
 
 
 @given(LENGTHS, BUDGETS)
-@settings(deadline=None)
 def test_every_row_comes_once_within_the_budget_and_the_longest_first(
     model: ErnieMModel, lengths: list[int], batch_tokens: int
 ) -> None:
@@ -86,7 +85,7 @@ ERRORS = [
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=60), st.integers(40, 90))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_rows_that_did_not_fit_are_computed_again(
     model: ErnieMModel, error: Exception, lengths: list[int], room: int
 ) -> None:
@@ -174,7 +173,6 @@ def test_what_a_failed_batch_held_is_freed_before_the_next_try(model: ErnieMMode
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=20), st.integers(0, 4))
-@settings(deadline=None)
 def test_rows_are_packed_as_a_batch_packs_sequences(lengths: list[int], first: int) -> None:
     rng = np.random.default_rng()
     rows = [Row(rng.integers(0, 97, length).astype(np.int32)) for length in lengths]

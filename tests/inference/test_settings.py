@@ -11,7 +11,7 @@ import torch
 from helpers.family_folders import MAX_TOKENS, save_family
 from helpers.paths import ROOT
 from helpers.sentence_folders import change_json, save_encoder
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -128,7 +128,7 @@ def test_prompts(family: str, include_prompt: bool, make: Make, texts: list[str]
     assert model.encode_query(texts[1]) == pytest.approx(vectors_of(tmp_path, texts[1:2])[0], abs=1e-5)
 
 
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10)
 @given(prompt=st.text(st.characters(categories=("L", "Z", "P")), max_size=40), most=st.integers(4, 30))
 def test_tokens_of_a_prompt(encoders: Callable[[str], Path], prompt: str, most: int) -> None:
     for family in ("Bert", "XLMRoberta"):

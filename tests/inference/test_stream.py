@@ -36,7 +36,7 @@ class Squares:
 
 
 @given(st.lists(st.integers(0, 50), max_size=700), st.integers(1, 100))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_results_are_those_of_the_items_in_order(items: list[int], batch_tokens: int) -> None:
     task = Squares()
     results = [result for window in stream(task, iter(items), batch_tokens) for result in window]

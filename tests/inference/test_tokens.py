@@ -39,7 +39,7 @@ def assert_same(tokenizer: Any, first: str, second: str, room: int, side: str) -
         assert template.fits([ids[text] for text in texts], most) == (len(whole) <= most)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.sampled_from(list(TOKENIZERS)), TEXT, TEXT, st.integers(2, 24), st.sampled_from(["left", "right"]))
 @example("Bert", "das " * 9, "Haus " * 9, 7, "right")
 @example("ErnieM", "das " * 9, "Haus " * 9, 7, "left")

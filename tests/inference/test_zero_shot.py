@@ -107,7 +107,7 @@ SIDES = {side: build(truncation_side=side) for side in ("left", "right")}
 WORDS = st.lists(st.sampled_from(["Haus", "la", "天気", "Zug", "rue"]), max_size=30).map(" ".join)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     texts=st.lists(WORDS, min_size=1, max_size=4),
     labels=st.lists(WORDS.map(lambda words: words[:20]).filter(str.strip), min_size=1, max_size=3, unique=True),

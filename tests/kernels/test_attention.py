@@ -260,7 +260,7 @@ def test_rows_of_no_sequence_are_zero(lengths: list[int], device: torch.device) 
 
 
 @pytest.mark.slow
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(data=st.data())
 def test_any_lengths(device: torch.device, data: st.DataObject) -> None:
     longest = data.draw(st.sampled_from([16, 32, 64, 150]))
@@ -425,7 +425,7 @@ def test_many_sequences(device: torch.device) -> None:
                 torch.testing.assert_close(found[rows], expected, rtol=1e-5, atol=1e-5)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(lengths=st.lists(st.integers(0, 300), min_size=1, max_size=30), tail=st.integers(0, 200))
 def test_the_list_holds_every_tile_once_longest_first(device: torch.device, lengths: list[int], tail: int) -> None:
     total, longest = sum(lengths) + tail, max(lengths)

@@ -13,7 +13,7 @@ from erniem_fast.kernels.segment_sum import CHUNK, segment_sum, segment_sum_orac
 pytestmark = pytest.mark.usefixtures("_poisoned")
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(data=st.data())
 def test_segment_sum(device: torch.device, data: st.DataObject) -> None:
     runs = data.draw(st.lists(st.tuples(st.integers(0, 4), st.integers(1, 3 * CHUNK)), min_size=1, max_size=6))

@@ -68,7 +68,7 @@ def test_the_bits_are_those_of_the_operations(name: str, dtype: torch.dtype, act
     model = MODELS[name](act).to(dtype)
     pooled_only = {"pooled_only": True} if name == "ErnieM" else {"scores_sequences": True}
 
-    @settings(max_examples=6, deadline=None)
+    @settings(max_examples=6)
     @given(lengths=st.lists(st.sampled_from([0, 1, 3, 3, 16, 17, 40, 64, 100]), min_size=1, max_size=9))
     def check(lengths: list[int]) -> None:
         batch = batch_of([*lengths, 2])

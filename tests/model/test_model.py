@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -18,9 +18,7 @@ HEADS = {
     "ErnieMForInformationExtraction": {},
     "ErnieMForMaskedLM": {},
 }
-drawn = settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
+drawn = settings(max_examples=15)
 
 
 @st.composite

@@ -30,7 +30,7 @@ def offsets(lengths: tuple[int, ...] | list[int]) -> Tensor:
     return torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(lengths=st.lists(st.integers(1, 12), min_size=2, max_size=8))
 def test_a_row_whose_positions_restart_is_read_as_packed(lengths: list[int]) -> None:
     _, model = make()

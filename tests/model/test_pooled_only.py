@@ -73,7 +73,7 @@ def test_the_last_layer_computes_a_row_a_sequence(train: bool) -> None:
     assert linear_rows(lambda: choice(**choices)) == [*full, 21, 4, 4, 4, 4, 4]
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(lengths=st.lists(st.integers(0, 12), min_size=1, max_size=8), checkpointing=st.booleans())
 def test_results_and_gradients_are_those_of_all_rows(lengths: list[int], checkpointing: bool) -> None:
     _, model = make(NAME, **NO_DROPOUT)

@@ -15,7 +15,7 @@ from erniem_fast.ops import Dropout, attention_cpu, attention_torch
 
 CPU = torch.device("cpu")
 lengths_of_batches = st.lists(st.integers(0, 17), min_size=1, max_size=9)
-drawn = settings(max_examples=15, deadline=None)
+drawn = settings(max_examples=15)
 
 
 @pytest.fixture(params=["equal lengths", "padded groups"])
@@ -159,7 +159,7 @@ def test_offsets_that_cannot_be_right_are_refused(cu_seqlens: list[int], max_seq
 def test_inference_by_sequences(dtype: torch.dtype) -> None:
     """Short ones of one length together, the others alone, from either layout of the projections."""
 
-    @settings(max_examples=8, deadline=None)
+    @settings(max_examples=8)
     @given(
         lengths=st.lists(st.sampled_from([0, 1, 3, 3, 3, 16, 17, 40, 64, 65, 90]), min_size=1, max_size=14),
         split=st.booleans(),

@@ -15,7 +15,7 @@ from erniem_fast.kernels import dropout as dropout_kernel
 from erniem_fast.ops import Dropout
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     seed=st.integers(0, 2**62 - 1),
     site=st.integers(0, 2**31),

@@ -15,14 +15,14 @@ sites = st.integers(0, 2**32 - 1)
 probabilities = st.floats(0.0, 0.999)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(seeds, sites, probabilities, st.integers(1, 300), st.integers(1, 70))
 def test_masks_of_rows(seed: Tensor, site: int, p: float, rows: int, columns: int) -> None:
     expected = dropout.keep_rows(seed, site, torch.arange(rows), columns, p)
     assert torch.equal(dropout_cpu.keep_rows(seed, site, rows, columns, p), expected)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(seeds, sites, probabilities, st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=4), st.integers(1, 3),
        st.integers(1, 180))  # fmt: skip
 def test_masks_of_scores(seed: Tensor, site: int, p: float, starts: list[int], num_heads: int, length: int) -> None:

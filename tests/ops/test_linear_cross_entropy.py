@@ -52,7 +52,7 @@ def run(compute: Callable[..., Tensor], given: tuple[Any, ...], scale: float = 1
     return [loss.detach(), *(leaf.grad for leaf in leaves if leaf is not None)]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     rows=st.integers(0, 9), size=st.integers(1, 9), vocab=st.integers(1, 40), biased=st.booleans(),
     ignored=st.sampled_from([0.0, 0.4, 1.0]), budget=st.integers(1, 9000), words=st.integers(1, 50),

@@ -17,7 +17,7 @@ from erniem_fast import ops
 from erniem_fast.ops import onednn, rows_cpu
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-drawn = settings(max_examples=10, deadline=None)
+drawn = settings(max_examples=10)
 sizes = st.integers(1, 70)
 
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from helpers.golden_tokenizer import build, read_json
 from helpers.paths import GOLDEN_TOKENIZER, ROOT
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import AddedToken
 
-PROPERTY = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+PROPERTY = settings(max_examples=150)
 DEMO = ROOT / "erniem_fast" / "demo_data" / "texts.jsonl"
 REAL_TEXTS = [row["text"] for row in read_json(GOLDEN_TOKENIZER / "golden.json")]
 REAL_TEXTS += [json.loads(line)["text"] for line in DEMO.read_text(encoding="utf-8").splitlines()]

@@ -7,7 +7,7 @@ import pytest
 import sentencepiece as spm
 from helpers.golden_tokenizer import MODEL, VOCAB, build, read_json
 from helpers.paths import GOLDEN_TOKENIZER
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import normalizers
 from transformers import AddedToken, BatchEncoding
@@ -113,7 +113,7 @@ def tokens_of(pieces, known=(), **options):
     return segments.tokens[:size]
 
 
-few = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+few = settings(max_examples=150)
 
 
 @few

@@ -53,7 +53,7 @@ def assert_same(encoding, expected, text, n_words):
                 assert getattr(encoding, method)(word, sequence) == getattr(expected, method)(word, sequence)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data(), st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=4), st.booleans(), st.booleans())
 def test_windows_are_those_of_the_rust_library(tokenizer, oracle, data, samples, pairs, left):
     strategy = data.draw(
@@ -109,7 +109,7 @@ def ids_of(tokenizer, text):
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(first=TEXT, second=TEXT, room=st.integers(0, 12))
 def test_longest_first_takes_tokens_one_by_one(tokenizer, side, first, second, room):
     """As in transformers 4.40.2: of the longer text, of texts of equal length from the second."""

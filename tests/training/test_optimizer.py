@@ -52,7 +52,7 @@ def test_rates_fall_from_layer_to_layer_and_vectors_do_not_decay(family: str) ->
     assert groups[0]["lr"] == RATE  # what Trainer logs
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(decay=st.floats(0.1, 1.0), layers=st.integers(1, 5))
 def test_any_decay_and_number_of_layers(decay: float, layers: int) -> None:
     model = make_plain_layers(layers)

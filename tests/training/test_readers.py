@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from erniem_fast.files.errors import InputError
@@ -19,7 +19,7 @@ def reader(source: object, columns: object = MONOLINGUAL) -> Reader:
     return made
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25)
 @given(documents=st.lists(st.integers(1, 5), min_size=1, max_size=5).filter(lambda sizes: max(sizes) > 1))
 def test_each_sentence_is_paired_with_the_next_of_its_document(tmp_path: Path, documents: list[int]) -> None:
     texts = [[f"s{number}.{place}" for place in range(size)] for number, size in enumerate(documents)]

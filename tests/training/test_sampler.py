@@ -30,7 +30,7 @@ def made(lengths: list[int], max_tokens: int, **options: Any) -> TokenBudgetBatc
 
 
 @given(lengths_of_samples, st.integers(1, 200), st.integers(1, 4), st.integers(0, 99), st.integers(0, 3))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_every_epoch_holds_every_sample_once(
     lengths: list[int], max_tokens: int, num_replicas: int, seed: int, epoch: int
 ) -> None:
@@ -49,7 +49,7 @@ def test_every_epoch_holds_every_sample_once(
 
 
 @given(lengths_of_samples, st.integers(1, 200), st.integers(1, 4), st.booleans(), st.data())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_processes_share_an_epoch_through_accelerate(
     lengths: list[int], max_tokens: int, num_replicas: int, even_batches: bool, data: st.DataObject
 ) -> None:
@@ -78,7 +78,7 @@ def fits(lengths: list[int], max_tokens: int, number: int) -> bool:
 
 @given(lengths_of_samples, st.integers(1, 200), st.integers(1, 4))
 @example([21] * 60, 62, 1)  # far from the bound by tokens
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_one_round_fewer_would_not_fit(lengths: list[int], max_tokens: int, num_replicas: int) -> None:
     number = len(made(lengths, max_tokens, num_replicas=num_replicas))
     assert fits(lengths, max_tokens, number)
@@ -86,7 +86,7 @@ def test_one_round_fewer_would_not_fit(lengths: list[int], max_tokens: int, num_
 
 
 @given(st.integers(0, 99))
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 def test_batches_are_even_and_differ_between_epochs(seed: int) -> None:
     """Lengths as of sentences: 5 to 200 tokens, mostly short."""
     lengths = np.random.default_rng(seed).geometric(0.03, 3000).clip(5, 200)
@@ -139,7 +139,7 @@ def test_lengths_of_any_kind(kind: Any) -> None:
 
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=12), st.integers(1, 60), st.integers(2, 4))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_budget_that_processes_cannot_share_says_which_one_is_enough(
     lengths: list[int], max_tokens: int, num_replicas: int
 ) -> None:

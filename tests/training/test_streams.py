@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from erniem_fast.files.errors import InputError
@@ -36,7 +36,7 @@ def take(stream: Stream, number: int) -> list[Sample]:
     return list(islice(stream, number))
 
 
-@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25)
 @given(data=st.data())
 def test_each_line_comes_once_an_epoch_on_one_rank(tmp_path: Path, data: st.DataObject) -> None:
     sizes = data.draw(st.lists(st.integers(0, 30), min_size=1, max_size=4).filter(sum))

@@ -45,7 +45,7 @@ def results(future: Future) -> list:
     return future.result(timeout=30).results
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.lists(st.tuples(TEXTS, st.booleans(), st.integers(0, 9)), min_size=1, max_size=12),
     st.integers(1, 100),

@@ -176,7 +176,7 @@ def test_nothing_of_a_text_becomes_markup(page: Page, embedding: tuple[str, Enco
     text=st.sampled_from(TEXTS)
     | st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), min_size=1, max_size=30)
 )
-@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, suppress_health_check=list(HealthCheck))
 def test_tokens_cover_their_characters(browser: Any, embedding: tuple[str, Encoder], text: str) -> None:
     address, encoder = embedding
     page = Page(browser).open(address).compute([text])

@@ -33,7 +33,7 @@ def test_layout() -> None:
     assert generation["excluded"].tolist() == sorted(SPECIAL)
 
 
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=4)
 @given(
     samples=st.lists(sentences, min_size=1, max_size=4), share=st.sampled_from([0.1, 0.5, 1.0]), seed=st.integers(0, 99)
 )

@@ -100,7 +100,7 @@ def test_outputs_are_bitwise_those_of_another_context(changed: int) -> None:
     assert (one[1 - changed] != other[1 - changed]).any(1).all()
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(drawn=masked_pairs())
 def test_is_the_padded_reference_with_an_explicit_mask(drawn: Any) -> None:
     """One row a pair, each token once, and a (batch, queries, keys) mask: the same loss and gradients."""
@@ -120,7 +120,7 @@ def test_is_the_padded_reference_with_an_explicit_mask(drawn: Any) -> None:
     assert (found == 0) == (not masked.any())
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(drawn=masked_pairs())
 def test_every_mask_is_predicted_once(drawn: Any) -> None:
     """Sequences without masks are left out; nothing else is."""

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from erniem_fast.training.objectives import MMLM, TLM
 
 
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=4)
 @given(drawn=masked_pairs())
 def test_tlm_is_the_padded_reference(drawn: Any) -> None:
     samples, places = drawn

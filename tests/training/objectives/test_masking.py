@@ -55,7 +55,7 @@ def test_each_branch_alone(mask_share: float, random_share: float) -> None:
     assert not torch.isin(ids, torch.tensor([i for i in SPECIAL if i != MASK])).any()
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(
     samples=st.lists(translations, min_size=1, max_size=5), whole_word=st.booleans(),
     seed=st.integers(0, 2**32), probability=st.floats(0, 1),
@@ -95,7 +95,7 @@ def test_another_generator_gives_another_batch() -> None:
     assert not torch.equal(one["labels"], other["labels"])
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(samples=st.lists(sentences, min_size=1, max_size=5), seed=st.integers(0, 2**32))
 def test_whole_words_are_never_split(samples: list[list[int]], seed: int) -> None:
     """All tokens of a word are chosen or none; a sentence's first token starts one in any case."""

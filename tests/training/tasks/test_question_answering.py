@@ -100,7 +100,7 @@ def test_windows_hold_the_question_and_those_without_the_whole_answer_point_to_c
     assert cut, "no window cuts an answer"
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(TEXTS, st.data())
 def test_a_span_of_tokens_holds_the_characters_and_none_narrower_does(text: str, data: st.DataObject) -> None:
     start = data.draw(st.integers(0, len(text) - 1))
