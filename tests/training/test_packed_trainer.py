@@ -163,11 +163,11 @@ def test_evaluation_gives_a_row_a_sample(tmp_path: Path, name: str) -> None:
 def test_mixed_precision_with_loss_scaling(name: str, dtype: torch.dtype) -> None:
     """Gradients err at most twice as much as those of the reference, each row padded; what overflows is not applied."""
     exact, model = make(name, **labels_of(name), **NO_DROPOUT)
-    inputs = padded(name, 8)
+    inputs = padded(name, 24)  # of a few samples either may be near by chance
     samples = samples_of(inputs)
     plain, model = as_reference(model).float(), model.float()
-    items = int((inputs["labels"] != -100).sum()) if "labels" in inputs else 8
-    for index in range(8):  # rows alone, as the padding-free model has them
+    items = int((inputs["labels"] != -100).sum()) if "labels" in inputs else len(samples)
+    for index in range(len(samples)):  # rows alone, as the padding-free model has them
         row = {key: value[index : index + 1] for key, value in inputs.items()}
         longest = int(row["attention_mask"].sum(-1).max())
         row = {key: value[..., :longest] if value.dim() > 1 else value for key, value in row.items()}
