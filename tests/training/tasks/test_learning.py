@@ -26,7 +26,7 @@ SIZES: dict[str, Any] = {
 }  # fmt: skip
 """Weights of a width of 32 that are large enough to learn soon."""
 FAST = {"learning_rate": 3e-3, "layer_decay": 1.0, "batch_tokens": 1024}
-LONG = {"epochs": 60.0, "eval_steps": 30}
+LONG = {"epochs": 150.0, "eval_steps": 30}
 TEXTS = [
     ("Wo ist der Bahnhof?", "Where is the station?"),
     ("Ich bin müde.", "I'm tired."),
