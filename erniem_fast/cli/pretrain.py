@@ -180,6 +180,8 @@ def _objectives(value: str | None, learned: Iterable[str], parallel: bool, monol
     weights: dict[str, float] = {}
     for item in value.split(","):
         name, _, weight = item.partition("=")
+        if name in weights:
+            raise InputError(f"--objectives {value!r}: has {name} twice; expected each name once")
         try:
             weights[name] = float(weight)
         except ValueError:
@@ -214,7 +216,7 @@ def _seed(name: str, value: int) -> int:
 
 def _probability(name: str, value: float) -> float:
     if not 0 < value <= 1:
-        raise InputError(f"{name} {value}: expected a probability above 0")
+        raise InputError(f"{name} {value}: expected a probability above 0, at most 1")
     return value
 
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 from torch import Tensor
 
+from ..files.errors import InputError
 from .streams import Sample, Stream
 
 Ids = list[int]
@@ -132,10 +133,16 @@ class _Lane:
         if self._samples is None:
             stream = self.part.stream
             self._samples = stream.once() if self._once else iter(stream)
+        begun: Sample | None = None
         while not self._waiting:
             samples = list(islice(self._samples, CHUNK))
             if not samples:
                 return None
+            begun = begun or samples[0]
+            if samples[0].epoch > begun.epoch + 1:  # a whole epoch was read in vain
+                raise InputError(
+                    f"{self.part.stream.names}: no text has a token; expected text that the tokenizer keeps"
+                )
             self._waiting.extend(self._tokenized(samples))
             while self._piece and self._waiting:  # the first parts of a text are in batches before
                 self._waiting.popleft()

@@ -108,7 +108,7 @@ def make_parts(
             line.
     """
     check_objectives(config, [name for name, weight in settings.objectives.items() if weight])
-    parts = []
+    parts, read = [], set()
     for place, (name, cls) in enumerate(objectives_of(config).items()):
         weight = settings.objectives.get(name, 0.0)
         inputs, columns, kind = corpora.of(cls)
@@ -116,6 +116,7 @@ def make_parts(
             continue
         if not inputs:
             raise InputError(f"--objectives {name!r}: reads {_read(cls)}, but there are none; expected --{kind} FILE")
+        read.add(kind)
         languages = language_ids(config) if cls.with_languages else None
         stream = Stream(
             [_around(reader, cls, languages) for reader in open_readers(inputs, columns)],
@@ -129,6 +130,9 @@ def make_parts(
         parts.append(_part(name, objective, stream, weight, languages))
     if not parts:
         raise InputError(f"--eval: no objective reads it; expected {_expected(config, settings)}")
+    for kind in ("parallel", "monolingual"):
+        if shuffled and getattr(corpora, kind) and kind not in read:
+            raise InputError(f"--{kind}: no objective reads it; expected {_expected(config, settings)}")
     return parts
 
 
@@ -181,7 +185,7 @@ def _part(name: str, objective: Objective, stream: Stream, weight: float, langua
 def corpora_of(
     inputs: Sequence[Any], parallel_columns: Columns, monolingual_columns: Columns, with_languages: bool = False
 ) -> Corpora:
-    """Sort inputs by what their first sample can be read as: as a pair, or else as a text.
+    """Sort inputs by what any of their lines can be read as: as a pair, or else all as texts.
 
     Args:
         inputs: files, folders or datasets.
@@ -195,11 +199,18 @@ def corpora_of(
     kinds = {"parallel": parallel_columns, "monolingual": monolingual_columns}
     (first, columns), (second, others) = reversed(kinds.items()) if with_languages else kinds.items()
     for one in inputs:
-        try:
-            (reader,) = open_readers([one], columns)
-            next(reader.read(BadLines()), None)
+        if _holds(one, columns):
             found[first].append(one)
-        except InputError:
+        else:
             open_readers([one], others)
             found[second].append(one)
     return Corpora(**found, parallel_columns=parallel_columns, monolingual_columns=monolingual_columns)
+
+
+def _holds(one: Any, columns: Columns) -> bool:
+    """True if an input has a sample of these columns, be it behind bad lines."""
+    try:
+        (reader,) = open_readers([one], columns)
+        return next(reader.read(BadLines(skip=True)), None) is not None
+    except InputError:
+        return False

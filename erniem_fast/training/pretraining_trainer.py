@@ -101,8 +101,10 @@ class PretrainingTrainer(ExactTrainer):
         model.train()
         losses = self._losses(sums)
         weights = {f"{part.name}_loss": part.weight for part in self.evaluation if f"{part.name}_loss" in losses}
-        mean = sum(losses[name] * weight for name, weight in weights.items()) / (sum(weights.values()) or 1.0)
-        metrics = {"eval_loss": mean, **{f"eval_{name}": losses[name] for name in weights}}
+        metrics = {f"eval_{name}": losses[name] for name in weights}
+        if weights:
+            mean = sum(losses[name] * weight for name, weight in weights.items()) / sum(weights.values())
+            metrics = {"eval_loss": mean, **metrics}
         self.log(metrics)
         control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)  # type: ignore[has-type]
         self.control = control

@@ -5,6 +5,7 @@ for sample in stream:
     first, second = sample.texts
 """
 
+import hashlib
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -112,7 +113,7 @@ class FileReader:
                 raise source.error("is a pipe, which can't be read twice")
             bytes_on_disk = Path(name).stat().st_size
             self.size = float(bytes_on_disk * (GZIP_RATIO if name.endswith(GZIP) else 1))
-            self.identity = f"{Path(name).name} ({bytes_on_disk:,} bytes)"
+            self.identity = f"{Path(name).name} ({bytes_on_disk:,} bytes, {_digest(Path(name))})"
             self.quick, self._seen = source.quick, source.identity
 
     def read(self, bad: BadLines) -> Iterator[Sample]:
@@ -146,6 +147,17 @@ class FileReader:
             raise source.error("has an empty text", number)
         spoken = tuple(checked_text(source, language, "language", number) or None for language in languages)
         return Sample(found, spoken or (None,) * len(found), f"{self.name}:{number}")
+
+
+def _digest(path: Path, block: int = 2**16) -> str:
+    """Of up to 17 blocks all over a file: of all of a small one."""
+    found = hashlib.blake2b(digest_size=8)
+    with path.open("rb") as file:
+        size = path.stat().st_size
+        for start in range(0, size, max(size // 16, block)):
+            file.seek(start)
+            found.update(file.read(block))
+    return found.hexdigest()
 
 
 def _plain(source: Source, number: int, line: Any, columns: Columns) -> tuple[list[Any], list[Any]]:
@@ -283,6 +295,7 @@ class Stream:
         skip_bad_lines: leave out lines that are no samples, and count them.
 
     Attributes:
+        names: what is read.
         bad_lines: lines that were left out of one epoch, as far as it was read, whatever the rank.
 
     Raises:
@@ -300,6 +313,7 @@ class Stream:
         if not 0 <= rank < world_size:
             raise ValueError(f"rank: got {rank}, expected 0 to {world_size - 1}")
         self._readers, self._seed, self._buffer_size = list(readers), seed, buffer_size
+        self.names = ", ".join(repr(reader.name) for reader in readers)
         self._rank, self._world_size = rank, world_size
         self._skip_bad_lines = skip_bad_lines
         self._start = (0, 0)
@@ -346,8 +360,9 @@ class Stream:
                 given = True
                 yield sample._replace(epoch=epoch, number=place)
             if not given and not skipped:
-                names = ", ".join(repr(reader.name) for reader in self._readers)
-                raise InputError(f"{names}: no texts for rank {self._rank} of {self._world_size}; expected some lines")
+                raise InputError(
+                    f"{self.names}: no texts for rank {self._rank} of {self._world_size}; expected some lines"
+                )
 
     def once(self) -> Iterator[Sample]:
         """The samples of the first epoch."""

@@ -62,8 +62,12 @@ BAD: dict[str, tuple[list[Any], list[str]]] = {
     "no weight": (["--objectives", "tlm"], ["--objectives 'tlm'", "NAME=WEIGHT"]),
     "a negative weight": (["--objectives", "tlm=-1"], ["--objectives 'tlm=-1'"]),
     "weights of 0": (["--objectives", "tlm=0"], ["all weights are 0"]),
+    "an objective twice": (["--objectives", "tlm=1,mmlm=1,tlm=2"], ["has tlm twice", "each name once"]),
     "no steps": (["--monolingual", "texts.txt", "--steps", "0"], ["--steps '0'"]),
-    "a probability above 1": (["--monolingual", "texts.txt", "--mask-probability", "1.5"], ["--mask-probability 1.5"]),
+    "a probability above 1": (
+        ["--monolingual", "texts.txt", "--mask-probability", "1.5"],
+        ["--mask-probability 1.5", "at most 1"],
+    ),
     "a rate of nothing": (["--monolingual", "texts.txt", "--learning-rate", "0"], ["--learning-rate 0.0"]),
     "one column": (["--parallel", "pairs.tsv", "--parallel-columns", "a"], ["--parallel-columns 'a'"]),
     "a seed below 0": (["--monolingual", "texts.txt", "--seed", "-1"], ["--seed -1"]),

@@ -13,6 +13,7 @@ import pytest
 import torch
 from helpers.processes import wait_until
 
+from erniem_fast.files.errors import InputError
 from erniem_fast.training.mixing import Batch, Mixture, Part, ahead, once
 from erniem_fast.training.streams import MONOLINGUAL, PARALLEL, Stream, open_readers
 
@@ -121,6 +122,26 @@ def test_every_batch_says_where_to_go_on(corpora: tuple[Path, Path]) -> None:
         again.load_state_dict(json.loads(json.dumps(batches[number].state)))
         left = min(159 - number, 20)
         assert [*map(facts, take(again, left))] == [*map(facts, batches[number + 1 : number + 1 + left])]
+
+
+def test_texts_without_tokens_are_left_out_or_refused(tmp_path: Path) -> None:
+    """A corpus of them alone would be read for ever."""
+    path = tmp_path / "texts.txt"
+    path.write_text("\u200b\n" * 300 + "7 8\n")
+    stream = Stream(open_readers([path], MONOLINGUAL))
+    part = Part("texts", Joined(), stream, 1.0, max_tokens=15)
+
+    def known(texts: list[str], **_: Any) -> dict[str, Any]:
+        return tokenize([text.strip("\u200b") for text in texts])
+
+    batches = take(Mixture([part], known, batch_tokens=7), 3)
+    assert [batch.inputs["input_ids"].tolist() for batch in batches] == [[[0, 7, 8]]] * 3
+    path.write_text("\u200b\n" * 3)
+    stream = Stream(open_readers([path], MONOLINGUAL))
+    part = Part("texts", Joined(), stream, 1.0, max_tokens=15)
+    with pytest.raises(InputError, match=r"texts.txt': no text has a token; expected"):
+        take(Mixture([part], known, batch_tokens=7), 1)
+    assert list(once(part, known, batch_tokens=7)) == []
 
 
 def test_what_does_not_fit_is_refused(corpora: tuple[Path, Path]) -> None:

@@ -94,6 +94,8 @@ def test_a_run_that_was_stopped_has_the_curve_of_one_that_was_not(
 def test_bad_settings_are_refused_before_any_work(tmp_path: Path, corpora: Corpora) -> None:
     with pytest.raises(InputError, match=r"--objectives 'tlm': reads pairs, but there are none; expected --parallel"):
         run(tmp_path / "out", replace(corpora, parallel=[]))
+    with pytest.raises(InputError, match=r"--parallel: no objective reads it; expected texts for mmlm"):
+        run(tmp_path / "out", corpora, objectives={"mmlm": 1.0, "tlm": 0.0})
     with pytest.raises(ValueError, match="objectives: got 'nsp', expected some of mmlm, tlm, camlm, btmlm"):
         told(objectives={"nsp": 1.0})
     with pytest.raises(ValueError, match="steps: got 0, expected at least 1"):
@@ -109,10 +111,12 @@ def test_bad_settings_are_refused_before_any_work(tmp_path: Path, corpora: Corpo
 def test_inputs_are_told_apart_by_what_they_hold(tmp_path: Path, corpora: Corpora) -> None:
     (tmp_path / "pairs.jsonl").write_text('{"source": "a", "target": "b"}\n')
     (tmp_path / "texts.jsonl").write_text('{"text": "a"}\n')
-    names = ["pairs.tsv", "texts.txt", "pairs.jsonl", "texts.jsonl"]
+    (tmp_path / "texts.tsv").write_text("ein Hund\neine Katze\n")
+    (tmp_path / "bad.tsv").write_text("no pair\na\tb\n")  # whose first line is an error when it is read
+    names = ["pairs.tsv", "texts.txt", "pairs.jsonl", "texts.jsonl", "texts.tsv", "bad.tsv"]
     found = corpora_of([str(tmp_path / name) for name in names], PARALLEL, MONOLINGUAL)
-    assert [Path(path).name for path in found.parallel] == ["pairs.tsv", "pairs.jsonl"]
-    assert [Path(path).name for path in found.monolingual] == ["texts.txt", "texts.jsonl"]
+    assert [Path(path).name for path in found.parallel] == ["pairs.tsv", "pairs.jsonl", "bad.tsv"]
+    assert [Path(path).name for path in found.monolingual] == ["texts.txt", "texts.jsonl", "texts.tsv"]
 
 
 @pytest.mark.slow

@@ -154,8 +154,14 @@ def test_inputs_that_can_not_be_used(tmp_path: Path) -> None:
 def test_a_run_does_not_go_on_with_another_file(tmp_path: Path) -> None:
     one, other = write(tmp_path, [5, 6])
     state = Stream(open_readers([one], PARALLEL)).state_dict()
-    with pytest.raises(InputError, match=r"the run to go on with read 0.tsv \(\d+ bytes\)"):
+    with pytest.raises(InputError, match=r"the run to go on with read 0.tsv \(\d+ bytes, \w+\)"):
         Stream(open_readers([other], PARALLEL)).load_state_dict(state)
+    content = Path(one).read_bytes()
+    Path(one).write_bytes(content)  # the same, written again
+    Stream(open_readers([one], PARALLEL)).load_state_dict(state)
+    Path(one).write_bytes(content.swapcase())
+    with pytest.raises(InputError, match="expected the same files"):
+        Stream(open_readers([one], PARALLEL)).load_state_dict(state)
 
 
 def test_a_file_that_changes_is_an_error(tmp_path: Path) -> None:
