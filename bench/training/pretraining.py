@@ -11,6 +11,7 @@ that are held out of one language are in none's training.
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -127,8 +128,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     training, held_out = split(options.texts, 10 if options.tiny else HELD_OUT)
     command = command_line(__spec__.name, argv)
     with TemporaryDirectory() as work, TrainingRun("pretraining", command, options) as run:
-        corpora = write_corpora(Path(work), training)
+        written = write_corpora(Path(work), training)
         for name, weights in MIXTURES.items():
+            corpora = replace(written, parallel=()) if set(weights) == {"mmlm"} else written
             settings = settings_of(weights, 1, options.tiny)
             steps = steps_for(512 if options.tiny else int(options.tokens), tokenizer, settings, corpora)
             settings = settings_of(weights, steps, options.tiny)

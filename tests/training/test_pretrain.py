@@ -168,7 +168,7 @@ def test_the_model_learns_all_objectives(tmp_path: Path, corpora: Corpora) -> No
     """By heart, if it is shown few sentences often."""
     short = tmp_path / "few.tsv"
     short.write_text("".join(Path(corpora.parallel[0]).read_text().splitlines(keepends=True)[:6]))
-    few = Corpora([str(short)], corpora.monolingual)
+    few = Corpora([str(short)])
     objectives = {"tlm": 1.0, "camlm": 1.0}
     changes = {"objectives": objectives, "steps": 100, "learning_rate": 2e-2, "save_every": 999, "eval_every": 999}
     encoder = model(hidden_size=64, num_attention_heads=4, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
