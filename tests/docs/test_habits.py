@@ -109,7 +109,7 @@ def test_a_copy_without_the_link_says_so_in_one_sentence(tmp_path: Path, link: s
     # -S: no site-packages, where another copy may be installed. The sentence comes before any other import.
     done = subprocess.run(
         [sys.executable, "-S", "-c", "import erniem_fast"],
-        cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, timeout=120,
+        cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 1
     *_, message = done.stderr.strip().splitlines()

@@ -351,7 +351,7 @@ def test_close(head_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPat
 def test_no_process_is_left_behind(head_folder: Callable[[str], Path], end: str, code: int) -> None:
     """By a program that does not close it, or can't."""
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, head_folder("vectors"), end], stdout=subprocess.PIPE, text=True, timeout=120,
+        [sys.executable, "-c", SCRIPT, head_folder("vectors"), end], stdout=subprocess.PIPE, text=True, timeout=600,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == code

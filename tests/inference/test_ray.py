@@ -28,7 +28,7 @@ TEXTS = [
     for start in ("Where is the station?", "今日は", "Ни один", "3.14159")
     for _, text in sample()
 ]
-SECONDS = 240
+SECONDS = 1200
 START = """
 import os, signal, sys
 from pathlib import Path
