@@ -185,7 +185,7 @@ def test_epochs_on_sentence_pairs(loss: Any, save: Any, pairs: dict[str, list[st
     model = embedder(Transformer(save()), "mean", Normalize())
     data = Dataset.from_dict(pairs)
     arguments = SentenceTransformerTrainingArguments(
-        tmp_path, num_train_epochs=2, per_device_train_batch_size=16, per_device_eval_batch_size=16, learning_rate=3e-3,
+        tmp_path, num_train_epochs=5, per_device_train_batch_size=16, per_device_eval_batch_size=16, learning_rate=3e-3,
         report_to=[], save_strategy="no", use_cpu=True, disable_tqdm=True,
         prompts={"anchor": "query: ", "positive": "passage: "},
     )  # fmt: skip

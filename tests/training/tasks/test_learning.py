@@ -99,7 +99,7 @@ def test_the_saved_folder_extracts_what_the_figures_say(tmp_path: Path) -> None:
         for text, found in DOCUMENTS
     ]  # fmt: skip
     model = save(tmp_path / "model", "ErnieM", "ErnieMForInformationExtraction")
-    figures = learn(tmp_path, Asked(Extraction, {"schema": names}), rows, model, epochs=100.0, eval_steps=50)
+    figures = learn(tmp_path, Asked(Extraction, {"schema": names}), rows, model, epochs=200.0, eval_steps=50)
     results = Encoder.from_pretrained(tmp_path / "out", dtype="float32").extract([row["text"] for row in rows], names)
     right = given = wanted = 0
     for row, result in zip(rows, results, strict=True):
