@@ -97,9 +97,10 @@ class Tagging(FineTuningTask[Example]):
             return
         columns = (_number("word_column", self.word_column), _number("tag_column", self.tag_column))
         for sentence in read_sentences(source, bad, *columns):
+            is_entity = self.of_entities
             try:
                 for line in sentence:
-                    self._check(line.tag)
+                    is_entity = _kind(is_entity, line.tag)
             except ValueError as error:
                 bad.add(source.error(f"{error}", line.number))
                 continue
@@ -110,7 +111,9 @@ class Tagging(FineTuningTask[Example]):
         words = self.word_column or WORDS
         if self.word_column is None and words not in record and self.text_column in record:
             text = text_of(record, self.text_column)
-            return Example(text, self._spans(text, value_of(record, self.entities_column)))
+            spans = self._spans(text, value_of(record, self.entities_column))
+            self.of_entities = True
+            return Example(text, spans)
         named = self.tag_column or (NUMBERED_TAGS if TAGS not in record and NUMBERED_TAGS in record else TAGS)
         tokens, tags = value_of(record, words), value_of(record, named)
         for column, value in ((words, tokens), (named, tags)):
@@ -119,11 +122,13 @@ class Tagging(FineTuningTask[Example]):
         for word in tokens:
             text_of({words: word}, words)
         tags = [self._name(named, tag) for tag in tags]
+        is_entity = self.of_entities
         for tag in tags:
-            self._check(tag)
+            is_entity = _kind(is_entity, tag)
         if not tokens or len(tokens) != len(tags):
             raise ValueError(f"has {len(tokens)} {words!r} and {len(tags)} {named!r}; expected as many of both")
-        return Example(tuple(tokens), tuple(to_iob2(tags) if self.of_entities else tags))
+        self.of_entities = is_entity  # a line that is bad does not decide
+        return Example(tuple(tokens), tuple(to_iob2(tags) if is_entity else tags))
 
     def _name(self, column: str, tag: Any) -> str:
         if isinstance(tag, str) and tag:
@@ -136,22 +141,8 @@ class Tagging(FineTuningTask[Example]):
             raise ValueError(f"has {tag} in {column!r}, of {len(self.tag_names)} --tag-names")
         return self.tag_names[tag]
 
-    def _check(self, tag: str) -> None:
-        """Raise a ValueError where tags of entities and others are mixed."""
-        if tag == OUTSIDE:
-            return
-        is_chunk = CHUNK.fullmatch(tag) is not None
-        if self.of_entities is None:
-            self.of_entities = is_chunk
-        if is_chunk != self.of_entities:
-            kind = "an entity's" if self.of_entities else "a plain tag"
-            raise ValueError(
-                f"has the tag {tag!r:.80}, the first tag of the data is {kind}; expected B-..., I-... or O everywhere, "
-                f"or none of them"
-            )
-
     def _spans(self, text: str, entities: Any) -> tuple[Span, ...]:
-        self._check("B-entity")
+        _kind(self.of_entities, "B-entity")
         if not self.tokenizer.is_fast:
             raise ValueError("has a text with entities, which needs a tokenizer that gives the characters of tokens")
         return read_spans(self.entities_column, text, entities)
@@ -261,6 +252,28 @@ class Tagging(FineTuningTask[Example]):
             "f1": f1_score(expected, found, zero_division=0),
         }
         return {name: float(value) for name, value in figures.items()}
+
+
+def _kind(is_entity: bool | None, tag: str) -> bool | None:
+    """Whether tags are of entities, by one more of them.
+
+    Args:
+        is_entity: by those before; None: there was none but O.
+        tag: the next one.
+
+    Raises:
+        ValueError: they are mixed.
+    """
+    if tag == OUTSIDE:
+        return is_entity
+    is_chunk = CHUNK.fullmatch(tag) is not None
+    if is_entity not in (None, is_chunk):
+        kind = "an entity's" if is_entity else "a plain tag"
+        raise ValueError(
+            f"has the tag {tag!r:.80}, the first tag of the data is {kind}; expected B-..., I-... or O everywhere, "
+            f"or none of them"
+        )
+    return is_chunk
 
 
 def _names(examples: Sequence[Example]) -> set[str]:

@@ -139,6 +139,24 @@ def test_bad_lines_are_named_or_counted(tokenizer: Any, tmp_path: Path, case: st
     assert len(example.tags) == 1
 
 
+PLAIN_FIRST = {
+    "uneven lists": ("a.jsonl", '{"tokens": ["a", "b"], "tags": ["NOUN"]}\n' + GOOD),
+    "a word that is none": ("a.jsonl", '{"tokens": ["a", 1], "tags": ["NOUN", "O"]}\n' + GOOD),
+    "mixed tags": ("a.conll", "a NOUN\nb B-X\n\na B-X\n"),
+    "a NUL": ("a.conll", "a\0 NOUN\n\na B-X\n"),
+}
+SPANS_FIRST = '{"text": "a", "entities": [{"start": 0, "end": 9, "label": "X"}]}\n{"tokens": ["a"], "tags": ["NOUN"]}\n'
+
+
+@pytest.mark.parametrize("case", PLAIN_FIRST)
+def test_a_bad_first_line_does_not_decide_the_kind_of_tags(tokenizer: Any, tmp_path: Path, case: str) -> None:
+    name, text = PLAIN_FIRST[case]
+    found, bad = read(Tagging(tokenizer, 64), tmp_path / name, text, skip=True)
+    assert (found, bad.count) == ([Example(("a",), ("B-X",))], 1)
+    found, bad = read(Tagging(tokenizer, 64), tmp_path / "b.jsonl", SPANS_FIRST, skip=True)
+    assert (found, bad.count) == ([Example(("a",), ("NOUN",))], 1)
+
+
 def test_what_holds_no_sentence_is_refused(task: Tagging, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no sentences"):
         read(task, tmp_path / "a.conll", "\n \n-DOCSTART- O\n")
