@@ -79,14 +79,15 @@ class Classification(FineTuningTask[Example]):
     def example(self, record: Row) -> Example:
         texts = tuple(text_of(record, column) for column in self.columns)
         value = value_of(record, self.label_column)
-        if self.problem is None:
-            self.problem = MULTI if isinstance(value, list) else SINGLE
-        return Example(texts, self._label(value), self._parts_of_speech(record, texts))
+        problem = self.problem or (MULTI if isinstance(value, list) else SINGLE)
+        example = Example(texts, self._label(problem, value), self._parts_of_speech(record, texts))
+        self.problem = problem  # a line that is bad does not decide
+        return example
 
-    def _label(self, value: Any) -> str | tuple[str, ...] | float:
-        if self.problem == REGRESSION:
+    def _label(self, problem: str, value: Any) -> str | tuple[str, ...] | float:
+        if problem == REGRESSION:
             return self._number(value)
-        if self.problem == SINGLE:
+        if problem == SINGLE:
             return self._name(value)
         if not isinstance(value, list):
             raise ValueError(f"has {self.label_column!r} of type {type(value).__name__}, not a list of labels")
@@ -118,7 +119,7 @@ class Classification(FineTuningTask[Example]):
     def _number(self, value: Any) -> float:
         try:
             number = math.nan if isinstance(value, bool) else float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = math.nan
         if not math.isfinite(number):
             raise ValueError(f"has {self.label_column!r} {value!r:.80}, not a finite number")
@@ -144,6 +145,10 @@ class Classification(FineTuningTask[Example]):
         if of_head is not None and of_head != self.problem:
             raise HeadMismatchError(
                 f"the data is for {self.problem}, the head, with the labels {listing(list(head.labels))}, for {of_head}"
+            )
+        if self.problem == REGRESSION and len(head.labels) != 1:
+            raise HeadMismatchError(
+                f"the data is for {self.problem}, which needs one label, the head has {listing(list(head.labels))}"
             )
 
     def config_changes(self) -> dict[str, Any]:

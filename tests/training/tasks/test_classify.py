@@ -22,11 +22,11 @@ def tokenizer() -> ErnieMTokenizer:
     return ErnieMTokenizer(GOLDEN_TOKENIZER / "sentencepiece.bpe.model", GOLDEN_TOKENIZER / "vocab.txt")
 
 
-def read(task: Classification, folder: Path, rows: list[dict[str, Any]]) -> list[Any]:
+def read(task: Classification, folder: Path, rows: list[dict[str, Any]], bad: BadLines | None = None) -> list[Any]:
     path = folder / "train.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     with open_source(str(path), accepted=task.kinds, what="TRAIN") as source:
-        return task.read(source, BadLines())
+        return task.read(source, bad or BadLines())
 
 
 def test_rows_are_those_of_the_tokenizer_and_cut_ones_are_counted(tokenizer: Any, tmp_path: Path) -> None:
@@ -92,6 +92,7 @@ def test_several_labels_and_numbers(tokenizer: Any, tmp_path: Path) -> None:
         ({"text": "a", "label": 0.5}, None, "has 'label' 0.5, not a label; numbers need --problem regression"),
         ({"text": "a", "label": "x"}, "multi", "has 'label' of type str, not a list of labels"),
         ({"text": "a", "label": "nan"}, "regression", "has 'label' 'nan', not a finite number"),
+        ({"text": "a", "label": 10**400}, "regression", "has 'label' 10+, not a finite number"),
         ({"text": "a\0", "label": "x"}, None, "has 'text' with a NUL character"),
         ({"text": "a\ud800", "label": "x"}, None, "has 'text' with a lone surrogate"),
     ],
@@ -100,6 +101,28 @@ def test_malformed_rows(tokenizer: Any, tmp_path: Path, row: Any, problem: str |
     with pytest.raises(InputError, match=f"TRAIN .*line 2 {message}"):
         read(Classification(tokenizer, 12, problem=problem), tmp_path,
              [{"text": "b", "label": {"multi": ["x"], "regression": 1}.get(problem or "", "x")}, row])  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("bad", "good"),
+    [(None, ["x", "y"]), (["a", None], "x"), ([1.5], "x"), (0.5, ["x"])],
+)
+def test_a_bad_first_line_does_not_decide_the_problem(tokenizer: Any, tmp_path: Path, bad: Any, good: Any) -> None:
+    skipped = BadLines(skip=True)
+    rows = [{"text": "a", "label": label} for label in (bad, good, good)]
+    examples = read(Classification(tokenizer, 12), tmp_path, rows, skipped)
+    assert [example.label for example in examples] == [tuple(good) if isinstance(good, list) else good] * 2
+    assert skipped.count == 1
+
+
+@pytest.mark.parametrize("problem_type", [None, "regression"])
+def test_a_head_of_several_labels_learns_no_number(tokenizer: Any, tmp_path: Path, problem_type: str | None) -> None:
+    task = Classification(tokenizer, 12, problem="regression")
+    examples = read(task, tmp_path, [{"text": "a", "label": 1.5}, {"text": "b", "label": 2}])
+    with pytest.raises(HeadMismatchError, match=r"for regression, which needs one label, the head has 'a', 'b', 'c'"):
+        task.fit(examples, [], Head(("a", "b", "c"), problem_type))
+    task.fit(examples, [], Head(("score",), problem_type))
+    assert task.labels.names == ("score",)
 
 
 def test_one_label_teaches_nothing(tokenizer: Any, tmp_path: Path) -> None:
