@@ -18,8 +18,13 @@ def embed_command(
     anchor_column: Annotated[str, typer.Option(metavar="NAME", help="Column with the first texts.")] = "anchor",
     positive_column: Annotated[str, typer.Option(metavar="NAME", help="Column with their partners.")] = "positive",
     negative_column: Annotated[
-        str, typer.Option(metavar="NAME", help="Column with texts that are not; read if TRAIN has it.")
-    ] = "negative",
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Column with texts that are not; otherwise negative, if TRAIN has it.",
+            show_default=False,
+        ),
+    ] = None,
     loss: Annotated[
         str,
         typer.Option(

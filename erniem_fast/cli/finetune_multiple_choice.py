@@ -22,8 +22,13 @@ def multiple_choice_command(
         ),
     ] = None,
     choices_column: Annotated[
-        str, typer.Option(metavar="NAME", help="Column with lists of choices; or columns choice0, choice1, ...")
-    ] = "choices",
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Column with lists of choices; otherwise choices, or choice0, choice1, ...",
+            show_default=False,
+        ),
+    ] = None,
     label_column: Annotated[
         str, typer.Option(metavar="NAME", help="Column with the right choice: its number, from 0, or its text.")
     ] = "label",
@@ -31,7 +36,7 @@ def multiple_choice_command(
     """Learn which of several choices is right; evaluated by accuracy.
 
     A record has a context, a question, or both, and its choices as a list or in columns choice0, choice1, ... or
-    ending0, ending1, ..., as SWAG's have. All records have equally many.
+    ending0, ending1, ..., as SWAG's have. All records have equally many. A column that an option names must be there.
 
     Texts of more tokens than --max-length are cut, and counted.
 

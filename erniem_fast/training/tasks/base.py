@@ -213,13 +213,18 @@ class Asked:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-def text_of(record: Row, column: str) -> str:
+def text_of(record: Row, column: str, option: str | None = None) -> str:
     """A column's text.
+
+    Args:
+        record: the row.
+        column: its name.
+        option: that names the column, for the error.
 
     Raises:
         ValueError: there is none, or no text that can be tokenized.
     """
-    value = value_of(record, column)
+    value = value_of(record, column, option)
     if not isinstance(value, str):
         raise ValueError(f"has {column!r} of type {type(value).__name__}, not a string")
     if "\0" in value:
@@ -231,12 +236,16 @@ def text_of(record: Row, column: str) -> str:
     return value
 
 
-def value_of(record: Row, column: str) -> Any:
+def value_of(record: Row, column: str, option: str | None = None) -> Any:
     """A column's value.
+
+    Args:
+        record, column, option: see `text_of`.
 
     Raises:
         ValueError: there is no such column.
     """
     if column not in record:
-        raise ValueError(f"has no {column!r}: it has {listing(list(map(str, record)))}")
+        asked = "" if option is None else f" ({option})"
+        raise ValueError(f"has no {column!r}{asked}: it has {listing(list(map(str, record)))}")
     return record[column]

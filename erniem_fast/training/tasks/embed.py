@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import EvalPrediction
 
 from ...files.errors import InputError
+from ...files.records import listing
 from ...files.rows import Row
 from ...inference.arguments import encoder_of
 from ...inference.tokens import PairTemplate, ids_of
@@ -18,6 +19,8 @@ from ..objective import Objective
 from ..sentence_folder import write_sentence_files
 from .base import Feature, FineTuningTask, text_of
 
+NEGATIVE = "negative"
+"""Column of negatives unless told otherwise."""
 TEMPERATURE = 0.05
 ROWS_AT_ONCE = 1024
 """Texts that are compared with all others at once in an evaluation."""
@@ -42,7 +45,8 @@ class Embedding(FineTuningTask[Example]):
     Args:
         tokenizer, max_length: see `FineTuningTask`. Longer texts are cut; `notes` says how many.
         anchor_column, positive_column: columns with the pairs.
-        negative_column: column with texts that are not the anchor's; read if the file has it.
+        negative_column: column with texts that are not the anchor's, which TRAIN must have; None: "negative", read if
+            the file has it.
         loss: "softmax" (InfoNCE in both directions) or "hardest-negative" (binary cross-entropy of the partner and of
             the most similar other text, as ERNIE-M's authors for Tatoeba).
         temperature: by which cosines are divided in the loss.
@@ -59,7 +63,7 @@ class Embedding(FineTuningTask[Example]):
         max_length: int,
         anchor_column: str = "anchor",
         positive_column: str = "positive",
-        negative_column: str = "negative",
+        negative_column: str | None = None,
         loss: str = "softmax",
         temperature: float = TEMPERATURE,
     ) -> None:
@@ -68,7 +72,8 @@ class Embedding(FineTuningTask[Example]):
             raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
         if not 0 < temperature < float("inf"):
             raise ValueError(f"temperature must be a number above 0, got {temperature!r}")
-        self.columns, self.negative_column = (anchor_column, positive_column), negative_column
+        self.columns, self.negative_column = (anchor_column, positive_column), negative_column or NEGATIVE
+        self.needs_negatives = negative_column is not None
         self.loss, self.temperature = loss, temperature
 
     def read(self, source: Any, bad: Any) -> list[Example]:
@@ -77,9 +82,13 @@ class Embedding(FineTuningTask[Example]):
 
     _width: int | None = None
     """Texts of an example of the file that is being read."""
+    _without: Sequence[str] = ()
+    """Columns of the first row without a negative."""
 
     def example(self, record: Row) -> Example:
         names = [*self.columns, *([self.negative_column] if self.negative_column in record else [])]
+        if len(names) == 2:
+            self._without = self._without or list(map(str, record))
         texts = tuple(text_of(record, name) for name in names)
         empty = next((name for name, text in zip(names, texts, strict=True) if not text.strip()), None)
         if empty is not None:
@@ -92,6 +101,13 @@ class Embedding(FineTuningTask[Example]):
                 f"{has} {self.negative_column!r}, unlike the first line; expected one in all lines or none"
             )
         return Example(texts)
+
+    def fit(self, train: Sequence[Example], dev: Sequence[Example], head: Any) -> None:
+        if self.needs_negatives and len(train[0].texts) == 2:  # an evaluation has no use for them
+            raise InputError(
+                f"--negative-column {self.negative_column!r}: TRAIN has no such column; "
+                f"expected one of {listing(list(self._without))}"
+            )
 
     def features(self, examples: Sequence[Example], training: bool) -> list[Feature]:
         template = PairTemplate.of(self.tokenizer)

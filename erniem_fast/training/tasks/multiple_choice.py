@@ -7,13 +7,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from transformers import DataCollatorForMultipleChoice, EvalPrediction
 
+from ...files.records import listing
 from ...files.rows import Row
 from ...inference.tokens import PairTemplate, ids_of
 from ...modeling import ErnieMModel
 from .base import Feature, FineTuningTask, text_of, value_of
 
-NUMBERED = re.compile(r"(choice|ending)(\d+)")
+PREFIXES = ("choice", "ending")
+NUMBERED = re.compile(rf"({'|'.join(PREFIXES)})\d+")
 """Column of one choice."""
+CHOICES = "choices"
 CONTEXTS, QUESTIONS = ("context", "sent1"), ("question", "text", "sent2")
 """Columns of what comes first and is the same for all choices, and of what begins each of them: SWAG's among them."""
 
@@ -35,9 +38,11 @@ class Example(NamedTuple):
 class MultipleChoice(FineTuningTask[Example]):
     """Task: the right one of several choices.
 
-    A record has the choices as a list, or in columns `choice0`, `choice1`, ... or `ending0`, ...; a context
-    (`context`, `sent1`), a question (`question`, `text`, `sent2`), or both, of which the question then begins every
-    choice; and the right choice's number, from 0, or text. All have equally many choices.
+    A record has the choices as a list (`choices`), or in columns `choice0`, `choice1`, ... or `ending0`, ..., without
+    a gap; a context (`context`, `sent1`), a question (`question`, `text`, `sent2`), or both, of which the question then
+    begins every choice; and the right choice's number, from 0, or text. All have equally many choices.
+
+    A column that is named by an argument must be in every record.
 
     Pairs of more than `max_length` tokens are cut, the longer text first; `notes` says how many.
 
@@ -45,7 +50,7 @@ class MultipleChoice(FineTuningTask[Example]):
         tokenizer, max_length: see `FineTuningTask`.
         context_column: column of the context; None: the first of the names above that a record has.
         question_column: likewise, of the question.
-        choices_column: column with lists of choices.
+        choices_column: column with lists of choices; None: as above.
         label_column: column with the right one.
     """
 
@@ -60,12 +65,11 @@ class MultipleChoice(FineTuningTask[Example]):
         max_length: int,
         context_column: str | None = None,
         question_column: str | None = None,
-        choices_column: str = "choices",
+        choices_column: str | None = None,
         label_column: str = "label",
     ) -> None:
         super().__init__(tokenizer, max_length)
-        self.context_columns = CONTEXTS if context_column is None else (context_column,)
-        self.question_columns = QUESTIONS if question_column is None else (question_column,)
+        self.context_column, self.question_column = context_column, question_column
         self.choices_column, self.label_column = choices_column, label_column
         self.num_choices: int | None = None  # of the first example
 
@@ -74,29 +78,28 @@ class MultipleChoice(FineTuningTask[Example]):
         count = len(choices) if self.num_choices is None else self.num_choices
         if len(choices) != count:
             raise ValueError(f"has {len(choices)} choices, the first of the data {count}")
-        given = [
-            text_of(record, next(column for column in columns if column in record))
-            for columns in (self.context_columns, self.question_columns)
-            if any(column in record for column in columns)
-        ]
+        texts = (
+            _text(record, self.context_column, "--context-column", CONTEXTS),
+            _text(record, self.question_column, "--question-column", QUESTIONS),
+        )
+        given = [text for text in texts if text is not None]
         if not given:
-            value_of(record, self.question_columns[0])
+            value_of(record, QUESTIONS[0])
         start = given[1] + " " if len(given) == 2 else ""
         label = _label(self.label_column, value_of(record, self.label_column), choices)
         self.num_choices = count
         return Example(given[0], tuple(start + choice for choice in choices), label)
 
     def _choices(self, record: Row) -> list[str]:
-        if self.choices_column in record:
-            choices = record[self.choices_column]
-            if not isinstance(choices, list):
-                raise ValueError(f"has {self.choices_column!r} of type {type(choices).__name__}, not a list of strings")
-            choices = [text_of({self.choices_column: choice}, self.choices_column) for choice in choices]
+        numbered = [column for column in record if NUMBERED.fullmatch(column)]
+        if numbered and self.choices_column is None and CHOICES not in record:
+            choices = [text_of(record, column) for column in _in_order(numbered)]
         else:
-            numbered = {int(match[2]): column for column in record if (match := NUMBERED.fullmatch(column))}
-            if not numbered:
-                value_of(record, self.choices_column)
-            choices = [text_of(record, numbered[number]) for number in sorted(numbered)]
+            column = self.choices_column or CHOICES
+            choices = value_of(record, column, self.choices_column and "--choices-column")
+            if not isinstance(choices, list):
+                raise ValueError(f"has {column!r} of type {type(choices).__name__}, not a list of strings")
+            choices = [text_of({column: choice}, column) for choice in choices]
         if len(choices) < 2:
             raise ValueError(f"has {len(choices)} choice{'s' * (not choices)}; expected at least 2")
         return choices
@@ -131,6 +134,25 @@ class MultipleChoice(FineTuningTask[Example]):
     ) -> dict[str, float]:
         found = np.asarray(predictions.predictions).argmax(1)
         return {"accuracy": float(np.mean(found == [feature["labels"] for feature in features]))}
+
+
+def _text(record: Row, column: str | None, option: str, usual: Sequence[str]) -> str | None:
+    """Text of a column that was asked for, else of the first of the usual ones, None where there is none of them."""
+    if column is not None:
+        return text_of(record, column, option)
+    return next((text_of(record, name) for name in usual if name in record), None)
+
+
+def _in_order(numbered: Sequence[str]) -> list[str]:
+    """Columns of choices by their numbers, which are places for the label."""
+    for prefix in PREFIXES:
+        expected = [f"{prefix}{number}" for number in range(len(numbered))]
+        if set(expected) == set(numbered):
+            return expected
+    raise ValueError(
+        f"has the choices {listing(list(numbered))}; expected choice0, choice1, ..., or ending0, ending1, ..., without "
+        f"a gap: labels count from 0, too"
+    )
 
 
 def _label(column: str, value: Any, choices: Sequence[str]) -> int:

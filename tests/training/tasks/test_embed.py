@@ -118,6 +118,19 @@ def test_bad_lines_are_named_or_counted(tmp_path: Path, row: dict[str, Any], mes
     assert skipped.count == 1
 
 
+def test_negatives_that_are_asked_for_must_be_in_train(tmp_path: Path) -> None:
+    without, rows = "anchor\tpositive\nx\ty\n", "anchor\tpositive\tneg\na\tb\tc\n"
+    task = task_of(negative_column="neg")
+    train, dev = read(task, tmp_path / "train.tsv", rows), read(task, tmp_path / "dev.tsv", without)
+    task.fit(train, dev, None)
+    assert (train, dev) == ([Example(("a", "b", "c"))], [Example(("x", "y"))])
+    task = task_of(negative_column="neg2")
+    train = read(task, tmp_path / "train.tsv", rows)
+    with pytest.raises(InputError, match=r"^--negative-column 'neg2': TRAIN has no such column; expected one of 'anch"):
+        task.fit(train, dev, None)
+    task_of().fit(train, dev, None)
+
+
 def test_options_that_can_not_be_right_are_refused() -> None:
     for options in ({"loss": "triplet"}, {"temperature": 0.0}, {"temperature": float("nan")}):
         with pytest.raises(ValueError, match=next(iter(options))):

@@ -33,8 +33,8 @@ FILES = {
     "a text": (
         "a.jsonl", json.dumps({"text": "Was kann fliegen?", "choices": CHOICES, "label": "ein Rabe"}), {}, [ANIMAL],
     ),
-    "columns from 1, a number that is a text": (
-        "a.tsv", "context\tchoice1\tchoice2\tlabel\n1 + 1\t2\t3\t2\n1 + 2\t2\t3\t3\n1 + 3\tx\ty\t1\n", {},
+    "columns in any order, a number that is a text": (
+        "a.tsv", "context\tchoice1\tchoice0\tlabel\n1 + 1\t3\t2\t2\n1 + 2\t3\t2\t3\n1 + 3\ty\tx\t1\n", {},
         [Example("1 + 1", ("2", "3"), 0), Example("1 + 2", ("2", "3"), 1), Example("1 + 3", ("x", "y"), 1)],
     ),
     "other columns": (
@@ -92,6 +92,37 @@ def test_missing_columns_are_named(tokenizer: Any, tmp_path: Path, column: str, 
     text = json.dumps({key: value for key, value in GOOD.items() if key != column})
     with pytest.raises(InputError, match=f"line 1 {message}"):
         read(MultipleChoice(tokenizer, 64), tmp_path / "a.jsonl", text)
+
+
+@pytest.mark.parametrize("name", ["context", "question", "choices"])
+def test_columns_that_are_asked_for_must_be_there(tokenizer: Any, tmp_path: Path, name: str) -> None:
+    """Even where a column of the usual name is there."""
+    text = "context,question,choice0,choice1,label\nc,q,a,b,1\n"
+    task = MultipleChoice(tokenizer, 64, **{f"{name}_column": "other"})
+    with pytest.raises(InputError) as caught:
+        read(task, tmp_path / "a.csv", text)
+    asked = f"has no 'other' (--{name}-column): it has 'context', 'question', 'choice0', 'choice1', 'label'"
+    assert f"TRAIN '{tmp_path / 'a.csv'}': line 2 {asked}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        ("choice1", "choice2", "choice3"),
+        ("choice0", "ending0", "choice1"),
+        ("ending0", "ending2"),
+        ("choice0", "choice00"),
+        ("choice0", "choice1", "ending0", "ending1"),
+    ],
+)
+def test_columns_of_choices_count_from_0_without_a_gap(
+    tokenizer: Any, tmp_path: Path, columns: tuple[str, ...]
+) -> None:
+    row = {"question": "q", **{column: f"text of {column}" for column in columns}, "label": 1}
+    with pytest.raises(InputError) as caught:
+        read(MultipleChoice(tokenizer, 64), tmp_path / "a.jsonl", json.dumps(row))
+    found = ", ".join(map(repr, columns))
+    assert f"line 1 has the choices {found}; expected choice0, choice1, ..., or ending0" in str(caught.value)
 
 
 def test_texts_that_are_too_long_are_cut_and_counted(tokenizer: Any) -> None:
