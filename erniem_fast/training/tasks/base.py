@@ -18,10 +18,12 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 import numpy as np
 from transformers import EvalPrediction
 
+from ...files.errors import InputError
 from ...files.records import listing
 from ...files.rows import ROWS, BadLines, Row, read_rows
 from ...files.source import Source
 from ...inference.progress import progress_bar
+from ...inference.tokens import Frame
 from ..objective import Objective
 
 Example = TypeVar("Example")
@@ -190,6 +192,22 @@ class FineTuningTask(ABC, Generic[Example]):
 
     def save_files(self, folder: Path, model: Any) -> None:
         """Write what the model's folder needs besides the model and the tokenizer."""
+
+    def check_max_length(self, frame: Frame, least: int | None = None) -> None:
+        """Refuse a length that holds special tokens alone.
+
+        Args:
+            frame: what is put around the texts.
+            least: most tokens of a sequence must be so many; None: with a token of each text.
+
+        Raises:
+            InputError: `max_length` is less.
+        """
+        least = frame.size + len(frame.text_types) if least is None else least
+        if self.max_length < least:
+            raise InputError(
+                f"--max-length {self.max_length}: expected at least {least}, more than the {frame.size} special tokens"
+            )
 
     def tracked(self, examples: Sequence[Example], description: str) -> Iterator[Sequence[Example]]:
         """Examples in blocks, with a bar on stderr of those that are done."""

@@ -71,6 +71,8 @@ class Classification(FineTuningTask[Example]):
         self.label_column, self.pos_column = label_column, pos_column
         self.problem = None if problem is None else PROBLEMS[problem]
         self.labels = Labels((), {})
+        self._template = PairTemplate.of(tokenizer)
+        self.check_max_length(self._template.single if text_pair_column is None else self._template.pair)
 
     @property
     def best_metric(self) -> str:  # type: ignore[override]
@@ -155,7 +157,7 @@ class Classification(FineTuningTask[Example]):
         return self.labels.config_changes() | {"problem_type": self.problem}
 
     def features(self, examples: Sequence[Example], training: bool) -> list[Feature]:
-        template = PairTemplate.of(self.tokenizer)
+        template = self._template
         cut, found = 0, []
         for block in self.tracked(examples, "Tokenizing"):
             ids = ids_of((text for example in block for text in example.texts), self.tokenizer)

@@ -75,6 +75,8 @@ class Embedding(FineTuningTask[Example]):
         self.columns, self.negative_column = (anchor_column, positive_column), negative_column or NEGATIVE
         self.needs_negatives = negative_column is not None
         self.loss, self.temperature = loss, temperature
+        self._template = PairTemplate.of(tokenizer)
+        self.check_max_length(self._template.single)
 
     def read(self, source: Any, bad: Any) -> list[Example]:
         self._width = None
@@ -110,7 +112,7 @@ class Embedding(FineTuningTask[Example]):
             )
 
     def features(self, examples: Sequence[Example], training: bool) -> list[Feature]:
-        template = PairTemplate.of(self.tokenizer)
+        template = self._template
         ids = ids_of((text for example in examples for text in example.texts), self.tokenizer)
         cut, found = 0, []
         for example in examples:

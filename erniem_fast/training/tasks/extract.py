@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from transformers import EvalPrediction
 
-from ...files.rows import ROWS
+from ...files.rows import ROWS, BadLines
+from ...files.source import Source
 from ...inference.arguments import check_offsets, check_whole
 from ...inference.schema import LANGUAGES, Node, Prompt, half_width, parse_schema, prompt_of
 from ...inference.scores import sigmoid
@@ -106,6 +107,13 @@ class Extraction(TokenizedTask[Example]):
         self.nodes = () if schema is None else parse_schema(schema)
         self.language, self.stride = language, stride
         self._frame = PairTemplate.of(tokenizer).pair
+        self.check_max_length(self._frame, 2 * (self._frame.size + 1))  # prompts take half at most
+
+    def read(self, source: Source, bad: BadLines) -> list[Example]:
+        examples = super().read(source, bad)
+        if not any(example.asked for example in examples):
+            raise source.error("asks about nothing: there are no answers, and no --schema")
+        return examples
 
     def texts(self, example: Example) -> list[str]:
         return [example.text, *(asked.prompt.text for asked in example.asked)]
@@ -265,7 +273,7 @@ class Extraction(TokenizedTask[Example]):
             for answers, asked in zip(of_example, example.asked, strict=True)
         ]
         right = sum(len(answers & expected) for answers, expected in pairs)
-        given, wanted = (sum(map(len, side)) for side in zip(*pairs, strict=True))
+        given, wanted = (sum(len(pair[side]) for pair in pairs) for side in (0, 1))
         return {
             "precision": right / given if given else float(not wanted),
             "recall": right / wanted if wanted else 1.0,

@@ -72,6 +72,8 @@ class MultipleChoice(FineTuningTask[Example]):
         self.context_column, self.question_column = context_column, question_column
         self.choices_column, self.label_column = choices_column, label_column
         self.num_choices: int | None = None  # of the first example
+        self._template = PairTemplate.of(tokenizer)
+        self.check_max_length(self._template.pair)
 
     def example(self, record: Row) -> Example:
         choices = self._choices(record)
@@ -105,7 +107,7 @@ class MultipleChoice(FineTuningTask[Example]):
         return choices
 
     def features(self, examples: Sequence[Example], training: bool) -> list[Feature]:
-        template = PairTemplate.of(self.tokenizer)
+        template = self._template
         found, cut = [], 0
         for block in self.tracked(examples, "Tokenizing"):
             ids = ids_of((text for one in block for text in (one.context, *one.choices)), self.tokenizer)

@@ -86,6 +86,7 @@ class QuestionAnswering(TokenizedTask[Example]):
         self.stride, self.max_answer_len = stride, max_answer_len
         self.handle_impossible_answer = False
         self._frame = PairTemplate.of(tokenizer).pair
+        self.check_max_length(self._frame)
 
     def records(self, source: Source, bad: BadLines) -> Iterator[tuple[int | None, Any]]:
         if source.kind != "json":

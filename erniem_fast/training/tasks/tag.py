@@ -90,6 +90,8 @@ class Tagging(FineTuningTask[Example]):
         self.tag_names, self.stride = tag_names, stride
         self.of_entities: bool | None = None  # None: no tag but O was seen yet
         self.labels = Labels((), {})
+        self._frame = PairTemplate.of(tokenizer).single
+        self.check_max_length(self._frame)
 
     def records(self, source: Source, bad: BadLines) -> Iterator[tuple[int | None, Row]]:
         if source.kind in ("jsonl", "parquet"):
@@ -164,10 +166,7 @@ class Tagging(FineTuningTask[Example]):
         return self.labels.config_changes()
 
     def features(self, examples: Sequence[Example], training: bool) -> list[Feature]:
-        frame = PairTemplate.of(self.tokenizer).single
-        room = self.max_length - frame.size
-        if room < 1:
-            raise InputError(f"--max-length {self.max_length}: expected more than the {frame.size} special tokens")
+        frame, room = self._frame, self.max_length - self._frame.size
         found: list[Feature] = []
         long = 0
         for number, tagged in enumerate(self._tagged(examples)):

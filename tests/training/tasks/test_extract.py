@@ -224,6 +224,15 @@ def test_bad_lines_are_named_or_counted(tmp_path: Path, given: Any, message: str
     assert len(read(task, path, [good, given], skipped)) == skipped.count == 1
 
 
+def test_a_file_that_asks_about_nothing_is_refused(tmp_path: Path) -> None:
+    path, rows = tmp_path / "rows.jsonl", [{"text": EN, "result": {}}, {"text": ZH, "result": {}}]
+    with pytest.raises(InputError) as raised:
+        read(task_of(), path, rows)
+    assert f"TRAIN '{path}': asks about nothing: there are no answers, and no --schema" in str(raised.value)
+    assert len(read(task_of(schema=["Person"]), path, rows)) == 2
+    assert len(read(task_of(), path, [*rows, ROWS[0]])) == 3
+
+
 def test_options_that_can_not_be_right_are_refused() -> None:
     for options in ({"language": "de"}, {"stride": -1}, {"schema": []}):
         with pytest.raises(ValueError, match=next(iter(options))):

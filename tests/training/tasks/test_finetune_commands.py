@@ -110,6 +110,10 @@ BAD = {
     "a column that is no number": ("tag", "a.conll", "a O\n", ("--tag-column", "ner"), ("--tag-column 'ner'",)),
     "one name twice": ("tag", "a.jsonl", "{}", ("--tag-names", "O,O"), ("--tag-names 'O,O': expected different",)),
     "an ending": ("tag", "a.csv", "a\n", (), (".conll, .txt", "the ending .csv is not read")),
+    "no room for texts": (
+        "multiple-choice", "a.csv", "text,choice0,choice1,label\na,b,c,0\n", ("--max-length", 3),
+        ("--max-length 3: expected at least 6",),
+    ),
     "no choices": ("multiple-choice", "a.csv", "text,label\na,0\n", (), ("line 2 has no 'choices': it has",)),
 }  # fmt: skip
 
