@@ -168,7 +168,7 @@ def classify_command(
         typer.Option(
             metavar="|".join(PROBLEMS),
             help="single: one label a text; multi: a list of labels; regression: a number. Otherwise multi where "
-            "labels are lists, else single.",
+            "labels are lists, else single; numbers that are not whole need it.",
             show_default=False,
         ),
     ] = None,

@@ -9,11 +9,12 @@ from transformers import EvalPrediction
 
 from ...files.errors import InputError
 from ...files.records import listing
-from ...files.rows import Row
+from ...files.rows import BadLines, Row
+from ...files.source import Source
 from ...inference.tokens import PairTemplate, ids_of
 from ...losses import IGNORED
 from .base import Feature, FineTuningTask, Head, HeadMismatchError, text_of, value_of
-from .labels import Labels, settle_labels, unlearned
+from .labels import Labels, places, settle_labels, unlearned
 
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 PROBLEMS = {"single": SINGLE, "multi": MULTI, "regression": REGRESSION}
@@ -46,7 +47,8 @@ class Classification(FineTuningTask[Example]):
         text_column: column with the texts, or the first texts of pairs.
         text_pair_column: column with the second texts.
         label_column: column with the labels: strings or whole numbers, lists of them, or any numbers.
-        problem: "single", "multi" or "regression"; None: "multi" where labels are lists, else "single".
+        problem: "single", "multi" or "regression"; None: "multi" where labels are lists, else "single", but not where
+            all labels of a text file are numbers, and not all of them whole.
         pos_column: column with the parts of speech of a text's words, between its spaces: a list, or a string with
             spaces; of a pair a list of two. Samples need not have it.
     """
@@ -70,6 +72,7 @@ class Classification(FineTuningTask[Example]):
         self.columns = (text_column,) if text_pair_column is None else (text_column, text_pair_column)
         self.label_column, self.pos_column = label_column, pos_column
         self.problem = None if problem is None else PROBLEMS[problem]
+        self.is_asked = problem is not None
         self.labels = Labels((), {})
         self._template = PairTemplate.of(tokenizer)
         self.check_max_length(self._template.single if text_pair_column is None else self._template.pair)
@@ -77,6 +80,19 @@ class Classification(FineTuningTask[Example]):
     @property
     def best_metric(self) -> str:  # type: ignore[override]
         return BEST[self.problem or SINGLE]
+
+    def read(self, source: Source, bad: BadLines) -> list[Example]:
+        examples = super().read(source, bad)
+        if source.kind in ("csv", "tsv") and not self.is_asked:  # there numbers are strings
+            numbers = [_number_in(example.label) for example in examples]
+            broken = [at for at, number in enumerate(numbers) if number is not None and not number.is_integer()]
+            if broken and None not in numbers:
+                raise source.error(
+                    f"has {self.label_column!r} {examples[broken[0]].label}, not a label; numbers need --problem "
+                    f"regression, names that look like them --problem single",
+                    self.lines[broken[0]],
+                )
+        return examples
 
     def example(self, record: Row) -> Example:
         texts = tuple(text_of(record, column) for column in self.columns)
@@ -140,6 +156,7 @@ class Classification(FineTuningTask[Example]):
             raise InputError("TRAIN: no sample has any label; expected some")
         least = 2 if self.problem == SINGLE else 1
         self.labels = settle_labels(found, None if head is None else head.labels, least)
+        self.notes += places(self.labels)
 
     def _check_problem(self, head: Head) -> None:
         """Refuse a head of another problem."""
@@ -205,6 +222,15 @@ class Classification(FineTuningTask[Example]):
         if self.problem == MULTI:
             figures["micro_f1"] = f1_score(targets, found, average="micro", zero_division=0)
         return {name: float(value) for name, value in figures.items()}
+
+
+def _number_in(label: Any) -> float | None:
+    """The number that a label reads as, if it is a finite one."""
+    try:
+        number = float(label)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _names(examples: Sequence[Example]) -> set[str]:

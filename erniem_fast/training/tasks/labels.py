@@ -31,7 +31,7 @@ class Labels(NamedTuple):
 def settle_labels(found: Iterable[str], held: Sequence[str] | None, least: int = 2) -> Labels:
     """The classes of data, in the order of the head where there is one.
 
-    Whole numbers as names are taken for places in a head that has other names.
+    Whole numbers as names are taken for places in a head that has other names; `places` says so.
 
     Args:
         found: names in the data.
@@ -54,6 +54,15 @@ def settle_labels(found: Iterable[str], held: Sequence[str] | None, least: int =
     if whole and all(int(name) < len(held) for name in distinct):
         return Labels(tuple(held), {name: int(name) for name in distinct})
     raise HeadMismatchError(f"the data has the labels {listing(sorted(distinct))}, the head {listing(list(held))}")
+
+
+def places(labels: Labels) -> list[str]:
+    """What is to be said of numbers in the data that are taken for places in a head; empty where there are none."""
+    taken = sorted((number, name) for name, number in labels.numbers.items() if labels.names[number] != name)
+    if not taken:
+        return []
+    shown = ", ".join(name for _, name in taken[:8]) + (f" and {len(taken) - 8} more" if len(taken) > 8 else "")
+    return [f"labels {shown} are taken for places: {listing([labels.names[number] for number, _ in taken])}"]
 
 
 def unlearned(train: Iterable[str], dev: Iterable[str]) -> list[str]:

@@ -21,7 +21,7 @@ from ...losses import IGNORED
 from .alignment import Span, Tagged, of_text, of_words, read_spans, spaced
 from .base import Feature, FineTuningTask, Head, text_of, value_of
 from .conll import CHUNK, OUTSIDE, read_sentences, to_iob2
-from .labels import Labels, settle_labels, unlearned
+from .labels import Labels, places, settle_labels, unlearned
 
 CONLL = "expected UTF-8 CoNLL: a word with its tag in each line, a blank line behind each sentence"
 WORDS, TAGS, NUMBERED_TAGS = "tokens", "tags", "ner_tags"
@@ -157,6 +157,7 @@ class Tagging(FineTuningTask[Example]):
             raise InputError("TRAIN: no word has a tag but 'O'; expected some")
         if head is not None:
             self.labels = settle_labels(found, head.labels)
+            self.notes += places(self.labels)
             return
         kinds = sorted({tag[2:] for tag in found if tag != OUTSIDE}) if self.of_entities else []
         names = [OUTSIDE, *(f"{prefix}-{kind}" for kind in kinds for prefix in "BI")] if kinds else sorted(found)

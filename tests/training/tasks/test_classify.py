@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import task_files
 from helpers.paths import GOLDEN_TOKENIZER
 from transformers import EvalPrediction
 
@@ -67,6 +68,8 @@ def test_labels_of_a_head_keep_their_order(tokenizer: Any, tmp_path: Path) -> No
         task.fit(examples, [], head)
         assert [feature["labels"] for feature in task.features(examples, True)] == expected
         assert task.labels.names == head.labels
+        taken = ["labels 0, 2 are taken for places: 'entailment', 'contradiction'"]
+        assert task.notes == (taken if labels == [2, 0] else [])
     with pytest.raises(HeadMismatchError, match=r"for single_label_classification, the head, .*, for regression"):
         task.fit(examples, [], Head(("LABEL_0",), None))
 
@@ -113,6 +116,23 @@ def test_a_bad_first_line_does_not_decide_the_problem(tokenizer: Any, tmp_path: 
     examples = read(Classification(tokenizer, 12), tmp_path, rows, skipped)
     assert [example.label for example in examples] == [tuple(good) if isinstance(good, list) else good] * 2
     assert skipped.count == 1
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv"])
+def test_numbers_in_text_files_need_regression(tokenizer: Any, tmp_path: Path, ending: str) -> None:
+    def read_labels(labels: list[str], **options: Any) -> list[Any]:
+        comma = {"csv": ",", "tsv": "\t"}[ending]
+        text = f"text{comma}label\n" + "".join(f"a{comma}{label}\n" for label in labels)
+        found, _ = task_files.read(Classification(tokenizer, 12, **options), tmp_path / f"a.{ending}", text)
+        return [example.label for example in found]
+
+    numbers = ["2", "0.5", "-1.25", "3e-1"]
+    with pytest.raises(InputError, match=r"line 3 has 'label' 0.5, not a label; numbers need --problem regression"):
+        read_labels(numbers)
+    assert read_labels(numbers, problem="regression") == [2.0, 0.5, -1.25, 0.3]
+    assert read_labels(numbers, problem="single") == numbers
+    for labels in (["0", "1", "10"], ["0.0", "1.0"], ["0.5", "half"], ["nan", "0.5"]):
+        assert read_labels(labels) == labels
 
 
 @pytest.mark.parametrize("problem_type", [None, "regression"])

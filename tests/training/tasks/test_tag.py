@@ -404,6 +404,10 @@ def test_labels_are_the_datas_or_the_heads(task: Tagging) -> None:
     assert task.config_changes()["id2label"] == {0: "O", 1: "B-X", 2: "I-X", 3: "B-Y", 4: "I-Y"}
     task.fit(examples, [], Head(("B-X", "B-Y", "O", "I-Z"), None))
     assert task.labels.names == ("B-X", "B-Y", "O", "I-Z")
+    assert task.notes == []
+    numbered = Tagging(task.tokenizer, 64)
+    numbered.fit([Example(("a", "b"), ("1", "0"))], [], Head(("NOUN", "VERB"), None))
+    assert numbered.notes == ["labels 0, 1 are taken for places: 'NOUN', 'VERB'"]
     with pytest.raises(HeadMismatchError, match="the data has the labels 'B-X', 'B-Y', 'O', the head 'O', 'B-X'"):
         task.fit(examples, [], Head(("O", "B-X"), None))
     with pytest.raises(InputError, match="no word has a tag but 'O'"):
