@@ -18,8 +18,8 @@ from ..files.atomic import lock, naming
 from ..files.errors import InputError
 
 ACCEPTED = "expected an empty folder, or the name of a new one in a folder that exists"
-RUN = "run.json"
-"""What a run was told, in both folders."""
+RUN, NEW = "run.json", "run.new"
+"""What a run was told, in both folders; and before it is whole."""
 LOCK, CHECKPOINTS, CURVE, RESULT = "lock", "checkpoints", "metrics.jsonl", "model"
 
 
@@ -65,7 +65,7 @@ class RunFolder:
         if self.target.exists():
             self.target.rename(old)
         self.result.rename(self.target)
-        shutil.rmtree(self.work, ignore_errors=True)
+        _remove(self.work)
         self.complete = True
 
     @classmethod
@@ -83,9 +83,11 @@ class RunFolder:
             leads: False: another process of this run sees to the folders, and this one only looks.
 
         Raises:
-            InputError: OUT holds other files, or a run with other settings; or another run is under way.
+            InputError: OUT or OUT.partial holds other files, or a run with other settings; or another run is under way.
         """
         target = Path(os.path.realpath(out))
+        if not target.name:
+            raise InputError(f"--out {out!r}: is the root of the file system; {ACCEPTED}")
         work = target.with_name(target.name + ".partial")
         run = {"version": 1, "asked": json.loads(json.dumps(asked))}
         with naming(f"--out {out!r}", ACCEPTED):
@@ -96,6 +98,7 @@ class RunFolder:
                 settled = _read(target / RUN).get("settled", {}) if complete else {}
                 yield cls(work, target, complete, run, settled)
                 return
+            _check_work(out, work)
             descriptor = _take(out, work)
         try:
             if restart:
@@ -109,7 +112,7 @@ class RunFolder:
         finally:
             os.close(descriptor)
             if work.exists() and not any((work / CHECKPOINTS).glob("*")) and not any(work.glob("failed-*")):
-                shutil.rmtree(work, ignore_errors=True)  # nothing was trained yet
+                _remove(work)  # nothing was trained yet
 
 
 def _check_target(out: str, target: Path, run: Mapping[str, Any], restart: bool) -> bool:
@@ -126,6 +129,15 @@ def _check_target(out: str, target: Path, run: Mapping[str, Any], restart: bool)
             f"--out {out!r}: holds the model of another run ({difference}); expected another folder, or --restart"
         )
     return True
+
+
+def _check_work(out: str, work: Path) -> None:
+    """Check that what the working folder holds is a run's."""
+    if not work.exists() or _read(work / RUN) is not None:
+        return
+    foreign = sorted(set(os.listdir(work)) - {LOCK, NEW})
+    if foreign:
+        raise InputError(f"--out {out!r}: needs the folder {work}, which holds {foreign[0]!r}; {ACCEPTED}")
 
 
 def _settled(out: str, work: Path, run: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -159,7 +171,7 @@ def _read(path: Path) -> Any:
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
-    new = path.with_suffix(".new")
+    new = path.with_name(NEW)
     new.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     os.replace(new, path)
 
@@ -178,9 +190,16 @@ def _take(out: str, work: Path) -> int:
     return descriptor
 
 
+def _remove(work: Path) -> None:
+    """Remove a working folder, as far as that can be done."""
+    with suppress(OSError):
+        _clear(work)
+    shutil.rmtree(work, ignore_errors=True)
+
+
 def _clear(work: Path) -> None:
-    """Remove all but the lock."""
-    for entry in list(os.scandir(work)):
+    """Remove all but the lock, and last what tells that the rest is a run's: this may be killed."""
+    for entry in sorted(os.scandir(work), key=lambda entry: entry.name == RUN):
         if entry.name == LOCK:
             continue
         if entry.is_dir(follow_symlinks=False):
