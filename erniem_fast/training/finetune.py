@@ -4,12 +4,15 @@ task = Asked(Classification, {"label_column": "language"})
 fine_tune(task, "train.jsonl", "dev.jsonl", model="ernie-m-base", out="languages")
 """
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from transformers import EarlyStoppingCallback, EvalPrediction, PrinterCallback, TrainingArguments, set_seed
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import TrainerState
 
 from .. import modeling
 from ..configuration import ErnieMConfig
@@ -287,6 +290,7 @@ class _Run:
             save_strategy=when,
             **every,
             load_best_model_at_end=dev is not None,
+            restore_callback_states_from_checkpoint=True,  # how long the figure has not been better, for --patience
             metric_for_best_model=task.best_metric if dev is not None else None,
             greater_is_better=True if dev is not None else None,
             logging_strategy="steps",
@@ -312,27 +316,45 @@ class _Run:
     ) -> dict[str, float]:  # fmt: skip
         """Train from the last checkpoint, and write the model."""
         trainer.accelerator.wait_for_everyone()  # the first process has cleared the folder
-        progress = Progress(task.best_metric if dev is not None else "", self.machine.leads)
-        trainer.add_callback(progress)
-        if self.machine.leads:
-            self.folder.checkpoints.mkdir(exist_ok=True)
-            trainer.add_callback(Curve(self.folder.curve))
         checkpoint = trainer.newest_checkpoint()
         if checkpoint is not None:
             self.say(f"Going on from {checkpoint}")
+        if checkpoint is None or not self._take_ended(trainer, checkpoint):
+            self._train(trainer, checkpoint, task.best_metric if dev is not None else "")
+        figures = best_figures(trainer.state)
+        if self.machine.leads:
+            self._put_in_place(trainer, task, tokenizer, data, figures)
+        trainer.accelerator.wait_for_everyone()
+        return figures
+
+    def _take_ended(self, trainer: PackedTrainer, checkpoint: str) -> bool:
+        """True if training had ended at a checkpoint, whose run is then taken: Trainer would do more steps."""
+        state = TrainerState.load_from_json(os.path.join(checkpoint, TRAINER_STATE_NAME))
+        control: Any = state.stateful_callbacks["TrainerControl"]
+        if not control["args"]["should_training_stop"]:
+            return False
+        best = state.best_model_checkpoint
+        trainer.state = state
+        trainer._load_from_checkpoint(best if best is not None and os.path.isdir(best) else checkpoint)
+        if self.machine.leads:
+            _Curve(self.folder.curve).on_train_begin(trainer.args, state, trainer.control)
+        return True
+
+    def _train(self, trainer: PackedTrainer, checkpoint: str | None, metric: str) -> None:
+        """Train to the end."""
+        progress = Progress(metric, self.machine.leads)
+        trainer.add_callback(progress)
+        if self.machine.leads:
+            self.folder.checkpoints.mkdir(exist_ok=True)
+            trainer.add_callback(_Curve(self.folder.curve))
         try:
-            with Interruption(self.say).installed() as interruption:
+            with _Interruption(self.say).installed() as interruption:
                 trainer.add_callback(interruption)
                 trainer.train(resume_from_checkpoint=checkpoint)
                 if interruption.number:
                     raise StoppedError(interruption.number, trainer.state.global_step)
         finally:
             progress.close()
-        figures = best_figures(trainer.state)
-        if self.machine.leads:
-            self._put_in_place(trainer, task, tokenizer, data, figures)
-        trainer.accelerator.wait_for_everyone()
-        return figures
 
     def _put_in_place(
         self, trainer: PackedTrainer, task: FineTuningTask[Any], tokenizer: Any, data: Data,
@@ -362,6 +384,22 @@ class _Run:
         (folder / "README.md").write_text(card, encoding="utf-8")
         self.folder.settle(**{**self.folder.settled, "figures": figures})
         self.folder.put_in_place()
+
+
+class _Curve(Curve):
+    """A curve without Trainer's summary, which knows but the steps since the last checkpoint that was gone on with."""
+
+    def _write(self, mode: str, entries: list[dict[str, Any]]) -> None:
+        super()._write(mode, [entry for entry in entries if "train_runtime" not in entry])
+
+
+class _Interruption(Interruption):
+    """Waits behind the last step, which may be within an epoch, for its evaluation."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        super().on_step_end(args, state, control, **rest)
+        if state.global_step >= state.max_steps and args.save_strategy == "epoch":
+            control.should_save = False
 
 
 def head_class(config: Any, head: str, name: str) -> Any:
@@ -394,7 +432,8 @@ def best_figures(state: Any) -> dict[str, float]:
     if not evaluations:
         return {}
     best = next((one for one in evaluations if one["step"] == state.best_global_step), evaluations[-1])
-    names = [name for name in best if name.startswith("eval_") and not name.endswith(SPEEDS)]
+    # Sorted as in a checkpoint, so that a run that went on from one has the same order.
+    names = sorted(name for name in best if name.startswith("eval_") and not name.endswith(SPEEDS))
     return {name.removeprefix("eval_"): float(best[name]) for name in names}
 
 

@@ -22,7 +22,7 @@ from erniem_fast.training import PackedCollator
 from erniem_fast.training.callbacks import StoppedError
 from erniem_fast.training.exact_trainer import NonFiniteLossError, SavingError, count_items
 from erniem_fast.training.finetune import Recipe, fine_tune
-from erniem_fast.training.run_folder import RUN
+from erniem_fast.training.run_folder import RUN, RunFolder
 from erniem_fast.training.sampler import TokenBudgetBatchSampler
 from erniem_fast.training.tasks.base import Asked
 from erniem_fast.training.tasks.classify import Classification
@@ -129,6 +129,79 @@ def test_a_run_that_is_stopped_gives_what_one_that_is_not_gives(run: Run, tmp_pa
     assert run() == whole
     assert "complete already" in run.said[-1]
     assert digests(run.out) == before
+
+
+IDLE = {"learning_rate": 1e-12, "epochs": 8, "patience": 2}
+"""No evaluation is better than the first."""
+
+
+@pytest.fixture
+def short(examples: Any, checkpoint: Path, tmp_path: Path) -> Run:
+    """A run of a few steps an epoch."""
+    return Run(examples("train.jsonl", 12), examples("dev.jsonl", 3), checkpoint, tmp_path / "out")
+
+
+def assert_same(run: Run, whole: Path, figures: dict[str, float], expected: dict[str, float]) -> None:
+    """Two runs gave the same, though one went on from a checkpoint."""
+    assert list(figures.items()) == list(expected.items())
+    assert curve(run.out) == curve(whole)
+    assert "train_loss" not in (run.out / "metrics.jsonl").read_text()
+    assert digests(run.out)["model.safetensors"] == digests(whole)["model.safetensors"]
+    (steps, found) = (
+        [line for line in (folder / "README.md").read_text().splitlines() if line.startswith("| steps |")]
+        for folder in (whole, run.out)
+    )
+    assert steps
+    assert steps == found
+
+
+@pytest.mark.slow
+def test_patience_goes_on_where_a_run_was_stopped(
+    short: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    settings = SETTINGS | IDLE
+    whole = short(out=str(tmp_path / "whole"), settings=settings)
+    evaluated = [entry["step"] for entry in curve(tmp_path / "whole") if "eval_accuracy" in entry]
+    assert len(evaluated) == 3
+    with pytest.raises(StoppedError):
+        short({evaluated[1]: stop(signal.SIGTERM)}, settings=settings)
+    capfd.readouterr()
+    assert_same(short, tmp_path / "whole", short(settings=settings), whole)
+    assert "allback" not in capfd.readouterr().err  # Trainer warns of states that it can't restore
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [{"epochs": 0.5}, {"epochs": 2}, IDLE])
+def test_a_run_that_is_killed_behind_its_last_step_does_none_more(
+    short: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
+) -> None:
+    settings = SETTINGS | settings
+    whole = short(out=str(tmp_path / "whole"), settings=settings)
+
+    def fail(folder: RunFolder) -> None:
+        raise OSError("made up")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RunFolder, "put_in_place", fail)
+        with pytest.raises(OSError, match="made up"):
+            short(settings=settings)
+    assert_same(short, tmp_path / "whole", short({1: lambda loss: pytest.fail("a step")}, settings=settings), whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [{}, {"eval_steps": 3}, None])
+def test_a_run_that_is_stopped_at_its_last_step_is_evaluated_and_does_none_more(
+    short: Run, tmp_path: Path, more: dict[str, Any] | None
+) -> None:
+    """Which lies within an epoch."""
+    settings = SETTINGS | {"epochs": 0.5} | (more or {})
+    if more is None:
+        short.files = (short.files[0], None)
+    whole = short(out=str(tmp_path / "whole"), settings=settings)
+    steps = sum("loss" in entry for entry in curve(tmp_path / "whole"))
+    with pytest.raises(StoppedError, match=f"after step {steps}$"):
+        short({steps: stop(signal.SIGTERM)}, settings=settings)
+    assert_same(short, tmp_path / "whole", short(settings=settings), whole)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_its_state(run: Run) -> None:
