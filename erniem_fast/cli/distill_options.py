@@ -90,6 +90,8 @@ def recipe_of(given: Mapping[str, Any], seed: int) -> Any:
     augmentation = None
     if given["augment"] is not None:
         copies = COPIES if given["augment_copies"] is None else given["augment_copies"]
+        if copies < 1:
+            raise InputError(f"--augment-copies {copies}: expected a whole number of at least 1")
         try:
             augmentation = Augmentation.parse(given["augment"], copies, seed)
         except ValueError as error:

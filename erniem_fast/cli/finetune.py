@@ -5,7 +5,7 @@ A task's command is a function of the options that are its own, which gives the 
 
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib.util import find_spec
 from types import MappingProxyType
 from typing import Annotated, Any
@@ -17,8 +17,8 @@ from ..training.tasks.base import Asked
 from ..training.tasks.classify import PROBLEMS, Classification
 from .distill_options import distilling, recipe_of
 from .errors import InputError
-from .options import DTYPES, DeviceOption, ModelOption, parse_choice
-from .training import RestartOption, SkipBadLinesOption, exit_codes, leads, parse_place
+from .options import DTYPES, ModelOption, parse_choice
+from .training import PlaceOption, RestartOption, SkipBadLinesOption, exit_codes, leads, parse_place
 
 app = typer.Typer(no_args_is_help=True, help="Fine-tune a checkpoint on files of examples.")
 PACKAGES = ("accelerate", "sklearn", "seqeval", "torchmetrics")
@@ -26,15 +26,16 @@ PACKAGES = ("accelerate", "sklearn", "seqeval", "torchmetrics")
 DEFAULTS = Settings()
 
 
+def _train(kinds: Iterable[str]) -> inspect.Parameter:
+    """The argument of a task that reads files of some formats."""
+    *others, last = (f".{kind}" for kind in kinds)
+    text = f"UTF-8 {', '.join(others)} or {last} with the examples, each also with .gz."
+    found = typer.Argument(metavar="TRAIN", help=text, show_default=False)
+    return inspect.Parameter("train", inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[str, found])
+
+
 def _first(
-    train: Annotated[
-        str,
-        typer.Argument(
-            metavar="TRAIN",
-            help="UTF-8 .jsonl, .csv, .tsv or .parquet with the examples, each also with .gz.",
-            show_default=False,
-        ),
-    ],
+    *,
     model: ModelOption,
     out: Annotated[
         str, typer.Option(metavar="DIR", help="Folder to write: a new or an empty one.", show_default=False)
@@ -89,7 +90,7 @@ def _last(
             help="What to compute in, with weights in float32; auto: bfloat16 where that is fast, else float32.",
         ),
     ] = "auto",
-    device: DeviceOption = "auto",
+    device: PlaceOption = "auto",
     gradient_checkpointing: Annotated[
         bool, typer.Option("--gradient-checkpointing", help="Compute activations again in backward: less memory.")
     ] = False,
@@ -114,6 +115,8 @@ def finetunes(name: str, has_scores: bool = True) -> Callable[[Callable[..., Ask
         first, own, last, taught = (inspect.signature(one).parameters for one in (_first, make, _last, distilling))
         if not has_scores:
             taught = MappingProxyType({})
+        usual = make(**{key: one.default for key, one in own.items()})
+        first = MappingProxyType({"train": _train(usual.task.kinds), **first})
         numbers = {name: _number(name) for name in NUMBERS}
         parameters = {**first, **own, **numbers, **last, **taught}
 

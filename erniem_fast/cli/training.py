@@ -16,8 +16,14 @@ SkipBadLinesOption = Annotated[
     bool, typer.Option("--skip-bad-lines", help="Leave malformed lines out, and count them.")
 ]
 RestartOption = Annotated[
-    bool, typer.Option("--restart", help="Begin anew, whatever a run that was stopped left in DIR.partial.")
+    bool,
+    typer.Option(
+        "--restart",
+        help="Begin anew, whatever a run that was stopped left in DIR.partial; the DIR of a run that ended is replaced "
+        "at the end, with all that was put into it since.",
+    ),
 ]
+PlaceOption = Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="auto: a GPU if there is one.")]
 
 
 def leads() -> bool:
@@ -32,15 +38,14 @@ def say_once(line: str) -> None:
 
 
 def parse_place(name: str) -> torch.device:
-    """Parse the device of a run, which has no number: each process takes its own.
+    """Parse the device of a run, which has no number but 0: each process takes its own.
 
     Raises:
-        InputError: there is no such device, or it has a number.
+        InputError: there is no such device, or it has another number.
     """
-    place = parse_device(name)
-    if place.index:
+    if name not in ("auto", "cpu", "cuda", "cuda:0"):
         raise InputError(f"--device {name!r}: expected auto, cpu or cuda; CUDA_VISIBLE_DEVICES chooses GPUs")
-    return place
+    return parse_device(name)
 
 
 @contextmanager

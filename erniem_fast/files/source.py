@@ -29,6 +29,8 @@ ACCEPTED = {
     "parquet": "expected a Parquet file",
 }
 """What each format must be, by its name."""
+INPUT = "INPUT"
+"""What errors call an input that is read once, so that it may be stdin."""
 GZIP = ".gz"
 LONGEST_LINE = 2**28
 """Bytes of a line. A file of one endless line is an error before it has filled the memory."""
@@ -52,7 +54,7 @@ class Source:
 
     def __init__(
         self, name: str, kind: str, file: BinaryIO, zipped: bool, accepted: Mapping[str, str] = ACCEPTED,
-        what: str = "INPUT",
+        what: str = INPUT,
     ) -> None:  # fmt: skip
         self.name, self.kind = name, kind
         self._accepted, self._what = accepted, what
@@ -176,7 +178,7 @@ class Source:
 
 @contextmanager
 def open_source(
-    name: str, kind: str | None = None, *, accepted: Mapping[str, str] = ACCEPTED, what: str = "INPUT"
+    name: str, kind: str | None = None, *, accepted: Mapping[str, str] = ACCEPTED, what: str = INPUT
 ) -> Iterator[Source]:
     """Open an input.
 
@@ -194,9 +196,10 @@ def open_source(
     if kind is None:
         kind = ending.removeprefix(".").lower() or next(iter(accepted))
         if kind not in accepted:
+            others = "no ending, or - for stdin" if what == INPUT else "or no ending"
             raise InputError(
                 f"{what} {name!r}: the ending {ending} is not read; expected one of "
-                f"{', '.join(f'.{known}' for known in accepted)}, each also with {GZIP}, no ending, or - for stdin"
+                f"{', '.join(f'.{known}' for known in accepted)}, each also with {GZIP}, {others}"
             )
     try:
         file = _open(name)

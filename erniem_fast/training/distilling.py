@@ -4,6 +4,7 @@ recipe = DistillationRecipe("teacher", student_layers=2, temperature=2.0, weight
 fine_tune(task, "train.jsonl", "dev.jsonl", model="teacher", out="student", recipe=recipe)
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -14,7 +15,7 @@ from .augment import Augmentation, Tagger, augment
 from .distill import HEADS, Distillation, DistilledObjective
 from .finetune import Recipe, head_class
 from .objective import Objective
-from .students import check_same_tokens, num_layers, parse_layer_map, student_from
+from .students import check_layer_map, check_same_tokens, num_layers, parse_layer_map, student_from
 from .tasks import classify
 
 
@@ -30,7 +31,7 @@ class DistillationRecipe(Recipe):
         tagger: gives the parts of speech for `Augmentation.pos`, where the data has none.
 
     Raises:
-        InputError: a layer map that can't be read.
+        InputError: a layer map that can't be read, or a temperature or weight out of range.
     """
 
     def __init__(
@@ -44,6 +45,10 @@ class DistillationRecipe(Recipe):
         augmentation: Augmentation | None = None,
         tagger: Tagger | None = None,
     ) -> None:
+        if not 0 < temperature < math.inf:
+            raise InputError(f"--temperature {temperature}: expected a number above 0")
+        if not 0 <= weight <= 1:
+            raise InputError(f"--distill-weight {weight}: expected a number from 0 to 1")
         self.teacher, self.student_layers = teacher, student_layers
         self.temperature, self.weight = temperature, weight
         self.augmentation, self.tagger = augmentation, tagger
@@ -52,7 +57,7 @@ class DistillationRecipe(Recipe):
         try:
             self.layer_map = {} if layer_map is None else parse_layer_map(layer_map)
         except ValueError as error:
-            raise InputError(f"--layer-map: {error}") from error
+            raise InputError(f"--layer-map {layer_map!r}: {error}") from error
 
     def asked(self) -> Mapping[str, Any]:
         augmentation = self.augmentation
@@ -65,7 +70,7 @@ class DistillationRecipe(Recipe):
             "--student-layers": self.student_layers,
             "--temperature": self.temperature,
             "--distill-weight": self.weight,
-            "--layer-map": ",".join(f"{student}:{teacher}" for student, teacher in self.layer_map.items()),
+            "--layer-map": self._layers(),
             "--augment": None if augmentation is None else vars(augmentation),
             "the tagger": getattr(self.tagger, "__qualname__", None),
         }
@@ -92,11 +97,19 @@ class DistillationRecipe(Recipe):
         teacher, new = load_trainable(self.teacher, cls, config, False)
         if new:
             raise InputError(f"--distill {self.teacher!r}: expected a fine-tuned model, its weights lack {new[0]}")
+        try:
+            check_layer_map(self.layer_map, num_layers(student), num_layers(teacher))
+        except ValueError as error:
+            raise InputError(f"--layer-map {self._layers()!r}: {error}") from error
         with _naming(self.teacher):
             self._distillation = Distillation(
                 teacher, student, temperature=self.temperature, weight=self.weight, layer_map=self.layer_map
             )
         return student
+
+    def _layers(self) -> str:
+        """The layer map, as the option has it."""
+        return ",".join(f"{student}:{teacher}" for student, teacher in self.layer_map.items())
 
     def _student(self, model: Any) -> Any:
         if self.student_layers is None:

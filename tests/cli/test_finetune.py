@@ -71,6 +71,22 @@ def test_without_a_task_there_is_the_help_alone() -> None:
     assert result.stderr == ""
 
 
+@pytest.mark.parametrize(
+    ("task", "kinds"),
+    [("classify", ".jsonl, .csv, .tsv or .parquet"), ("qa", ".json, .jsonl or .parquet"),
+     ("extract", ".jsonl or .parquet"), ("embed", ".jsonl, .csv, .tsv or .parquet"),
+     ("tag", ".conll, .txt, .tsv, .bio, .iob, .iob2, .conllu, .jsonl or .parquet")],
+)  # fmt: skip
+def test_the_help_says_what_is_read_and_where_it_runs(task: str, kinds: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    monkeypatch.setenv("TERMINAL_WIDTH", "400")
+    shown = run("finetune", task, "--help").stdout
+    assert f"UTF-8 {kinds} with the examples" in shown
+    assert "auto|cpu|cuda" in shown
+    assert "cuda[:N]" not in shown
+    assert "the DIR of a run that ended is replaced at the end, with all that was put into it since" in shown
+
+
 def test_errors_are_one_line(checkpoint: Path, data: tuple[Path, Path], tmp_path: Path) -> None:
     train, dev = data
     command = ("finetune", "classify", train, "--dev", dev, "--model", checkpoint, "--out", tmp_path / "out")
@@ -82,6 +98,11 @@ def test_errors_are_one_line(checkpoint: Path, data: tuple[Path, Path], tmp_path
     assert_one_line(run(*command[:3], *command[5:], "--patience", 2), "--patience 2: expected --dev, too")
     assert_one_line(run(*command, "--label-column", "kind"), "TRAIN", "line 1 has no 'kind': it has 'text', 'label'")
     assert_one_line(run(*command[:3], "--dev", tmp_path / "none.csv", *command[5:]), "--dev", "No such file")
+    assert_one_line(run(*command, "--device", "cuda:1"), "--device 'cuda:1': expected auto, cpu or cuda; CUDA_VISIBLE")
+    result = run(*command[:2], "train.xlsx", *command[3:])
+    assert_one_line(result, "the ending .xlsx is not read; expected one of .jsonl", "each also with .gz, or no ending")
+    assert "stdin" not in result.stderr
+    assert_one_line(run(*command[:-1], "/"), "--out '/': is the root of the file system; expected an empty folder")
     train.write_text("{\n")
     assert_one_line(run(*command), "line 1 is not JSON")
     assert sorted(os.listdir(tmp_path)) == ["dev.csv", "train.jsonl"]

@@ -84,11 +84,17 @@ def test_examples_of_a_recipe(teacher: str) -> None:
 
 def test_what_a_recipe_refuses(teacher: str, tmp_path: Path) -> None:
     student = load(teacher)
-    with pytest.raises(InputError, match="--layer-map: layer map must read like 1:2,2:4"):
+    with pytest.raises(InputError, match="--layer-map '1-2': layer map must read like 1:2,2:4"):
         DistillationRecipe(teacher, layer_map="1-2")
+    for temperature in (0.0, float("nan"), float("inf")):
+        with pytest.raises(InputError, match=f"--temperature {temperature}: expected a number above 0"):
+            DistillationRecipe(teacher, temperature=temperature)
+    for weight in (2.0, float("nan")):
+        with pytest.raises(InputError, match=f"--distill-weight {weight}: expected a number from 0 to 1"):
+            DistillationRecipe(teacher, weight=weight)
     with pytest.raises(InputError, match="--student-layers 5: expected a whole number from 1 to 4, the layers of --m"):
         DistillationRecipe(teacher, student_layers=5).model(student, 64)
-    with pytest.raises(InputError, match=r"--distill '.*': layer map must lead from layers 0"):
+    with pytest.raises(InputError, match="--layer-map '3:4': layer map must lead from layers 0"):
         DistillationRecipe(teacher, student_layers=2, layer_map="3:4").model(student, 64)
     with pytest.raises(InputError, match=r"--distill '.*': takes 64 tokens; expected --max-length 64 or less"):
         DistillationRecipe(teacher).model(student, 65)
@@ -113,6 +119,8 @@ def test_options_become_a_recipe() -> None:
         recipe_of(OPTIONS | {"student_layers": 2}, 1)
     with pytest.raises(InputError, match="--augment-copies: expected --augment besides"):
         recipe_of(OPTIONS | {"distill": "T", "augment_copies": 2}, 1)
+    with pytest.raises(InputError, match="--augment-copies 0: expected a whole number of at least 1"):
+        recipe_of(OPTIONS | {"distill": "T", "augment": "unk=.1", "augment_copies": 0}, 1)
     with pytest.raises(InputError, match=r"--augment 'unk=2': unk must lie in \[0, 1\], got 2.0"):
         recipe_of(OPTIONS | {"distill": "T", "augment": "unk=2"}, 1)
 
