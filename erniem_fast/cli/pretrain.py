@@ -16,8 +16,8 @@ from ..inference.loading import load_config, load_tokenizer, load_trainable, mod
 from ..tokenization import ErnieMTokenizer
 from .errors import InputError
 from .options import DTYPES as ALL_DTYPES
-from .options import DeviceOption, parse_choice, parse_count
-from .training import RestartOption, SkipBadLinesOption, exit_codes, leads, parse_place
+from .options import parse_choice, parse_count
+from .training import PlaceOption, RestartOption, SkipBadLinesOption, exit_codes, leads, parse_place
 
 DTYPES = ("auto", *ALL_DTYPES)
 OBJECTIVES = ("mmlm", "tlm", "camlm", "btmlm", "mlm-nsp", "mlm", "clm")
@@ -101,7 +101,7 @@ def pretrain_command(
             metavar="|".join(DTYPES), help="What to compute in; auto: bfloat16 where that is fast, else float32."
         ),
     ] = "auto",
-    device: DeviceOption = "auto",
+    device: PlaceOption = "auto",
     skip_bad_lines: SkipBadLinesOption = False,
     restart: RestartOption = False,
 ) -> None:  # fmt: skip

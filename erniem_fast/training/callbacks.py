@@ -74,12 +74,13 @@ class Interruption(TrainerCallback):
             signal.signal(*self._before.popitem())
 
     def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-        """Ask for a checkpoint, but behind the last step of an epoch, which is evaluated first."""
+        """Ask for a checkpoint, but behind the last step of an epoch or of all, which is evaluated first."""
         number = torch.tensor(self.number, device=args.device)
         if args.world_size > 1:
             dist.all_reduce(number, dist.ReduceOp.MAX)
         self._agreed = int(number)
-        if self._agreed and state.epoch % 1:
+        evaluated = args.save_strategy == "epoch" and state.global_step >= state.max_steps
+        if self._agreed and state.epoch % 1 and not evaluated:
             control.should_save = True
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
@@ -99,6 +100,8 @@ class Interruption(TrainerCallback):
 class Curve(TrainerCallback):
     """Writes every logged figure to a file, one JSON object a line.
 
+    Trainer's summary is left out: it knows no more than the steps since the checkpoint that was gone on with.
+
     Args:
         path: of the file. What it holds behind the checkpoint that is gone on with is dropped.
     """
@@ -114,7 +117,7 @@ class Curve(TrainerCallback):
 
     def _write(self, mode: str, entries: list[dict[str, Any]]) -> None:
         with self.path.open(mode, encoding="utf-8") as file:
-            file.writelines(json.dumps(entry) + "\n" for entry in entries)
+            file.writelines(json.dumps(entry) + "\n" for entry in entries if "train_runtime" not in entry)
 
 
 class Progress(TrainerCallback):

@@ -337,7 +337,7 @@ class _Run:
         trainer.state = state
         trainer._load_from_checkpoint(best if best is not None and os.path.isdir(best) else checkpoint)
         if self.machine.leads:
-            _Curve(self.folder.curve).on_train_begin(trainer.args, state, trainer.control)
+            Curve(self.folder.curve).on_train_begin(trainer.args, state, trainer.control)
         return True
 
     def _train(self, trainer: PackedTrainer, checkpoint: str | None, metric: str) -> None:
@@ -346,9 +346,9 @@ class _Run:
         trainer.add_callback(progress)
         if self.machine.leads:
             self.folder.checkpoints.mkdir(exist_ok=True)
-            trainer.add_callback(_Curve(self.folder.curve))
+            trainer.add_callback(Curve(self.folder.curve))
         try:
-            with _Interruption(self.say).installed() as interruption:
+            with Interruption(self.say).installed() as interruption:
                 trainer.add_callback(interruption)
                 trainer.train(resume_from_checkpoint=checkpoint)
                 if interruption.number:
@@ -384,22 +384,6 @@ class _Run:
         (folder / "README.md").write_text(card, encoding="utf-8")
         self.folder.settle(**{**self.folder.settled, "figures": figures})
         self.folder.put_in_place()
-
-
-class _Curve(Curve):
-    """A curve without Trainer's summary, which knows but the steps since the last checkpoint that was gone on with."""
-
-    def _write(self, mode: str, entries: list[dict[str, Any]]) -> None:
-        super()._write(mode, [entry for entry in entries if "train_runtime" not in entry])
-
-
-class _Interruption(Interruption):
-    """Waits behind the last step, which may be within an epoch, for its evaluation."""
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-        super().on_step_end(args, state, control, **rest)
-        if state.global_step >= state.max_steps and args.save_strategy == "epoch":
-            control.should_save = False
 
 
 def head_class(config: Any, head: str, name: str) -> Any:

@@ -183,4 +183,4 @@ def _arguments(run: RunFolder, settings: PretrainingSettings, machine: Machine) 
 
 def _last_figures(history: Sequence[Mapping[str, float]]) -> dict[str, float]:
     evaluations = [entry for entry in history if "eval_loss" in entry]
-    return {name: value for name, value in evaluations[-1].items() if name != "step"} if evaluations else {}
+    return {name: value for name, value in sorted(evaluations[-1].items()) if name != "step"} if evaluations else {}

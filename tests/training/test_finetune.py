@@ -77,8 +77,8 @@ def curve(folder: Path) -> list[dict[str, Any]]:
     entries = [json.loads(line) for line in lines]
     return [
         {name: value for name, value in entry.items() if not name.endswith(("_runtime", "_per_second"))}
-        for entry in entries if "train_runtime" not in entry
-    ]  # fmt: skip
+        for entry in entries
+    ]
 
 
 def digests(folder: Path) -> dict[str, str]:
