@@ -129,7 +129,7 @@ def test_number_of_parameters(models: Any, sizes: dict[str, int], millions: floa
 
 
 @pytest.mark.parametrize("name", CLASSES[1:])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)], ids=str)
 def test_autocast(name: str, dtype: torch.dtype) -> None:
     """Gradients under autocast have at most twice the plain model's error."""
     plain, fast = make(name, torch.float32, **NO_DROPOUT)
