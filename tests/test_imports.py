@@ -110,6 +110,7 @@ def test_nothing_imports_tests_or_bench(path: Path) -> None:
         assert not {name.split(".")[0] for name in names} & {"tests", "bench"}
 
 
+@pytest.mark.slow
 def test_kernels_has_no_init_and_transformers_imports_beside_it() -> None:
     """Hugging Face's package `kernels` must stay reachable: a regular package of that name would shadow it."""
     assert not (ROOT / "kernels" / "__init__.py").exists()

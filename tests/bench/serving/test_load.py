@@ -62,6 +62,7 @@ def process() -> Iterator[Any]:
         one.communicate("\n")
 
 
+@pytest.mark.slow
 def test_open_loop_sends_while_earlier_requests_wait(address: str, process: Any) -> None:
     answers = Server(process, address, ["one", "bad"]).answers(1.0, rate=40.0)
     assert max(Slow.under_way) > 1
@@ -72,6 +73,7 @@ def test_open_loop_sends_while_earlier_requests_wait(address: str, process: Any)
     assert answers.late_s.min() >= 0
 
 
+@pytest.mark.slow
 def test_arrivals_are_the_same_every_time(address: str) -> None:
     asked = {"url": address, "texts": ["a"], "seconds": 0.5, "seed": 1, "rate": 20}
     found = []
@@ -85,6 +87,7 @@ def test_arrivals_are_the_same_every_time(address: str) -> None:
     assert max(gaps) > 2 * min(gaps), "arrivals of a Poisson process are not evenly spaced"
 
 
+@pytest.mark.slow
 def test_closed_loop_has_so_many_requests_under_way(address: str, process: Any) -> None:
     answers = Server(process, address, ["one"]).answers(0.5, clients=3)
     assert max(Slow.under_way) == 3

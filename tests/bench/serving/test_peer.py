@@ -25,6 +25,7 @@ class SentenceTransformer:
 """
 
 
+@pytest.mark.slow
 def test_a_peer_encodes_what_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "sentence_transformers.py").write_text(STUB, encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
