@@ -11,7 +11,8 @@ import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import Trainer
+from transformers import Trainer, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import nested_detach
 
 from ..losses import IGNORED
@@ -225,6 +226,21 @@ class ExactTrainer(Trainer):
             if (match := CHECKPOINT.fullmatch(path.name))
         ]
         return max(found)[1] if found else None
+
+    def take_ended(self, checkpoint: str) -> bool:
+        """Take a run whose training ended at a checkpoint, its best weights included: `train` would do a step more.
+
+        Returns:
+            False if it had not ended, so that nothing was taken.
+        """
+        state = TrainerState.load_from_json(os.path.join(checkpoint, TRAINER_STATE_NAME))
+        control: Any = state.stateful_callbacks["TrainerControl"]
+        if not control["args"]["should_training_stop"]:
+            return False
+        self.state = state
+        best = state.best_model_checkpoint
+        self._load_from_checkpoint(best if best is not None and os.path.isdir(best) else checkpoint)
+        return True
 
     def _wait(self) -> None:
         """Wait for the other processes."""

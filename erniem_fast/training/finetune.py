@@ -4,15 +4,12 @@ task = Asked(Classification, {"label_column": "language"})
 fine_tune(task, "train.jsonl", "dev.jsonl", model="ernie-m-base", out="languages")
 """
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from transformers import EarlyStoppingCallback, EvalPrediction, PrinterCallback, TrainingArguments, set_seed
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_callback import TrainerState
 
 from .. import modeling
 from ..configuration import ErnieMConfig
@@ -319,26 +316,13 @@ class _Run:
         checkpoint = trainer.newest_checkpoint()
         if checkpoint is not None:
             self.say(f"Going on from {checkpoint}")
-        if checkpoint is None or not self._take_ended(trainer, checkpoint):
+        if checkpoint is None or not trainer.take_ended(checkpoint):
             self._train(trainer, checkpoint, task.best_metric if dev is not None else "")
         figures = best_figures(trainer.state)
         if self.machine.leads:
             self._put_in_place(trainer, task, tokenizer, data, figures)
         trainer.accelerator.wait_for_everyone()
         return figures
-
-    def _take_ended(self, trainer: PackedTrainer, checkpoint: str) -> bool:
-        """True if training had ended at a checkpoint, whose run is then taken: Trainer would do more steps."""
-        state = TrainerState.load_from_json(os.path.join(checkpoint, TRAINER_STATE_NAME))
-        control: Any = state.stateful_callbacks["TrainerControl"]
-        if not control["args"]["should_training_stop"]:
-            return False
-        best = state.best_model_checkpoint
-        trainer.state = state
-        trainer._load_from_checkpoint(best if best is not None and os.path.isdir(best) else checkpoint)
-        if self.machine.leads:
-            Curve(self.folder.curve).on_train_begin(trainer.args, state, trainer.control)
-        return True
 
     def _train(self, trainer: PackedTrainer, checkpoint: str | None, metric: str) -> None:
         """Train to the end."""

@@ -141,7 +141,8 @@ def _train(
     checkpoint = trainer.newest_checkpoint()
     if checkpoint is not None:
         say(f"Going on from {checkpoint}")
-        if trainer.resume(checkpoint) >= settings.steps:  # Trainer would do a step more
+        trainer.resume(checkpoint)
+        if trainer.take_ended(checkpoint):
             return
     progress = Progress("loss", leads)
     trainer.add_callback(progress)

@@ -1,15 +1,13 @@
 """PretrainingTrainer: transformers' Trainer on a mixture of objectives, and what watches a run."""
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PrinterCallback, TrainerCallback, TrainerState
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers import PrinterCallback, TrainerCallback
 
 from ..files.errors import InputError
 from ..losses import IGNORED
@@ -135,11 +133,8 @@ class PretrainingTrainer(ExactTrainer):
         path.write_text(json.dumps(place), encoding="utf-8")
         super()._save_rng_state(output_dir)
 
-    def resume(self, checkpoint: str) -> int:
-        """Set the model and the mixture to where a checkpoint was saved.
-
-        Returns:
-            Steps that are done.
+    def resume(self, checkpoint: str) -> None:
+        """Set the mixture to where a checkpoint was saved.
 
         Raises:
             InputError: it was saved by another number of processes, or read other files.
@@ -157,9 +152,6 @@ class PretrainingTrainer(ExactTrainer):
         self.mixture.load_state_dict(place)
         self.position = self.mixture.state_dict()
         self.tokens, self.cut = place["tokens"], place["cut"]
-        self.state = TrainerState.load_from_json(os.path.join(checkpoint, TRAINER_STATE_NAME))
-        self._load_from_checkpoint(checkpoint)
-        return self.state.global_step
 
 
 class _Batches:
