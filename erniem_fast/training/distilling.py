@@ -54,14 +54,12 @@ class DistillationRecipe(Recipe):
         self.augmentation, self.tagger = augmentation, tagger
         self._distillation: Distillation | None = None
         self._unk_token = ""
-        try:
+        with _naming("--layer-map", layer_map):
             self.layer_map = {} if layer_map is None else parse_layer_map(layer_map)
-        except ValueError as error:
-            raise InputError(f"--layer-map {layer_map!r}: {error}") from error
 
     def asked(self) -> Mapping[str, Any]:
         augmentation = self.augmentation
-        with _naming(self.teacher):
+        with _naming("--distill", self.teacher):
             load_config(self.teacher, any_family=True)
             files = model_files(self.teacher)
         return {
@@ -82,7 +80,7 @@ class DistillationRecipe(Recipe):
         tokenizer = load_tokenizer(name, model.config)
         self._unk_token = str(tokenizer.unk_token)
         student = self._student(model)
-        with _naming(self.teacher):
+        with _naming("--distill", self.teacher):
             check_same_tokens(tokenizer, load_tokenizer(self.teacher, config))
         most = max_tokens_of(config)
         if most < max_length:
@@ -97,11 +95,9 @@ class DistillationRecipe(Recipe):
         teacher, new = load_trainable(self.teacher, cls, config, False)
         if new:
             raise InputError(f"--distill {self.teacher!r}: expected a fine-tuned model, its weights lack {new[0]}")
-        try:
+        with _naming("--layer-map", self._layers()):
             check_layer_map(self.layer_map, num_layers(student), num_layers(teacher))
-        except ValueError as error:
-            raise InputError(f"--layer-map {self._layers()!r}: {error}") from error
-        with _naming(self.teacher):
+        with _naming("--distill", self.teacher):
             self._distillation = Distillation(
                 teacher, student, temperature=self.temperature, weight=self.weight, layer_map=self.layer_map
             )
@@ -152,9 +148,9 @@ class DistillationRecipe(Recipe):
 
 
 @contextmanager
-def _naming(teacher: str) -> Iterator[None]:
-    """Context in which a ValueError, a CheckpointError among them, becomes an InputError about the teacher."""
+def _naming(option: str, value: str | None) -> Iterator[None]:
+    """Context in which a ValueError, a CheckpointError among them, becomes an InputError about an option."""
     try:
         yield
     except ValueError as error:
-        raise InputError(f"--distill {teacher!r}: {str(error).removeprefix(f'model {teacher!r}: ')}") from error
+        raise InputError(f"{option} {value!r}: {str(error).removeprefix(f'model {value!r}: ')}") from error

@@ -111,9 +111,10 @@ class FileReader:
         with self._open() as source:
             if source.identity is None:
                 raise source.error("is a pipe, which can't be read twice")
-            bytes_on_disk = Path(name).stat().st_size
+            path = Path(name)
+            bytes_on_disk = path.stat().st_size
             self.size = float(bytes_on_disk * (GZIP_RATIO if name.endswith(GZIP) else 1))
-            self.identity = f"{Path(name).name} ({bytes_on_disk:,} bytes, {_digest(Path(name))})"
+            self.identity = f"{path.name} ({bytes_on_disk:,} bytes, {_digest(path, bytes_on_disk)})"
             self.quick, self._seen = source.quick, source.identity
 
     def read(self, bad: BadLines) -> Iterator[Sample]:
@@ -149,11 +150,10 @@ class FileReader:
         return Sample(found, spoken or (None,) * len(found), f"{self.name}:{number}")
 
 
-def _digest(path: Path, block: int = 2**16) -> str:
+def _digest(path: Path, size: int, block: int = 2**16) -> str:
     """Of up to 17 blocks all over a file: of all of a small one."""
     found = hashlib.blake2b(digest_size=8)
     with path.open("rb") as file:
-        size = path.stat().st_size
         for start in range(0, size, max(size // 16, block)):
             file.seek(start)
             found.update(file.read(block))

@@ -198,7 +198,7 @@ class FineTuningTask(ABC, Generic[Example]):
 
         Args:
             frame: what is put around the texts.
-            least: most tokens of a sequence must be so many; None: with a token of each text.
+            least: that is accepted; None: with a token of each text.
 
         Raises:
             InputError: `max_length` is less.

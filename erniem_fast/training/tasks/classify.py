@@ -135,11 +135,8 @@ class Classification(FineTuningTask[Example]):
         raise ValueError(f"has {self.label_column!r} {value!r:.80}, not a label")
 
     def _number(self, value: Any) -> float:
-        try:
-            number = math.nan if isinstance(value, bool) else float(value)
-        except (TypeError, ValueError, OverflowError):
-            number = math.nan
-        if not math.isfinite(number):
+        number = _number_in(value)
+        if number is None:
             raise ValueError(f"has {self.label_column!r} {value!r:.80}, not a finite number")
         return number
 
@@ -224,11 +221,11 @@ class Classification(FineTuningTask[Example]):
         return {name: float(value) for name, value in figures.items()}
 
 
-def _number_in(label: Any) -> float | None:
-    """The number that a label reads as, if it is a finite one."""
+def _number_in(value: Any) -> float | None:
+    """The number that a value is or reads as, if it is a finite one."""
     try:
-        number = float(label)
-    except (TypeError, ValueError):
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None
 
