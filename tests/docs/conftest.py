@@ -9,15 +9,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import patient_ray
 from helpers.blocks import GPU, Block, blocks, script
 from helpers.ernie_folders import TINY, write_ernie_checkpoint
 from helpers.hub import fill_cache, fill_folders
 from helpers.paddle_folders import write_uie_m
 from helpers.paths import ROOT
+from helpers.processes import PATIENCE
 
 CACHES = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "TRANSFORMERS_CACHE")
 ONLINE = ROOT / "tests" / "helpers" / "online.py"
-SECONDS = 600
 
 
 @pytest.fixture(scope="session")
@@ -27,13 +28,14 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     fill_cache(home / "hub")
     environment = {name: value for name, value in os.environ.items() if name not in CACHES}
     folder = str(Path(sys.executable).parent)
-    return environment | {
+    return {
+        **environment,
+        **patient_ray.ENVIRONMENT,
         "HF_HOME": str(home),
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
         "PATH": os.pathsep.join((folder, environment.get("PATH", ""))),
         "PYTHONPATH": str(ROOT),
-        "RAY_USAGE_STATS_ENABLED": "0",
     }
 
 
@@ -79,7 +81,7 @@ def _has_gpu() -> bool:
 
 def _run(command: list[str], block: Block, environment: dict[str, str], folder: Path) -> str:
     done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, encoding="utf-8", timeout=SECONDS
+        command, cwd=folder, env=environment, capture_output=True, text=True, encoding="utf-8", timeout=PATIENCE
     )
     assert done.returncode == 0, f"{block.name}\n{done.stdout}\n{done.stderr}"
     return done.stdout

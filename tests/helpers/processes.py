@@ -5,6 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+PATIENCE = 600.0
+"""Seconds that a test waits for what comes, or is broken: many times what a busy machine needs."""
+
 
 def is_there(pid: int) -> bool:
     """True if a process runs; one that has ended does not, though its parent may not have asked for its exit code."""
@@ -14,9 +17,9 @@ def is_there(pid: int) -> bool:
         return False
 
 
-def wait_until(condition: Callable[[], Any], seconds: float = 30) -> None:
-    """Return once a condition holds, within so many seconds."""
-    until = time.monotonic() + seconds
+def wait_until(condition: Callable[[], Any]) -> None:
+    """Return once a condition holds."""
+    until = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < until
         time.sleep(0.01)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import patient_ray
 from helpers.blocks import blocks, script
 from helpers.golden_tokenizer import build
 from helpers.pairs import SIZES
@@ -83,7 +84,7 @@ def ask(text):
     request = Request(f"http://127.0.0.1:{port}/embed", body, {"Content-Type": "application/json"})
     for _ in range(600):
         try:
-            with urlopen(request, timeout=60) as answer:
+            with urlopen(request) as answer:
                 return json.load(answer)[0]
         except OSError:  # the replica is gone
             time.sleep(0.1)
@@ -131,7 +132,7 @@ def run(code: str, definition: str, folder: Path) -> None:
     assert any(definition in block.code for block in chosen)
     file = folder / "cluster.py"
     file.write_text(script(chosen) + START + code, encoding="utf-8")
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0", "RAY_ADDRESS": ""}
+    environment = os.environ | patient_ray.ENVIRONMENT | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, str(file), str(folder)],
         cwd=folder, env=environment, capture_output=True, text=True, timeout=SECONDS,
