@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from helpers.command_line import TEXTS, run_embed
 from helpers.paths import ROOT
+from helpers.processes import PATIENCE
 
 from erniem_fast.cli import job
 from erniem_fast.cli.main import app
@@ -169,7 +170,7 @@ def test_a_signal_to_a_process(checkpoint, texts, tmp_path, number, sent):
         while sent and b"Encoding" not in errors:
             errors += os.read(process.stderr.fileno(), 1000)
         process.send_signal(number)
-        process.wait(60)
+        process.wait(PATIENCE)
         errors += process.stderr.read()
     finally:
         process.kill()

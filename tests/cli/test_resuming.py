@@ -203,7 +203,7 @@ def test_twenty_random_kills(commands: Commands, checkpoint: Path, tmp_path: Pat
         kept = written_at(manifest)
         process = commands.start(*command, out)
         if killed % 2:  # on a busy machine any time may be before the first records
-            wait_until(lambda kept=kept: out.exists() or written_at(manifest) not in (None, kept), 120)
+            wait_until(lambda kept=kept: out.exists() or written_at(manifest) not in (None, kept))
         time.sleep(random.uniform(0, seconds))
         with suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from helpers.command_line import assert_one_line, run
 from helpers.paths import ROOT
-from helpers.processes import is_there, wait_until
+from helpers.processes import PATIENCE, is_there, wait_until
 from safetensors.torch import load_file, save_file
 
 JSON = {"Content-Type": "application/json"}
@@ -106,7 +106,7 @@ def ask(port: int, path: str, body: Any = None, **headers: str) -> tuple[int, by
     content = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", content, JSON | headers)
     try:
-        with urllib.request.urlopen(request, timeout=30) as response:
+        with urllib.request.urlopen(request, timeout=PATIENCE) as response:
             return response.status, response.read()
     except urllib.error.HTTPError as error:
         return error.code, error.read()
@@ -115,7 +115,7 @@ def ask(port: int, path: str, body: Any = None, **headers: str) -> tuple[int, by
 def send_half(port: int) -> tuple[socket.socket, bytes]:
     """A connection on which half a request was sent, and the other half."""
     content = b'{"inputs": "the last request"}'
-    connection = socket.create_connection(("127.0.0.1", port), timeout=60)
+    connection = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
     connection.sendall(HEAD % len(content) + content[:10])
     return connection, content[10:]
 
@@ -150,7 +150,7 @@ def test_a_model_that_is_killed_ends_the_server(start: Callable[..., tuple], bus
         connection.sendall(rest)
         assert ask(port, "/tokenize", {"inputs": "a"})[0] == 200  # by now the other is known to be under way
     os.kill(model, signal.SIGKILL)
-    assert process.wait(60) == 1
+    assert process.wait(PATIENCE) == 1
     ended = "the process of the model ended with exit code -9"
     lines = [f"A call of the model failed: {ended}"] * busy + [f"Error: {ended}"]
     assert process.stderr.read().splitlines() == lines
@@ -163,9 +163,9 @@ def test_a_model_that_is_killed_ends_the_server(start: Callable[..., tuple], bus
 @with_proc
 def test_a_model_that_is_killed_while_it_loads(start: Callable[..., tuple]) -> None:
     process, _ = start(ready=False)
-    wait_until(lambda: model_of(process), 60)
+    wait_until(lambda: model_of(process))
     os.kill(model_of(process), signal.SIGKILL)
-    assert process.wait(60) == 1
+    assert process.wait(PATIENCE) == 1
     said = process.stderr.read()
     assert said.splitlines()[-1] == "Error: the process of the model ended with exit code -9"
     assert "Traceback" not in said
@@ -177,7 +177,7 @@ def test_a_killed_server_leaves_no_model_behind(start: Callable[..., tuple]) -> 
     process, _ = start()
     model = model_of(process)
     process.kill()
-    wait_until(lambda: not is_there(model), 60)
+    wait_until(lambda: not is_there(model))
 
 
 @pytest.mark.slow
@@ -185,10 +185,10 @@ def test_a_killed_server_leaves_no_model_behind(start: Callable[..., tuple]) -> 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_while_it_loads(start: Callable[..., tuple], number: int, code: int) -> None:
     process, _ = start(ready=False)
-    wait_until(lambda: model_of(process) and not ignores_interrupts(process.pid), 60)
+    wait_until(lambda: model_of(process) and not ignores_interrupts(process.pid))
     model = model_of(process)
     os.killpg(process.pid, number)
-    assert process.wait(60) == code
+    assert process.wait(PATIENCE) == code
     said = process.stderr.read()
     assert "Traceback" not in said
     assert "Error" not in said
@@ -217,7 +217,7 @@ def test_requests_under_way_are_answered_before_the_end(start: Callable[..., tup
         answer += piece
     assert answer.startswith(b"HTTP/1.1 200")
     assert len(json.loads(answer.split(b"\r\n\r\n", 1)[1])[0]) == 32
-    assert process.wait(60) == 0
+    assert process.wait(PATIENCE) == 0
     assert process.stderr.read() == ""
 
 
@@ -232,7 +232,7 @@ def test_a_request_that_does_not_end_is_given_up(start: Callable[..., tuple], ho
         while ask(port, "/health")[0] != 503:
             pass
         process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 1
+    assert process.wait(PATIENCE) == 1
     said = process.stderr.read()
     assert "1 requests were not finished" in said
     assert how == "a second signal" or "Traceback" not in said

@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from helpers.paths import ROOT
+from helpers.processes import PATIENCE
 
 from erniem_fast import ops
 
@@ -109,7 +110,7 @@ def test_a_copy_without_the_link_says_so_in_one_sentence(tmp_path: Path, link: s
     # -S: no site-packages, where another copy may be installed. The sentence comes before any other import.
     done = subprocess.run(
         [sys.executable, "-S", "-c", "import erniem_fast"],
-        cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, timeout=600,
+        cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, timeout=PATIENCE,
     )  # fmt: skip
     assert done.returncode == 1
     *_, message = done.stderr.strip().splitlines()

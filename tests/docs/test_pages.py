@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from helpers.blocks import INSTALL, LANGUAGES, MAKE, MARKS, Block, blocks, pages, script
 from helpers.paths import ROOT
+from helpers.processes import PATIENCE
 
 CI = ROOT / ".ci" / "run"
 README = ROOT / "README.md"
@@ -57,8 +58,9 @@ def _commands(calls: list[str]) -> list[set[str]]:
     for call in calls:
         target = call.split()[1]
         dry = subprocess.run(
-            ["make", "-n", target], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=True
-        )
+            ["make", "-n", target], cwd=ROOT, env=environment, timeout=PATIENCE,
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
         found.append(set(dry.stdout.splitlines()))
     return found
 
@@ -67,7 +69,7 @@ def test_ci_runs_the_blocks_that_install() -> None:
     assert "tests/helpers/blocks.py" in CI.read_text(encoding="utf-8")
     printed = subprocess.run(
         [sys.executable, ROOT / "tests" / "helpers" / "blocks.py"],
-        capture_output=True, text=True, encoding="utf-8", timeout=60, check=True,
+        capture_output=True, text=True, encoding="utf-8", timeout=PATIENCE, check=True,
     ).stdout  # fmt: skip
     installing = [block for page in pages() for block in blocks(page) if block.mark == INSTALL]
     assert installing

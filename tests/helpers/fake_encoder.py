@@ -9,6 +9,7 @@ import numpy as np
 
 from erniem_fast.inference.settings import SentenceSettings
 from erniem_fast.inference.tokens import Row
+from helpers.processes import PATIENCE
 
 DIM = 8
 MAX_TOKENS = 16
@@ -57,7 +58,7 @@ class FakeTask:
     def compute(self, tokens: Any) -> Any:
         self.encoder.calls.append([row.ids.tolist() for row in tokens])
         self.encoder.entered.set()
-        assert self.encoder.gate.wait(30)
+        assert self.encoder.gate.wait(PATIENCE)
         if any(ids_of("boom")[1] in row.ids for row in tokens):
             raise RuntimeError("the device is on fire")
         normalize, dim = self.options.get("normalize", True), self.options.get("truncate_dim", DIM)

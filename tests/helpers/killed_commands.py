@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers.paths import ROOT
+from helpers.processes import PATIENCE
 
 CODE = """
 import json, os, sys, traceback
@@ -65,7 +66,7 @@ class Commands:
         return int(self._read())
 
     def close(self) -> None:
-        self.server.communicate(timeout=60)
+        self.server.communicate(timeout=PATIENCE)
 
     def _read(self) -> str:
         assert self.server.stdout is not None

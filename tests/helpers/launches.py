@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from helpers.paths import ROOT
+from helpers.processes import PATIENCE
 
 RANKS = ROOT / "tests" / "training" / "ranks"
 LAUNCHERS = {
@@ -18,7 +19,7 @@ LAUNCHERS = {
 }  # fmt: skip
 
 
-def launch(script: str, *arguments: str | Path, by: str = "torchrun", seconds: int = 300) -> str:
+def launch(script: str, *arguments: str | Path, by: str = "torchrun") -> str:
     """Run a script of tests/training/ranks on two processes, on CPUs, and return what they print.
 
     Raises:
@@ -31,6 +32,6 @@ def launch(script: str, *arguments: str | Path, by: str = "torchrun", seconds: i
     if sys.platform == "linux":
         environment["GLOO_SOCKET_IFNAME"] = "lo"
     command = [sys.executable, *LAUNCHERS[by], str(RANKS / f"{script}.py"), *map(str, arguments)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=seconds)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"[-8000:]
     return done.stdout

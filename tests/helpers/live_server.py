@@ -7,6 +7,7 @@ from typing import Any
 
 from erniem_fast.inference.server import ServerSettings, create_app
 from erniem_fast.inference.server.run import bind, run
+from helpers.processes import PATIENCE
 
 
 @contextmanager
@@ -15,11 +16,11 @@ def live_server(encoder: Any, **settings: Any) -> Iterator[tuple[str, Any]]:
     made = ServerSettings(model_id="fake/model", **settings)
     app, ready = create_app(encoder, made), threading.Event()
     with bind("127.0.0.1", 0, made.write_seconds) as listener:
-        server = threading.Thread(target=run, args=(app, listener, 30.0, ready.set))
+        server = threading.Thread(target=run, args=(app, listener, PATIENCE, ready.set))
         server.start()
         try:
-            assert ready.wait(60)
+            assert ready.wait(PATIENCE)
             yield f"http://127.0.0.1:{listener.getsockname()[1]}", app
         finally:
             app.state.traffic.draining = True
-            server.join(60)
+            server.join(PATIENCE)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import family_folders
+from helpers.processes import PATIENCE
 from helpers.small_models import small_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -83,7 +84,7 @@ def test_streams_get_even_parts(model: ErnieMModel) -> None:
 
 
 def test_two_batches_are_computed_at_once(model: ErnieMModel) -> None:
-    meeting = threading.Barrier(2, timeout=60)
+    meeting = threading.Barrier(2, timeout=PATIENCE)
 
     def compute(batch: PackedBatch) -> torch.Tensor:
         meeting.wait()  # for a batch of the other thread

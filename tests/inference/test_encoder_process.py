@@ -18,7 +18,7 @@ import pytest
 from helpers.family_folders import FAMILIES, save_family
 from helpers.head_folders import TEXTS
 from helpers.paths import ROOT
-from helpers.processes import is_there, wait_until
+from helpers.processes import PATIENCE, is_there, wait_until
 from helpers.sentence_folders import change_json, save_encoder
 
 from erniem_fast import Encoder
@@ -197,7 +197,7 @@ def test_a_process_that_is_killed(head_folder: Callable[[str], Path], load: Call
         while encoder.exit_code is None:  # as a server asks all the time
             pass
         with pytest.raises(ProcessEndedError, match=r"ended with exit code -9$"):
-            call.result(60)
+            call.result(PATIENCE)
     assert encoder.exit_code == -9
     with pytest.raises(ProcessEndedError, match="exit code -9"):
         task.compute(tokens)
@@ -341,7 +341,7 @@ def test_close(head_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPat
         time.sleep(0.1)
         encoder.close()
         with pytest.raises(ProcessEndedError, match="exit code -9"):
-            call.result(60)
+            call.result(PATIENCE)
     assert encoder.exit_code == -9
 
 
@@ -351,10 +351,10 @@ def test_close(head_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPat
 def test_no_process_is_left_behind(head_folder: Callable[[str], Path], end: str, code: int) -> None:
     """By a program that does not close it, or can't."""
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, head_folder("vectors"), end], stdout=subprocess.PIPE, text=True, timeout=600,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        [sys.executable, "-c", SCRIPT, head_folder("vectors"), end], stdout=subprocess.PIPE, text=True,
+        timeout=PATIENCE, env=os.environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == code
     shape, pid = done.stdout.rsplit(maxsplit=1)
     assert shape == "(32,)"
-    wait_until(lambda: not is_there(int(pid)), 60)
+    wait_until(lambda: not is_there(int(pid)))

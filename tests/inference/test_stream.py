@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from helpers.processes import PATIENCE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -99,7 +100,7 @@ def test_a_reader_that_stops_early_leaves_no_thread() -> None:
     endless.close()
     for thread in threading.enumerate():
         if thread.name == "erniem-fast-tokenize":
-            thread.join(timeout=60)
+            thread.join(timeout=PATIENCE)
     assert threading.active_count() == before
 
 
@@ -109,7 +110,7 @@ def test_what_nobody_asks_for_is_not_tokenized() -> None:
 
     def items() -> Iterator[int]:
         yield from [100] * ITEMS_PER_CALL
-        assert goes_on.wait(60)
+        assert goes_on.wait(PATIENCE)
         yield from [1] * (10 * ITEMS_PER_CALL)
 
     found = stream(task, items(), 1)
@@ -118,5 +119,5 @@ def test_what_nobody_asks_for_is_not_tokenized() -> None:
     goes_on.set()
     for thread in threading.enumerate():
         if thread.name == "erniem-fast-tokenize":
-            thread.join(timeout=60)
+            thread.join(timeout=PATIENCE)
     assert sum(length for _, length in task.firsts) == ITEMS_PER_CALL

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.paths import ROOT
+from helpers.processes import PATIENCE
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -364,7 +365,7 @@ def test_auto() -> None:
 def in_a_process(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     variables = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     return subprocess.run(
-        [sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=False, timeout=500
+        [sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=False, timeout=PATIENCE
     )
 
 

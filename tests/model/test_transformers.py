@@ -28,6 +28,7 @@ from helpers.pairs import (
     make,
 )
 from helpers.paths import ROOT
+from helpers.processes import PATIENCE
 from torch import nn
 from transformers import pipeline
 
@@ -69,7 +70,7 @@ def test_importing_the_package_is_enough(tmp_path: Path) -> None:
     ]
     done = subprocess.run(
         [sys.executable, "-c", "\n".join(lines), str(tmp_path)],
-        cwd=ROOT, capture_output=True, text=True, timeout=300,
+        cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["erniem_fast.configuration", "erniem_fast.tokenization.tokenizer", *AUTO.values()]

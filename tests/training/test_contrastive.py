@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.paths import ROOT
+from helpers.processes import PATIENCE
 
 from erniem_fast.training.contrastive import LOSSES, hardest_negative, in_batch_softmax
 
@@ -89,7 +90,7 @@ def test_two_processes_with_unlike_batches_are_one(tmp_path: Path) -> None:
         subprocess.Popen([sys.executable, "-c", PROGRAM, str(rank), str(tmp_path)], env=environment)
         for rank in range(2)
     ]
-    assert [run.wait(240) for run in runs] == [0, 0]
+    assert [run.wait(PATIENCE) for run in runs] == [0, 0]
     for name, loss in LOSSES.items():
         parts = [torch.load(tmp_path / f"{name}{rank}.pt") for rank in range(2)]
         joined = vectors.clone().requires_grad_()

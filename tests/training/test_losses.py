@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from helpers.pairs import CLASSES, NO_DROPOUT, assert_close, batch, gradients, labels_for, make
 from helpers.paths import ROOT
+from helpers.processes import PATIENCE
 from torch import Tensor
 
 from erniem_fast import PackedBatch, reference
@@ -238,7 +239,7 @@ def test_plain_ddp_of_two_processes(tmp_path: Path) -> None:
         for rank in range(2)
     ]  # fmt: skip
     try:
-        said = [worker.communicate(timeout=300)[0] for worker in workers]
+        said = [worker.communicate(timeout=PATIENCE)[0] for worker in workers]
     finally:
         for worker in workers:
             worker.kill()

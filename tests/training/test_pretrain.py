@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from helpers.paths import ROOT
 from helpers.pretraining import curve, model, tokenizer, told, write_corpora
+from helpers.processes import PATIENCE
 
 from erniem_fast import ErnieMForMaskedLM
 from erniem_fast.files.errors import InputError
@@ -322,7 +323,7 @@ def launch(folder: Path, code: str, *launcher: str) -> subprocess.CompletedProce
     script.write_text(CODE + code)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests"))), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *launcher, str(script), str(folder)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE)
 
 
 @pytest.mark.slow

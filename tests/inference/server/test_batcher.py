@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.fake_encoder import FakeEncoder, ids_of, vector_of
+from helpers.processes import PATIENCE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -37,12 +38,12 @@ def hold(batcher: Batcher, encoder: Any, task: Any) -> Future:
     """Keep the model busy until the gate is opened."""
     encoder.gate.clear()
     held = submit(batcher, task, "held")
-    assert encoder.entered.wait(30)
+    assert encoder.entered.wait(PATIENCE)
     return held
 
 
 def results(future: Future) -> list:
-    return future.result(timeout=30).results
+    return future.result(timeout=PATIENCE).results
 
 
 @settings(max_examples=25)
@@ -221,7 +222,7 @@ def test_closing_fails_those_that_wait(encoder: Any) -> None:
     with pytest.raises(BatcherClosedError):
         results(waits)
     encoder.gate.set()
-    closer.join(30)
+    closer.join(PATIENCE)
     with pytest.raises(BatcherClosedError):
         results(held)
     with pytest.raises(BatcherClosedError):

@@ -2,6 +2,7 @@
 
 import json
 import socket
+import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ import openai
 import pytest
 from helpers.fake_encoder import FakeEncoder, ids_of, vector_of
 from helpers.live_server import live_server
-from helpers.processes import wait_until
+from helpers.processes import PATIENCE, wait_until
 from huggingface_hub import InferenceClient
 from huggingface_hub.errors import HfHubHTTPError
 
@@ -30,9 +31,9 @@ def live() -> Iterator[tuple[str, Any]]:
 
 @pytest.fixture
 def live_encoder() -> Iterator[tuple[str, Any, Any]]:
-    """Address, app and encoder of a server that waits for nobody."""
+    """Address, app and encoder of a server."""
     encoder = FakeEncoder()
-    with live_server(encoder, read_seconds=30, write_seconds=0.3) as (url, app):
+    with live_server(encoder, read_seconds=PATIENCE, write_seconds=0.3) as (url, app):
         yield url, app, encoder
         encoder.gate.set()
 
@@ -82,7 +83,7 @@ class Caller:
         self.socket = socket.socket()
         if receive_buffer:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        self.socket.settimeout(30)
+        self.socket.settimeout(PATIENCE)
         host, port = url.removeprefix("http://").split(":")
         self.socket.connect((host, int(port)))
 
@@ -92,19 +93,21 @@ class Caller:
         head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(content)}"
         self.socket.sendall(head.encode() + b"\r\n\r\n" + content[:part])
 
-    def read(self) -> bool:
-        """Read until an answer in chunks ends, or the connection: True if the answer did."""
-        last = b""
+    def read(self, slow_seconds: float = 0.0) -> bool:
+        """Read until an answer in chunks ends, or the connection: True if the answer did. Slowly, for so long."""
+        last, until = b"", time.monotonic() + slow_seconds
         with suppress(ConnectionError):
             while not last.endswith(END) and (piece := self.socket.recv(1_000_000)):
                 last = (last + piece)[-len(END) :]
+                if time.monotonic() < until:
+                    time.sleep(0.01)
         return last.endswith(END)
 
 
 def embed(url: str, text: str) -> int:
     content = json.dumps({"inputs": text}).encode()
     request = urllib.request.Request(f"{url}/embed", content, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=30) as response:
+    with urllib.request.urlopen(request, timeout=PATIENCE) as response:
         return response.status
 
 
@@ -115,14 +118,14 @@ def test_a_caller_that_hangs_up(live_encoder: tuple[str, Any, Any]) -> None:
     with ThreadPoolExecutor(1) as thread:
         encoder.entered.clear()
         first = thread.submit(embed, url, "first")
-        assert encoder.entered.wait(30)
+        assert encoder.entered.wait(PATIENCE)
         gone = Caller(url)
         gone.ask("/embed", {"inputs": "gone"})
         wait_until(lambda: app.state.service.batcher.queue_size)
         gone.socket.close()
         wait_until(lambda: app.state.traffic.in_work == 1)
         encoder.gate.set()
-        assert first.result(30) == 200
+        assert first.result(PATIENCE) == 200
     assert embed(url, "next") == 200
     assert encoder.calls == [[ids_of("first")], [ids_of("next")]]
 
@@ -140,23 +143,28 @@ def test_a_caller_that_leaves_in_the_middle_of_its_body(live_encoder: tuple[str,
 def test_a_caller_that_never_reads(live_encoder: tuple[str, Any, Any]) -> None:
     url, app, encoder = live_encoder
     encoder.width = 200_000
+    encoder.entered.clear()
     caller = Caller(url, receive_buffer=4096)
     caller.ask("/embed_all", {"inputs": "a b c"})
-    wait_until(lambda: app.state.traffic.in_work)
+    assert encoder.entered.wait(PATIENCE)
     assert embed(url, "next") == 200
     wait_until(lambda: not app.state.traffic.in_work)
     assert not caller.read()
 
 
 @pytest.mark.slow
-def test_a_caller_that_reads_slowly(live_encoder: tuple[str, Any, Any]) -> None:
-    url, app, encoder = live_encoder
+def test_a_caller_that_reads_slowly_gets_its_answer() -> None:
+    """It takes each piece in time, and longer for all of them than for a piece it may."""
+    encoder, seconds = FakeEncoder(), 3.0
     encoder.width = 200_000
-    caller = Caller(url, receive_buffer=4096)
-    caller.ask("/embed_all", {"inputs": "a b c"})
-    assert embed(url, "next") == 200
-    assert caller.read()
-    wait_until(lambda: not app.state.traffic.in_work)
+    with live_server(encoder, write_seconds=seconds) as (url, app):
+        caller = Caller(url, receive_buffer=4096)
+        caller.ask("/embed_all", {"inputs": "a b c"})
+        begun = time.monotonic()
+        assert embed(url, "next") == 200
+        assert caller.read(2 * seconds)
+        assert time.monotonic() > begun + seconds
+        wait_until(lambda: not app.state.traffic.in_work)
 
 
 def test_each_of_many_callers_gets_its_own(live_encoder: tuple[str, Any, Any]) -> None:
@@ -167,7 +175,7 @@ def test_each_of_many_callers_gets_its_own(live_encoder: tuple[str, Any, Any]) -
     def ask(number: int) -> bool:
         content = json.dumps({"inputs": [f"caller {number}", "shared"]}).encode()
         request = urllib.request.Request(f"{url}/embed", content, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=30) as response:
+        with urllib.request.urlopen(request, timeout=PATIENCE) as response:
             found = np.array(json.loads(response.read()), np.float32)
         return np.array_equal(found, [vector_of(ids_of(f"caller {number}")), vector_of(ids_of("shared"))])
 

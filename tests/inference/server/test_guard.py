@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 from helpers.fake_encoder import ids_of
+from helpers.processes import PATIENCE
 
 JSON = [(b"content-type", b"application/json")]
 
@@ -50,7 +51,7 @@ def in_background(client: TestClient, text: str, answers: list) -> threading.Thr
     encoder.entered.clear()
     thread = threading.Thread(target=lambda: answers.append(client.post("/embed", json={"inputs": text})))
     thread.start()
-    assert encoder.entered.wait(30)
+    assert encoder.entered.wait(PATIENCE)
     return thread
 
 
@@ -66,7 +67,7 @@ def test_one_request_too_many_is_told_when_to_come_back(serve: Callable[..., Tes
     assert openai.json()["error"]["code"] == "rate_limit_exceeded"
     assert client.get("/health").status_code == 200
     client.app.state.service.encoder.gate.set()
-    thread.join(30)
+    thread.join(PATIENCE)
     assert [answer.status_code for answer in answers] == [200]
     assert client.post("/embed", json={"inputs": "third"}).status_code == 200
     assert "te_requests_in_work 0.0" in client.get("/metrics").text
@@ -81,7 +82,7 @@ def test_draining_finishes_what_is_in_work(client: TestClient) -> None:
         assert response.json()["error_type"] == "Unhealthy"
     assert client.app.state.traffic.in_work == 1
     client.app.state.service.encoder.gate.set()
-    thread.join(30)
+    thread.join(PATIENCE)
     assert [answer.status_code for answer in answers] == [200]
     assert client.app.state.traffic.in_work == 0
 
@@ -152,12 +153,12 @@ def test_a_client_that_hangs_up_is_not_computed(client: TestClient) -> None:
         while not app.state.service.batcher.queue_size:
             await asyncio.sleep(0.001)
         guest.hang_up()
-        await asyncio.wait_for(request, 30)
+        await asyncio.wait_for(request, PATIENCE)
         return guest
 
     assert asyncio.run(leave()).answers == []
     encoder.gate.set()
-    thread.join(30)
+    thread.join(PATIENCE)
     assert client.post("/embed", json={"inputs": "next"}).status_code == 200
     assert encoder.calls == [[ids_of("first")], [ids_of("next")]]
     assert 'te_request_count{route="/embed",status="499"} 1.0' in client.get("/metrics").text
@@ -170,7 +171,7 @@ def test_a_client_that_hangs_up_while_sending(client: TestClient) -> None:
         request = guest.start(client.app)
         guest.messages.put_nowait({"type": "http.request", "body": b'{"inp', "more_body": True})
         guest.hang_up()
-        await asyncio.wait_for(request, 30)
+        await asyncio.wait_for(request, PATIENCE)
         return guest
 
     assert asyncio.run(leave()).answers == []
@@ -185,7 +186,7 @@ def test_a_slow_sender_is_cut_off(serve: Callable[..., TestClient]) -> None:
         guest = Client()
         request = guest.start(client.app)
         guest.messages.put_nowait({"type": "http.request", "body": b'{"inp', "more_body": True})
-        await asyncio.wait_for(request, 30)
+        await asyncio.wait_for(request, PATIENCE)
         return guest
 
     guest = asyncio.run(dawdle())
@@ -206,7 +207,7 @@ def test_a_slow_reader_is_left(serve: Callable[..., TestClient]) -> None:
         guest.answer = never  # type: ignore[method-assign]
         request = guest.start(client.app)
         guest.send_body()
-        await asyncio.wait_for(request, 30)
+        await asyncio.wait_for(request, PATIENCE)
 
     asyncio.run(dawdle())
     assert client.app.state.traffic.in_work == 0

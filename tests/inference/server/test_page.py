@@ -11,6 +11,7 @@ import pytest
 from helpers.golden_tokenizer import build
 from helpers.live_server import live_server
 from helpers.pairs import SIZES
+from helpers.processes import PATIENCE
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -59,7 +60,7 @@ class Page:
         return self.browser.execute_script(script, *arguments)
 
     def wait(self, condition: Callable[[], Any]) -> Any:
-        return WebDriverWait(self.browser, 60, 0.05).until(lambda _: condition())
+        return WebDriverWait(self.browser, PATIENCE, 0.05).until(lambda _: condition())
 
     def find(self, name: str) -> Any:
         return self.browser.find_element(By.ID, name)
