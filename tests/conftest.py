@@ -1,5 +1,6 @@
 """Fixtures that several test modules share."""
 
+import gc
 import os
 import signal
 import sys
@@ -10,6 +11,9 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+# The millions of objects of what the tests import are looked through by each collection, for nothing.
+gc.disable()
 
 # Without a GPU the kernels are interpreted; triton asks when it defines them.
 os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
@@ -107,3 +111,9 @@ def tiny_config() -> Callable[..., ErnieMConfig]:
 def make_pair() -> Callable[..., Pair]:
     """The reference and the padding-free model of one class with the same random weights, in eval mode."""
     return lambda *arguments, **changes: make(*arguments, **(VOCABULARY | changes))
+
+
+def pytest_collection_finish() -> None:
+    gc.enable()
+    gc.collect()
+    gc.freeze()
