@@ -30,10 +30,18 @@ def tag_command(
             show_default=False,
         ),
     ] = None,
-    text_column: Annotated[str, typer.Option(metavar="NAME", help="Column with texts instead of words.")] = "text",
+    text_column: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Column with texts instead of words, otherwise text.", show_default=False),
+    ] = None,
     entities_column: Annotated[
-        str, typer.Option(metavar="NAME", help='Column with their entities: [{"start", "end", "label"}, ...].')
-    ] = "entities",
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help='Column with their entities, otherwise entities: [{"start", "end", "label"}, ...].',
+            show_default=False,
+        ),
+    ] = None,
     tag_names: Annotated[
         str | None,
         typer.Option(metavar="O,B-PER,...", help="Names of tags that are numbers, from 0.", show_default=False),

@@ -25,6 +25,7 @@ from .labels import Labels, places, settle_labels, unlearned
 
 CONLL = "expected UTF-8 CoNLL: a word with its tag in each line, a blank line behind each sentence"
 WORDS, TAGS, NUMBERED_TAGS = "tokens", "tags", "ner_tags"
+TEXT, ENTITIES = "text", "entities"
 """Columns unless told otherwise."""
 KINDS = {
     **dict.fromkeys(("conll", "txt", "tsv", "bio", "iob", "iob2"), CONLL),
@@ -63,6 +64,7 @@ class Tagging(FineTuningTask[Example]):
             In others the name of a column with lists of words; None: "tokens".
         tag_column: likewise, of tags; None: the last, in CoNLL-U the fourth; "tags" or "ner_tags".
         text_column, entities_column: of records with texts instead: lists of {"start": ..., "end": ..., "label": ...}.
+            None: "text" and "entities", read where a record has no words; one that is named is read from all.
         tag_names: names of tags that the data has as numbers, from 0.
         stride: tokens that windows share; at most half a window is.
     """
@@ -79,12 +81,18 @@ class Tagging(FineTuningTask[Example]):
         max_length: int,
         word_column: str | None = None,
         tag_column: str | None = None,
-        text_column: str = "text",
-        entities_column: str = "entities",
+        text_column: str | None = None,
+        entities_column: str | None = None,
         tag_names: Sequence[str] | None = None,
         stride: int = STRIDE,
     ) -> None:
         super().__init__(tokenizer, max_length)
+        of_words, of_texts = word_column or tag_column, text_column or entities_column
+        if of_words and of_texts:
+            raise InputError(
+                f"{'--text-column' if text_column else '--entities-column'} {of_texts!r}: not with "
+                f"{'--word-column' if word_column else '--tag-column'} {of_words!r}; expected words or texts"
+            )
         self.word_column, self.tag_column = word_column, tag_column
         self.text_column, self.entities_column = text_column, entities_column
         self.tag_names, self.stride = tag_names, stride
@@ -111,13 +119,15 @@ class Tagging(FineTuningTask[Example]):
 
     def example(self, record: Row) -> Example:
         words = self.word_column or WORDS
-        if self.word_column is None and words not in record and self.text_column in record:
-            text = text_of(record, self.text_column)
-            spans = self._spans(text, value_of(record, self.entities_column))
+        of_texts = self.text_column or self.entities_column
+        if of_texts or (self.word_column is None and WORDS not in record and TEXT in record):
+            text = text_of(record, self.text_column or TEXT, self.text_column and "--text-column")
+            spans = self._spans(text, record)
             self.of_entities = True
             return Example(text, spans)
         named = self.tag_column or (NUMBERED_TAGS if TAGS not in record and NUMBERED_TAGS in record else TAGS)
-        tokens, tags = value_of(record, words), value_of(record, named)
+        tokens = value_of(record, words, self.word_column and "--word-column")
+        tags = value_of(record, named, self.tag_column and "--tag-column")
         for column, value in ((words, tokens), (named, tags)):
             if not isinstance(value, list):
                 raise ValueError(f"has {column!r} of type {type(value).__name__}, not a list")
@@ -143,11 +153,13 @@ class Tagging(FineTuningTask[Example]):
             raise ValueError(f"has {tag} in {column!r}, of {len(self.tag_names)} --tag-names")
         return self.tag_names[tag]
 
-    def _spans(self, text: str, entities: Any) -> tuple[Span, ...]:
+    def _spans(self, text: str, record: Row) -> tuple[Span, ...]:
+        column = self.entities_column or ENTITIES
+        entities = value_of(record, column, self.entities_column and "--entities-column")
         _kind(self.of_entities, "B-entity")
         if not self.tokenizer.is_fast:
             raise ValueError("has a text with entities, which needs a tokenizer that gives the characters of tokens")
-        return read_spans(self.entities_column, text, entities)
+        return read_spans(column, text, entities)
 
     def fit(self, train: Sequence[Example], dev: Sequence[Example], head: Head | None) -> None:
         learned, evaluated = _names(train), _names(dev)

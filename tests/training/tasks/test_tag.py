@@ -92,6 +92,11 @@ FILES = {
         "a.jsonl", json.dumps({"text": "住在 北京 ", "entities": [{"start": 2, "end": 6, "label": "LOC"}]}), {},
         [("住在 北京 ", ((3, 5, "LOC"),))],
     ),
+    "entities beside words": (
+        "a.jsonl", json.dumps({"body": "住在北京", "tokens": ["住"], "tags": ["O"], "text": "no", "entities": [],
+                               "found": [{"start": 2, "end": 4, "label": "LOC"}]}),
+        {"text_column": "body", "entities_column": "found"}, [("住在北京", ((2, 4, "LOC"),))],
+    ),
 }  # fmt: skip
 
 
@@ -125,6 +130,26 @@ BAD = {
         "line 2 has entities that overlap: (0, 2, 'Y') and (1, 3, 'X')",
     ),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"text_column": "body"}, r"line 1 has no 'body' \(--text-column\): it has 'text'"),
+        ({"entities_column": "found"}, r"line 1 has no 'found' \(--entities-column\): it has 'text'"),
+        ({"word_column": "w"}, r"line 1 has no 'w' \(--word-column\): it has 'text'"),
+        ({"tag_column": "t"}, r"line 1 has no 't' \(--tag-column\): it has 'text'"),
+    ],
+)
+def test_a_column_that_was_named_is_read_or_missed(tokenizer: Any, tmp_path: Path, options: Any, message: str) -> None:
+    line = json.dumps({"text": "a", "entities": [], "tokens": ["a"], "tags": ["O"]})
+    with pytest.raises(InputError, match=message):
+        read(Tagging(tokenizer, 64, **options), tmp_path / "a.jsonl", line)
+
+
+def test_words_or_texts(tokenizer: Any) -> None:
+    with pytest.raises(InputError, match="--entities-column 'e': not with --tag-column 't'; expected words or texts"):
+        Tagging(tokenizer, 64, tag_column="t", entities_column="e")
 
 
 @pytest.mark.parametrize("case", BAD)
