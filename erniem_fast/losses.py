@@ -202,8 +202,8 @@ def row_cross_entropy(scores: Tensor, positions: Tensor, real: Tensor, num_items
     """
     positions = positions.reshape(-1, 1).long()
     inside = (positions >= 0) & (positions < scores.shape[1])
-    positions = positions.clamp(0, scores.shape[1] - 1)
-    return average(-F.log_softmax(scores, -1).gather(1, positions), inside & real.gather(1, positions), num_items)
+    counted = inside & real.gather(1, positions.clamp(0, scores.shape[1] - 1))
+    return cross_entropy(scores, torch.where(counted, positions, IGNORED), num_items)
 
 
 def boundary_loss(name: str, logits: Tensor, labels: Tensor, layout: Layout, num_items: NumItems = None) -> Tensor:

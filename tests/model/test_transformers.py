@@ -144,6 +144,7 @@ def test_autocast(name: str, dtype: torch.dtype) -> None:
     for model in (plain, fast):
         with torch.autocast("cpu", dtype):
             loss = model.train()(**inputs).loss
+        assert loss.dtype == torch.float32
         loss.backward()
 
     def error(model: Any) -> float:
