@@ -51,11 +51,11 @@ class BadLines:
         except InputError as error:
             self.add(error)
 
-    def add(self, error: InputError) -> None:
-        """Raise the error of a line, or count it."""
+    def add(self, error: InputError, lines: int = 1) -> None:
+        """Raise the error of a line, or of several that can't be told apart, or count them."""
         if not self.skip:
             raise error
-        self.count += 1
+        self.count += lines
         self.first = self.first or str(error)
 
 
@@ -114,7 +114,7 @@ def _quoted(source: Source, bad: BadLines) -> Iterator[tuple[int, list[str]]]:
         try:
             row = next(reader, None)
         except csv.Error as error:
-            bad.add(source.error(f"is not CSV ({error})", number))
+            bad.add(source.error(f"is not CSV ({error})", number), reader.line_num + 1 - number)
             continue
         if row is None:
             return

@@ -66,6 +66,20 @@ def test_bad_lines_are_an_error_or_are_counted(name: str, tmp_path: Path) -> Non
     assert problem in str(bad.first)
 
 
+def test_each_line_behind_a_quote_without_an_end_counts(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('a,b\n1,2\n"3,4\n5,6\n7,8\n')
+    with pytest.raises(InputError, match="line 3 is not CSV"):
+        rows(path)
+    found, bad = rows(path, skip=True)
+    assert [row for _, row in found] == [{"a": "1", "b": "2"}]
+    assert bad.count == 3
+    path.write_text('a,b\n1,2\n"3,4\n5","x"y\n7,8\n')
+    found, bad = rows(path, skip=True)
+    assert [row for _, row in found] == [{"a": "1", "b": "2"}, {"a": "7", "b": "8"}]
+    assert bad.count == 2
+
+
 def test_what_cannot_be_skipped(tmp_path: Path) -> None:
     """A file that is no text, or whose first line names no columns: the rest would be read wrongly."""
     path = tmp_path / "a.csv"
