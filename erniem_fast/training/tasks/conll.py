@@ -72,17 +72,18 @@ def read_sentences(source: Source, bad: BadLines, word: int | None, tag: int | N
         width = width or len(fields)
         first_width = first_width or width
         least = max(at + 1, tag or 2)
+        name = "" if len(fields) < least else fields[-1 if tag is None else tag - 1].strip(" ")
         problem = None
         if len(fields) < least:
             problem = f"has {_columns(len(fields))}, not {least} or more"
         elif tag is None and len(fields) != width:
             problem = f"has {_columns(len(fields))}, the sentence's first {width}"
-        elif not fields[at] or not fields[-1 if tag is None else tag - 1]:
+        elif not fields[at] or not name:
             problem = "has an empty column"
         elif "\0" in line:
             problem = "holds a NUL character"
         if problem is None:
-            sentence.append(Line(number, fields[at], fields[-1 if tag is None else tag - 1]))
+            sentence.append(Line(number, fields[at], name))
         else:
             bad.add(source.error(problem, number))
             is_bad = True

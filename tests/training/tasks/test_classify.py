@@ -129,9 +129,11 @@ def test_numbers_in_text_files_need_regression(tokenizer: Any, tmp_path: Path, e
     numbers = ["2", "0.5", "-1.25", "3e-1"]
     with pytest.raises(InputError, match=r"line 3 has 'label' 0.5, not a label; numbers need --problem regression"):
         read_labels(numbers)
+    with pytest.raises(InputError, match=r"line 3 has 'label' 0.5, not a label"):  # as pandas writes a missing number
+        read_labels(["NaN", "0.5", "1.5"])
     assert read_labels(numbers, problem="regression") == [2.0, 0.5, -1.25, 0.3]
     assert read_labels(numbers, problem="single") == numbers
-    for labels in (["0", "1", "10"], ["0.0", "1.0"], ["0.5", "half"], ["nan", "0.5"]):
+    for labels in (["0", "1", "10"], ["0.0", "1.0"], ["0.5", "half"], ["0.5", "nan", "half"]):
         assert read_labels(labels) == labels
 
 

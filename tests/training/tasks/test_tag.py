@@ -80,6 +80,10 @@ FILES = {
         "a.tsv.gz", "فاطمة الزهراء\tB-PER\r\n#تعيش\tO\r\n\r\n\r\n# \tO\r\n", {},
         [(("فاطمة الزهراء", "#تعيش"), ("B-PER", "O")), (("# ",), ("O",))],
     ),
+    "spaces behind tags": (
+        "a.conll", "Marie\tB-PER \nCurie\tI-PER\nin\tO \n\nUlm\tB-LOC\n", {},
+        [(("Marie", "Curie", "in"), ("B-PER", "I-PER", "O")), (("Ulm",), ("B-LOC",))],
+    ),
     "parts of speech": ("a.conllu", UNIVERSAL, {}, [(("Von", "dem", "Haus"), ("ADP", "DET", "NOUN"))]),
     "records": (
         "a.jsonl", '{"tokens": ["a", "b"], "ner_tags": [1, 2]}\n\n{"tokens": ["c"], "ner_tags": [0]}\n',
@@ -112,6 +116,7 @@ BAD = {
     "a missing column": ("a.conll", "a O\nb\nc O\n\nd B-X\n", "line 2 has 1 column, not 2 or more"),
     "a column too many": ("a.conll", "a O\n\nd B-X\nb c O\n", "line 4 has 3 columns, the sentence's first 2"),
     "an empty tag": ("a.tsv", "a\tB-X\n\nb\t\n", "line 3 has an empty column"),
+    "a tag of spaces": ("a.tsv", "a\tB-X\n\nb\t \n", "line 3 has an empty column"),
     "a tag of another kind": ("a.conll", "a B-X\n\nb O\nc NOUN\n", "line 4 has the tag 'NOUN', the first tag of the"),
     "a NUL": ("a.conll", "a B-X\n\nb\0 O\n", "line 3 holds a NUL character"),
     "uneven lists": ("a.jsonl", GOOD + '{"tokens": ["a"], "tags": []}', "line 2 has 1 'tokens' and 0"),
