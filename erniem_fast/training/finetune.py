@@ -240,7 +240,10 @@ class _Run:
         examples, lines = read
         if training:
             examples = self.recipe.examples(examples)
-        return Data(examples, lines, task.features(examples, training))
+        before = len(task.notes)
+        features = task.features(examples, training)
+        task.notes[before:] = [f"{'TRAIN' if training else '--dev'}: {note}" for note in task.notes[before:]]
+        return Data(examples, lines, features)
 
     def _trainer(self, task: FineTuningTask[Any], model: Any, data: Data, dev: Data | None) -> PackedTrainer:
         """The trainer, on its device."""

@@ -22,6 +22,7 @@ from ...files.errors import InputError
 from ...files.records import listing
 from ...files.rows import ROWS, BadLines, Row, read_rows
 from ...files.source import Source
+from ...inference.arguments import check_offsets
 from ...inference.progress import progress_bar
 from ...inference.tokens import Frame
 from ..objective import Objective
@@ -101,8 +102,12 @@ class FineTuningTask(ABC, Generic[Example]):
                     raise source.error(str(error), number) from error
         source.check_unchanged()
         if not examples:
-            raise source.error(f"holds no {self.unit}" + (f": the first is bad: {bad.first}" if bad.first else ""))
+            raise self.none_left(bad) if bad.count else source.error(f"holds no {self.unit}")
         return examples
+
+    def none_left(self, bad: BadLines) -> InputError:
+        """The error of a file whose lines are all bad."""
+        return InputError(f"no {self.unit} are left without bad lines; the first: {bad.first}")
 
     def records(self, source: Source, bad: BadLines) -> Iterator[tuple[int | None, Any]]:
         """What `example` takes, with the number of its line, None where it has none; a row, unless overridden.
@@ -208,6 +213,17 @@ class FineTuningTask(ABC, Generic[Example]):
             raise InputError(
                 f"--max-length {self.max_length}: expected at least {least}, more than the {frame.size} special tokens"
             )
+
+    def check_offsets(self) -> None:
+        """Refuse a tokenizer that can't tell the characters of its tokens.
+
+        Raises:
+            InputError: it is a slow one.
+        """
+        try:
+            check_offsets(self.tokenizer)
+        except ValueError as error:
+            raise InputError(f"--model: {error}") from error
 
     def tracked(self, examples: Sequence[Example], description: str) -> Iterator[Sequence[Example]]:
         """Examples in blocks, with a bar on stderr of those that are done."""

@@ -12,7 +12,7 @@ from transformers import EvalPrediction
 
 from ...files.rows import ROWS, BadLines
 from ...files.source import Source
-from ...inference.arguments import check_offsets, check_whole
+from ...inference.arguments import check_whole
 from ...inference.schema import LANGUAGES, Node, Prompt, half_width, parse_schema, prompt_of
 from ...inference.scores import sigmoid
 from ...inference.spans import Question, Window, windows
@@ -100,7 +100,7 @@ class Extraction(TokenizedTask[Example]):
         stride: int = STRIDE,
     ) -> None:
         super().__init__(tokenizer, max_length)
-        check_offsets(tokenizer)
+        self.check_offsets()
         if language not in LANGUAGES:
             raise ValueError(f"language must be one of {', '.join(LANGUAGES)}, got {language!r}")
         check_whole("stride", stride, 0)

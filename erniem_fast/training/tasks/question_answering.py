@@ -13,7 +13,7 @@ from transformers import EvalPrediction
 
 from ...files.rows import ROWS, BadLines, read_rows
 from ...files.source import Source
-from ...inference.arguments import check_offsets, check_whole
+from ...inference.arguments import check_whole
 from ...inference.question_answering import MAX_ANSWER_LEN, MAX_SEQ_LEN, Found, Read
 from ...inference.tokens import PairTemplate, Tokens
 from .base import Feature, text_of, value_of
@@ -79,7 +79,7 @@ class QuestionAnswering(TokenizedTask[Example]):
         max_answer_len: int = MAX_ANSWER_LEN,
     ) -> None:
         super().__init__(tokenizer, max_length)
-        check_offsets(tokenizer)
+        self.check_offsets()
         if stride is not None:
             check_whole("stride", stride, 0)
         check_whole("max_answer_len", max_answer_len, 1)
@@ -132,6 +132,17 @@ class QuestionAnswering(TokenizedTask[Example]):
         for start, end in example.answers:
             if token_span(context.offsets, start, end) is None:
                 raise ValueError(f"{example.name}: has the answer {example.context[start:end]!r}, which is no token")
+        room = self.max_length - self._frame.size - len(question.ids)
+        if room < 1:
+            raise ValueError(
+                f"{example.name}: leaves its context no room, with {len(question.ids)} tokens in --max-length "
+                f"{self.max_length}"
+            )
+        if self.stride is not None and len(context.ids) > room <= self.stride:
+            raise ValueError(
+                f"{example.name}: leaves its context {room} tokens in --max-length {self.max_length}; "
+                f"expected --stride of less, got {self.stride}"
+            )
         read = Read.of(example.name, question, context, self._frame, self.max_length, self.stride)
         return example._replace(read=read)
 

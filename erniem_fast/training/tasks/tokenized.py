@@ -28,7 +28,7 @@ class TokenizedTask(FineTuningTask[Example]):
                     except ValueError as error:
                         raise source.error(str(error), number) from error
         if not kept:
-            raise source.error(f"holds no {self.unit}: the first is bad: {bad.first}")
+            raise self.none_left(bad)
         self.lines = lines
         return kept
 

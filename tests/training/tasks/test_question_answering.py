@@ -210,7 +210,7 @@ def bad(**changes: Any) -> dict[str, Any]:
         (bad(answers=[{"text": "Ulm", "answer_start": 6}], is_impossible=True), "both is_impossible and answers"),
         (bad(context="\u200b"), "'context' without text"),
         (bad(question=3), "'question' of type int"),
-        (bad(question="What " * 400), "must leave room for the context"),
+        (bad(question="What " * 400), "tokens in --max-length 384"),
         ({"id": "q7", "question": "What?", "context": "It."}, "has no 'answers'"),
     ],
 )
@@ -224,7 +224,7 @@ def test_bad_questions_are_named_or_counted(tmp_path: Path, row: dict[str, Any],
     skipped = BadLines(skip=True)
     assert [example.question for example in read(task_of(), path, skipped)] == [ROWS[0]["question"]]
     assert skipped.count == 1
-    with pytest.raises(InputError, match=r"holds no questions: .*the first is bad: .*q7"):
+    with pytest.raises(InputError, match=r"no questions are left without bad lines; the first: .*q7"):
         read(task_of(), write(path, [row]), BadLines(skip=True))
 
 
@@ -251,6 +251,26 @@ def test_options_that_can_not_be_right_are_refused() -> None:
     for options in ({"stride": -1}, {"max_answer_len": 0}):
         with pytest.raises(ValueError, match=next(iter(options))):
             task_of(**options)
+
+
+def test_options_that_leave_a_context_no_room_are_named(tmp_path: Path) -> None:
+    row = {"question": "Wo?", "context": "Hier. " * 50, "answers": {"text": ["Hier"], "answer_start": [0]}}
+    path = write(tmp_path / "rows.jsonl", [row])
+    with pytest.raises(
+        InputError, match=r"the question: leaves .* in --max-length 40; expected --stride of less, got 39"
+    ):
+        read(task_of(max_length=40, stride=39), path)
+    least = 40 - len(TOKENIZER("Wo?", "")["input_ids"])
+    with pytest.raises(InputError, match=rf"leaves its context {least} tokens"):
+        read(task_of(max_length=40, stride=least), path)
+    (example,) = read(task_of(max_length=40, stride=least - 1), path)
+    assert len(task_of(max_length=40, stride=least - 1).features([example], training=False)) > 10
+
+
+def test_a_tokenizer_without_offsets_is_refused() -> None:
+    pytest.importorskip("sacremoses")
+    with pytest.raises(InputError, match=r"--model: tokenizer must give the characters of its tokens.*XLMTokenizer"):
+        task_of(family_folders.tokenizer("XLM"))
 
 
 @pytest.mark.slow
