@@ -81,8 +81,9 @@ class Read(NamedTuple):
 
     @classmethod
     def of(
-        cls, name: str, question: Tokens, context: Tokens, frame: Frame, max_seq_len: int, doc_stride: int | None
-    ) -> "Read":
+        cls, name: str, question: Tokens, context: Tokens, frame: Frame, max_seq_len: int, doc_stride: int | None,
+        names: tuple[str, str] = ("max_seq_len", "doc_stride"),
+    ) -> "Read":  # fmt: skip
         """Cut a context into windows.
 
         Args:
@@ -90,6 +91,7 @@ class Read(NamedTuple):
             question, context: tokens of both.
             frame: special tokens of a pair.
             max_seq_len, doc_stride: see `QuestionAnswering.__call__`.
+            names: of these two, for messages.
 
         Raises:
             ValueError: the question fills the window, or leaves no more tokens than `doc_stride` to a context that is
@@ -100,13 +102,13 @@ class Read(NamedTuple):
         room = most - asked
         if room < 1:
             raise ValueError(
-                f"{name} must leave room for the context, in max_seq_len={max_seq_len} at most "
+                f"{name} must leave room for the context, in {names[0]}={max_seq_len} at most "
                 f"{most - 1} tokens, got {asked}: {question.text[:50]!r}"
             )
         stride = min(DOC_STRIDE, room // 2) if doc_stride is None else doc_stride
         if length > room <= stride:
             raise ValueError(
-                f"doc_stride must be less than the {room} tokens that max_seq_len={max_seq_len} leaves to the "
+                f"{names[1]} must be less than the {room} tokens that {names[0]}={max_seq_len} leaves to the "
                 f"context beside {name}, got {stride}"
             )
         return cls(name, question.ids, context, room, window_starts(length, room, stride))

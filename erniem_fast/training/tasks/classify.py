@@ -84,11 +84,10 @@ class Classification(FineTuningTask[Example]):
     def read(self, source: Source, bad: BadLines) -> list[Example]:
         examples = super().read(source, bad)
         if source.kind in ("csv", "tsv") and not self.is_asked:  # there numbers are strings
-            # NaN is a missing number to pandas, and no name beside numbers.
-            labels = {at: example.label for at, example in enumerate(examples) if not _is_nan(example.label)}
-            numbers = {at: _number_in(label) for at, label in labels.items()}
-            broken = [at for at, number in numbers.items() if number is not None and not number.is_integer()]
-            if broken and None not in numbers.values():
+            numbers = [_number_in(example.label) for example in examples]
+            broken = [at for at, number in enumerate(numbers) if number is not None and not number.is_integer()]
+            others = {example.label for example, number in zip(examples, numbers, strict=True) if number is None}
+            if broken and all(str(label).strip().lower() == "nan" for label in others):  # pandas' missing number
                 raise source.error(
                     f"has {self.label_column!r} {examples[broken[0]].label}, not a label; numbers need --problem "
                     f"regression, names that look like them --problem single",
@@ -230,10 +229,6 @@ def _number_in(value: Any) -> float | None:
     except (TypeError, ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None
-
-
-def _is_nan(label: Any) -> bool:
-    return isinstance(label, str) and label.strip().lower() == "nan"
 
 
 def _names(examples: Sequence[Example]) -> set[str]:

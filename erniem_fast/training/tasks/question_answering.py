@@ -132,18 +132,9 @@ class QuestionAnswering(TokenizedTask[Example]):
         for start, end in example.answers:
             if token_span(context.offsets, start, end) is None:
                 raise ValueError(f"{example.name}: has the answer {example.context[start:end]!r}, which is no token")
-        room = self.max_length - self._frame.size - len(question.ids)
-        if room < 1:
-            raise ValueError(
-                f"{example.name}: leaves its context no room, with {len(question.ids)} tokens in --max-length "
-                f"{self.max_length}"
-            )
-        if self.stride is not None and len(context.ids) > room <= self.stride:
-            raise ValueError(
-                f"{example.name}: leaves its context {room} tokens in --max-length {self.max_length}; "
-                f"expected --stride of less, got {self.stride}"
-            )
-        read = Read.of(example.name, question, context, self._frame, self.max_length, self.stride)
+        read = Read.of(
+            example.name, question, context, self._frame, self.max_length, self.stride, ("--max-length", "--stride")
+        )
         return example._replace(read=read)
 
     def fit(self, train: Sequence[Example], dev: Sequence[Example], head: Any) -> None:

@@ -210,7 +210,7 @@ def bad(**changes: Any) -> dict[str, Any]:
         (bad(answers=[{"text": "Ulm", "answer_start": 6}], is_impossible=True), "both is_impossible and answers"),
         (bad(context="\u200b"), "'context' without text"),
         (bad(question=3), "'question' of type int"),
-        (bad(question="What " * 400), "tokens in --max-length 384"),
+        (bad(question="What " * 400), "must leave room for the context, in --max-length=384"),
         ({"id": "q7", "question": "What?", "context": "It."}, "has no 'answers'"),
     ],
 )
@@ -256,12 +256,11 @@ def test_options_that_can_not_be_right_are_refused() -> None:
 def test_options_that_leave_a_context_no_room_are_named(tmp_path: Path) -> None:
     row = {"question": "Wo?", "context": "Hier. " * 50, "answers": {"text": ["Hier"], "answer_start": [0]}}
     path = write(tmp_path / "rows.jsonl", [row])
-    with pytest.raises(
-        InputError, match=r"the question: leaves .* in --max-length 40; expected --stride of less, got 39"
-    ):
-        read(task_of(max_length=40, stride=39), path)
     least = 40 - len(TOKENIZER("Wo?", "")["input_ids"])
-    with pytest.raises(InputError, match=rf"leaves its context {least} tokens"):
+    message = f"--stride must be less than the {least} tokens that --max-length=40 leaves to the context"
+    with pytest.raises(InputError, match=f"line 1 {message} beside the question, got 39"):
+        read(task_of(max_length=40, stride=39), path)
+    with pytest.raises(InputError, match=message):
         read(task_of(max_length=40, stride=least), path)
     (example,) = read(task_of(max_length=40, stride=least - 1), path)
     assert len(task_of(max_length=40, stride=least - 1).features([example], training=False)) > 10
