@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from traceback import clear_frames
 from typing import Annotated
 
 import torch
@@ -53,9 +54,11 @@ def exit_codes() -> Iterator[Callable[[str], None]]:
     """Context that ends the command with one line and an exit code; gives what prints lines about the run."""
     from ..training.callbacks import StoppedError
     from ..training.exact_trainer import NonFiniteLossError, SavingError
+    from ..training.processes import end_process_group
 
     try:
         yield say_once
+        end_process_group()
     except (InputError, CheckpointError):
         if not leads():  # the first process says the same
             raise typer.Exit(2) from None
@@ -65,4 +68,6 @@ def exit_codes() -> Iterator[Callable[[str], None]]:
         raise typer.Exit(1) from error
     except StoppedError as stopped:
         say_once(f"Stopped: the state after step {stopped.step} is kept; the same command goes on behind it")
+        clear_frames(stopped.__traceback__)  # they refer to the trainer
+        end_process_group()
         raise typer.Exit(128 + stopped.number) from stopped

@@ -19,8 +19,11 @@ LAUNCHERS = {
 }  # fmt: skip
 
 
-def launch(script: str, *arguments: str | Path, by: str = "torchrun") -> str:
-    """Run a script of tests/training/ranks on two processes, on CPUs, and return what they print.
+def launch(scripts: str, *arguments: str | Path, by: str = "torchrun") -> str:
+    """Run scripts of tests/training/ranks on two processes, on CPUs, and return what they print.
+
+    Args:
+        scripts: their names, with commas between them.
 
     Raises:
         AssertionError: one of them fails.
@@ -31,7 +34,8 @@ def launch(script: str, *arguments: str | Path, by: str = "torchrun") -> str:
     }  # fmt: skip
     if sys.platform == "linux":
         environment["GLOO_SOCKET_IFNAME"] = "lo"
-    command = [sys.executable, *LAUNCHERS[by], str(RANKS / f"{script}.py"), *map(str, arguments)]
+    command = [sys.executable, *LAUNCHERS[by], str(RANKS / "run.py"), scripts, *map(str, arguments)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"[-8000:]
+    assert done.stdout.count("ended in good order") == 2
     return done.stdout

@@ -259,6 +259,7 @@ CODE = """
 import json, os, signal, sys
 import torch
 from helpers.pretraining import model, told, tokenizer
+from erniem_fast.training import end_process_group
 from erniem_fast.training.callbacks import StoppedError
 from erniem_fast.training.pretrain import pretrain
 from erniem_fast.training.pretraining_settings import Corpora
@@ -314,6 +315,7 @@ except StoppedError as error:
     print(error)
 stop = 0
 run("stopped")
+end_process_group()
 """
 
 

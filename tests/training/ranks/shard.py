@@ -102,7 +102,6 @@ def main(folder: Path) -> None:
             num_items = int((inputs["labels"] != -100).sum())
             train(model, samples_of(inputs), num_items, mesh, folder / family, checkpointing)
             print(family, head, checkpointing, flush=True)
-    dist.destroy_process_group()
     print("all heads trained", flush=True)
 
 
