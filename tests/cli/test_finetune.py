@@ -189,7 +189,7 @@ def test_two_processes_share_every_step(checkpoint: Path, data: tuple[Path, Path
     """torchrun: one prints and writes, and a run that was stopped goes on with the same losses."""
 
     def torchrun(out: Path, *more: Any) -> subprocess.CompletedProcess[str]:
-        command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port()), "-m",
+        command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m",
                    "erniem_fast.cli.main", "finetune", "classify", data[0], "--dev", data[1], "--model", checkpoint,
                    "--out", out, *QUICK, "--device", "cpu", *more]  # fmt: skip
         environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -208,11 +208,3 @@ def test_two_processes_share_every_step(checkpoint: Path, data: tuple[Path, Path
     assert json.loads((tmp_path / "two" / "run.json").read_text())["asked"]["the number of processes"] == 2
     lines = (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()
     assert len({json.loads(line)["step"] for line in lines}) == len([line for line in lines if '"grad_norm"' in line])
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])

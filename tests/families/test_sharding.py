@@ -2,7 +2,7 @@
 
 import copy
 import os
-import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -42,9 +42,9 @@ def count_layers_on_rows(counted: list[int]) -> None:
     encoder.run_layer = counting
 
 
-def train_sharded(rank: int, port: int, state: dict[str, Tensor]) -> None:
+def train_sharded(rank: int, store: Path, state: dict[str, Tensor]) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    dist.init_process_group("gloo", f"file://{store}", rank=rank, world_size=2)
     model = classifier().train()
     model.load_state_dict(state)
     plain = copy.deepcopy(model)
@@ -65,11 +65,8 @@ def train_sharded(rank: int, port: int, state: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.slow
-def test_fsdp2_shards_a_padding_free_model() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(train_sharded, (port, classifier().state_dict()), nprocs=2)
+def test_fsdp2_shards_a_padding_free_model(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(train_sharded, (tmp_path / "store", classifier().state_dict()), nprocs=2)
 
 
 def test_accelerate_s_hooks_run_the_padding_free_forward(rows: list[int]) -> None:
