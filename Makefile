@@ -19,7 +19,7 @@ demo: .venv/.installed
 
 # Each promise once.
 test: .venv/.installed
-	@$(BIN)/python -m pytest --quiet --no-header -m "not slow" -n 2
+	@$(BIN)/python -m pytest --quiet --no-header -m "not slow" -n 2 --dist worksteal
 
 # What continuous integration runs.
 test-all: test
