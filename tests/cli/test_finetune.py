@@ -186,19 +186,16 @@ def losses(folder: Path) -> list[tuple[int, float]]:
 
 @pytest.mark.slow
 def test_two_processes_share_every_step(checkpoint: Path, data: tuple[Path, Path], tmp_path: Path) -> None:
-    """torchrun: one prints and writes, and a run that was stopped goes on with the same losses."""
-
-    def torchrun(out: Path, *more: Any) -> subprocess.CompletedProcess[str]:
-        command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m",
-                   "erniem_fast.cli.main", "finetune", "classify", data[0], "--dev", data[1], "--model", checkpoint,
-                   "--out", out, *QUICK, "--device", "cpu", *more]  # fmt: skip
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        return subprocess.run(
-            [sys.executable, *map(str, command)], capture_output=True, text=True, check=False, env=environment,
-            cwd=ROOT,
-        )  # fmt: skip
-
-    done = torchrun(tmp_path / "two")
+    """torchrun: one prints and writes."""
+    command = [
+        "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "erniem_fast.cli.main",
+        "finetune", "classify", data[0], "--dev", data[1], "--model", checkpoint, "--out", tmp_path / "two", *QUICK,
+        "--device", "cpu",
+    ]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, *map(str, command)], capture_output=True, text=True, check=False, cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "Could not locate" not in done.stderr  # the best model, on either process
     (figures,) = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]

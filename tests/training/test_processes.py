@@ -1,6 +1,5 @@
 """Two processes, by gloo on a CPU: training equals one process on the joined batch, and no row is lost or repeated."""
 
-import gc
 import re
 import sys
 from collections.abc import Iterator
@@ -81,9 +80,7 @@ def group(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield
-    if dist.is_initialized():
-        gc.collect()
-        dist.destroy_process_group()
+    end_process_group()
 
 
 def train_wrapped(error: Exception | None = None) -> None:
